@@ -1,0 +1,290 @@
+"""The door for people: the command `alexmri`.
+
+Heavy modules are imported inside the commands, so that `--help` answers at once.
+"""
+
+import json
+import os
+import shlex
+import signal
+import sys
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from alexmri.errors import UserError
+from alexmri.settings import Layer, Resolved, Settings, environment_layer, resolve
+
+EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+Command = Callable[..., Any]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="alexmri")
+def cli() -> None:
+    """Train AlexNet on brain-MRI slices, measure it honestly, use it.
+
+    Research software. Not a medical device; not for diagnosis.
+    """
+
+
+def settings_options(command: Command) -> Command:
+    """Give `command` one option for each setting; those that were given arrive in `options`."""
+    for name, field in reversed(Settings.model_fields.items()):
+        command = click.option(
+            f"--{name.replace('_', '-')}", name, metavar="VALUE", help=field.description
+        )(command)
+    return click.option(
+        "--config",
+        "config_file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="JSON or TOML file of settings; options and ALEXMRI_* variables win over it",
+    )(command)
+
+
+def read_settings(config_file: Path | None, options: Mapping[str, Any]) -> Resolved:
+    """Merge options, environment and config file over the recipe they name."""
+    given = {name: value for name, value in options.items() if value is not None}
+    layers = [Layer("command line", given), environment_layer(os.environ)]
+    if config_file:
+        layers.append(Layer(config_file.name, _read_config(config_file)))
+    return resolve(layers)
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    text = path.read_text(encoding="utf-8")
+    try:
+        content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON (or TOML, named .toml): {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f'{path} must hold one object of settings, such as {{"epochs": 40}}')
+    return content
+
+
+@cli.command("demo-data")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def demo_data(folder: Path, seed: int) -> None:
+    """Write synthetic slices of 40 made-up people into FOLDER, one folder per class."""
+    from alexmri.data.phantom import write_demo_data
+    from alexmri.terminal import choose_terminal
+
+    terminal = choose_terminal()
+    count = write_demo_data(folder, seed=seed, track=terminal.track)
+    terminal.warn(f"{folder} now holds {count} SYNTHETIC slices: made-up pictures, not people")
+
+
+@cli.command()
+@click.option("--data", type=EXISTING_FOLDER, required=True, help="folder of class folders")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="output folder"
+)
+@click.option("--overwrite", is_flag=True, help="replace the run that is in the output folder")
+@settings_options
+def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **options: Any) -> None:
+    """Train and measure a model; the same command resumes a run that was stopped."""
+    settings = read_settings(config_file, options).settings
+    from alexmri.contract.signals import StopRequest
+    from alexmri.terminal import choose_terminal
+    from alexmri.training.job import Job, is_finished, run_job
+
+    if is_finished(out) and not overwrite:
+        raise UserError(
+            f"{out} holds a finished run (its report: {out / 'report.html'}); choose another --out"
+            " or pass --overwrite"
+        )
+    job = Job(
+        channels={"train": data},
+        settings=settings,
+        output=out,
+        model=out / "model",
+        checkpoints=out / "checkpoints",
+        start_anew=overwrite,
+    )
+    terminal = choose_terminal()
+    with StopRequest().on(signal.SIGINT, signal.SIGTERM) as stop:
+        outcome = run_job(job, terminal, stop, model_when_stopped=False)
+    if outcome.stopped:
+        again = [argument for argument in sys.argv[1:] if argument != "--overwrite"]
+        terminal.say(f"to resume: alexmri {shlex.join(again)}")
+        sys.exit(130)
+    assert outcome.evaluation is not None  # noqa: S101 - a run that was not stopped was measured
+    show_measured(outcome.evaluation["test"], outcome.evaluation["validation"])
+    terminal.say(f"model: {job.model}")
+    terminal.say(f"report: {outcome.report}")
+
+
+@cli.command()
+@click.argument("bundle", type=EXISTING_FOLDER)
+@click.argument("folder", type=EXISTING_FOLDER)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="also write the figures")
+def evaluate(bundle: Path, folder: Path, json_file: Path | None) -> None:
+    """Measure the model directory BUNDLE on the class folders in FOLDER.
+
+    Of a FOLDER that holds train, valid and test folders only test is measured.
+    """
+    from alexmri.contract.resources import cpu_cores
+    from alexmri.evaluation.on_folder import evaluate_folder
+    from alexmri.files import write_json
+    from alexmri.model.predictor import Predictor
+    from alexmri.terminal import choose_terminal
+
+    document, _ = evaluate_folder(
+        Predictor.load(bundle), folder, workers=cpu_cores(), terminal=choose_terminal()
+    )
+    if json_file:
+        write_json(json_file, document)
+    show_measured(document["test"], None)
+
+
+@cli.command()
+@click.argument("bundle", type=EXISTING_FOLDER)
+@click.argument("images", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
+@click.option(
+    "--one-person", is_flag=True, help="also average over all IMAGES: one person's slices"
+)
+def predict(bundle: Path, images: tuple[Path, ...], as_json: bool, one_person: bool) -> None:
+    """Print what the model directory BUNDLE says about IMAGES."""
+    if not images:
+        raise UserError("no image was given; pass at least one after the model directory")
+    import numpy as np
+
+    from alexmri.model.predictor import Predictor, ranked, subject_mean
+
+    predictor = Predictor.load(bundle)
+    pixels_NCHW = np.stack([predictor.pixels(image) for image in images])
+    probabilities_NK = predictor.probabilities(pixels_NCHW)
+    classes = predictor.bundle.classes
+    rows = [
+        (str(image), ranked(classes, p)) for image, p in zip(images, probabilities_NK, strict=True)
+    ]
+    if one_person:
+        mean = ranked(classes, subject_mean(probabilities_NK))
+        rows.append((f"all {len(images)} as one person", mean))
+    if as_json:
+        answers = [
+            {"image": image, "label": next(iter(ranking)), "probabilities": ranking}
+            for image, ranking in rows
+        ]
+        click.echo(
+            json.dumps({"model": predictor.bundle.version, "predictions": answers}, indent=2)
+        )
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("image", "answer", *(escape(name) for name in classes))
+    for image, ranking in rows:
+        shown = (f"{ranking[name]:.3f}" for name in classes)
+        table.add_row(escape(image), escape(next(iter(ranking))), *shown)
+    Console().print(table)
+    click.echo("Calibrated probabilities. Research software, not for diagnosis.")
+
+
+@cli.command()
+@click.option("--show-sources", is_flag=True, help="say where each value comes from")
+@click.option("--model", "show_model", is_flag=True, help="show the layers of the network instead")
+@settings_options
+def config(show_sources: bool, show_model: bool, config_file: Path | None, **options: Any) -> None:
+    """Show the settings a training with these options would have."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    resolved = read_settings(config_file, options)
+    if show_model:
+        show_layers(resolved.settings)
+        return
+    table = Table("setting", "value", *(["from"] if show_sources else []), "meaning")
+    for name, value in resolved.settings.model_dump(mode="json").items():
+        source = [escape(resolved.sources[name])] if show_sources else []
+        meaning = Settings.model_fields[name].description or ""
+        table.add_row(name, escape(json.dumps(value)), *source, escape(meaning))
+    Console().print(table)
+
+
+def show_layers(settings: Settings) -> None:
+    """Print the layers of the network with output shapes, parameters and multiply-adds."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from alexmri.model.summary import summarise
+
+    layers = summarise(
+        classes=settings.num_classes or 4,
+        image_size=settings.image_size,
+        channels=settings.channels,
+        dropout=settings.dropout,
+    )
+    table = Table("layer", "kind", "output", show_footer=True)
+    parameters = sum(layer.parameters for layer in layers)
+    multiply_adds = sum(layer.multiply_adds for layer in layers)
+    table.add_column("parameters", f"{parameters:,}", justify="right")
+    table.add_column("MFLOPs per image", f"{2 * multiply_adds / 1e6:,.1f}", justify="right")
+    for layer in layers:
+        table.add_row(
+            layer.name,
+            layer.kind,
+            " x ".join(str(n) for n in layer.output),
+            f"{layer.parameters:,}" if layer.parameters else "",
+            f"{2 * layer.multiply_adds / 1e6:,.1f}" if layer.multiply_adds else "",
+        )
+    Console().print(table)
+    click.echo("A multiplication and an addition count as two FLOPs; forward pass only.")
+
+
+def show_measured(test: Mapping[str, Any] | None, validation: Mapping[str, Any] | None) -> None:
+    """Print the figures of the test split, or of validation where there is no test split."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    measured = test or validation or {}
+    unit = "people" if measured["resampled_by"] == "subject" else "images"
+    title = (
+        f"{'test' if test else 'validation (there is no test split)'}, 95 % intervals over {unit}"
+    )
+    table = Table("class", "images", "precision", "recall", "F1", title=title)
+    for name, rates in measured["per_class"].items():
+        shown = (_value(rates[rate]) for rate in ("precision", "recall"))
+        table.add_row(escape(name), str(rates["images"]), *shown, _figure(rates["f1"]))
+    table.add_section()
+    for name in ("accuracy", "macro_f1"):
+        shown_name = "macro F1" if name == "macro_f1" else name
+        table.add_row(shown_name, str(measured["images"]), "", "", _figure(measured[name]))
+    Console().print(table)
+
+
+def _value(figure: Mapping[str, Any] | None) -> str:
+    return "-" if figure is None else f"{figure['value']:.3f}"
+
+
+def _figure(figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
+        return "-"
+    interval = figure["ci95"]
+    shown = f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+    return f"{figure['value']:.3f}{shown}"
+
+
+def main() -> NoReturn:
+    """Run the command line; a user's mistake ends in one sentence and exit code 2."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except UserError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    sys.exit(0)

@@ -1,0 +1,151 @@
+"""A data set ready for training: pixels, labels, people and the split of every image."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alexmri.data.folders import Folder, discover_channels
+from alexmri.data.groups import Groups, find_groups
+from alexmri.data.pixels import Pixels
+from alexmri.data.split import SPLITS, Split, split_as_given, split_randomly, subjects_shared
+from alexmri.data.store import Store, open_store
+from alexmri.errors import UserError
+from alexmri.settings import Settings
+from alexmri.terminal import Terminal
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The images of one split; `pixels_NCHW` are `uint8`."""
+
+    pixels_NCHW: Pixels
+    labels_N: NDArray[np.int64]
+    subjects: tuple[str, ...] | None
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """All images of a run in a fixed order, with who is on them and where each belongs."""
+
+    folder: Folder
+    groups: Groups | None
+    store: Store
+    split: Split
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.folder.classes
+
+    @property
+    def labels_N(self) -> NDArray[np.int64]:
+        number = {label: i for i, label in enumerate(self.classes)}
+        return np.array([number[image.label] for image in self.folder.images], dtype=np.int64)
+
+    def part(self, split: str) -> Part:
+        """Return the images of `split`, copied into memory."""
+        rows = self.split.indices(split)
+        return Part(
+            np.ascontiguousarray(self.store.pixels_NCHW[rows]),
+            self.labels_N[rows],
+            tuple(self.groups.subjects[i] for i in rows) if self.groups else None,
+            tuple(self.folder.images[i].name for i in rows),
+        )
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return split -> class -> number of images."""
+        found = Counter(
+            (split, image.label)
+            for split, image in zip(self.split.assigned, self.folder.images, strict=True)
+        )
+        return {split: {name: found[split, name] for name in self.classes} for split in SPLITS}
+
+    @property
+    def subjects_shared(self) -> int | None:
+        """How many people are both in train and in test; None where people are unknown."""
+        return subjects_shared(self.split, self.groups.subjects) if self.groups else None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over class and content of every image, whatever the files are called."""
+        lines = sorted(
+            f"{image.label}/{sha}"
+            for image, sha in zip(self.folder.images, self.store.sha256, strict=True)
+        )
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def split_document(self) -> dict[str, Any]:
+        """Return what `split.json` holds: the split and the person of every image."""
+        subjects = self.groups.subjects if self.groups else [None] * len(self.folder.images)
+        return {
+            "schema": "alexmri.split/1",
+            "split_by": self.split.split_by,
+            "groups_from": self.groups.found_by if self.groups else None,
+            "subjects_shared": self.subjects_shared,
+            "notes": list(self.split.notes),
+            "images": [
+                {"path": image.name, "label": image.label, "subject": subject, "split": split}
+                for image, subject, split in zip(
+                    self.folder.images, subjects, self.split.assigned, strict=True
+                )
+            ],
+        }
+
+
+def load_dataset(
+    channels: Mapping[str, Path], settings: Settings, *, workers: int, terminal: Terminal
+) -> Dataset:
+    """Find, decode, group and split the images of `channels` (split name -> folder).
+
+    Raises:
+        UserError: for anything wrong with the folders, the images, the groups or the split.
+    """
+    folder = discover_channels(channels)
+    expected = settings.num_classes
+    if expected is not None and expected != len(folder.classes):
+        raise UserError(
+            f"num_classes is {expected}, but {folder.root} has {len(folder.classes)} class"
+            f" folders: {', '.join(folder.classes)}"
+        )
+    groups = find_groups(
+        folder.images, folder.root, regex=settings.group_regex, csv_file=settings.groups_file
+    )
+    if settings.split_by == "subject" and groups is None:
+        raise UserError(
+            "split_by is subject, but the file names do not tell who is on an image (for example"
+            f" {folder.images[0].name}); pass group_regex or groups_file"
+        )
+    store = open_store(
+        folder,
+        image_size=settings.image_size,
+        channels=settings.channels,
+        workers=workers,
+        terminal=terminal,
+    )
+    return Dataset(folder, groups, store, _divide(folder, groups, store, settings))
+
+
+def _divide(folder: Folder, groups: Groups | None, store: Store, settings: Settings) -> Split:
+    labels = [image.label for image in folder.images]
+    if folder.is_split:
+        keys = groups.subjects if groups else store.sha256
+        return split_as_given(
+            [image.split or "" for image in folder.images], keys, labels, seed=settings.seed
+        )
+    by_subject = settings.split_by == "subject" and groups is not None
+    return split_randomly(
+        groups.subjects if by_subject and groups else store.sha256,
+        labels,
+        ratios=settings.split_ratios,
+        seed=settings.seed,
+        split_by=settings.split_by,
+    )

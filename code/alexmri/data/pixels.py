@@ -1,0 +1,91 @@
+"""Turn the bytes of one picture into the `uint8` pixels the network sees, in training and serving.
+
+The same function runs on both sides, so that a served picture meets the network it was trained
+for. Importing this module costs numpy and Pillow, nothing else.
+"""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from alexmri.errors import UserError
+
+PREPROCESSING = "alexmri.pixels/1"
+MEAN = 0.5
+STD = 0.5
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
+# A slice has 0.04 megapixels, a scanned film 20; what is larger is a mistake or an attack.
+LARGEST_PIXELS = 64_000_000
+
+Pixels = NDArray[np.uint8]
+
+
+def decode(source: bytes | Path, *, image_size: int, channels: int) -> Pixels:
+    """Decode one picture to `uint8` pixels of shape (channels, image_size, image_size).
+
+    EXIF rotation is applied; transparency lies on black; palettes and CMYK become RGB; 16-bit
+    pictures are scaled so that their brightest pixel becomes 255, because MR intensities have no
+    unit; of several frames the first counts. One channel is ITU-R 601 luma. The picture is
+    stretched to the square by an antialiased bilinear filter.
+
+    Raises:
+        UserError: not a picture in one of FORMATS, truncated, too large, or floating point.
+    """
+    name = str(source) if isinstance(source, Path) else "the picture"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            opened = io.BytesIO(source) if isinstance(source, bytes) else source
+            with Image.open(opened, formats=FORMATS) as picture:
+                return _to_pixels(picture, name, image_size, channels)
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise UserError(f"{name} cannot be read as a picture: {_reason(error, name)}") from None
+
+
+def picture_size(data: bytes) -> tuple[int, int]:
+    """Return width and height from the header of a picture `decode` has taken."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        return picture.size
+
+
+def _to_pixels(picture: Image.Image, name: str, image_size: int, channels: int) -> Pixels:
+    width, height = picture.size
+    if width * height > LARGEST_PIXELS:
+        raise UserError(
+            f"{name} has {width} x {height} pixels; at most {LARGEST_PIXELS // 10**6} million are"
+            " read"
+        )
+    picture.load()
+    upright = ImageOps.exif_transpose(picture)
+    eight_bit = _to_eight_bit(upright, name)
+    plain = eight_bit.convert("L" if channels == 1 else "RGB")
+    resized = plain.resize((image_size, image_size), Image.Resampling.BILINEAR)
+    pixels = np.asarray(resized, dtype=np.uint8).reshape(image_size, image_size, channels)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _to_eight_bit(picture: Image.Image, name: str) -> Image.Image:
+    if picture.mode == "F":
+        raise UserError(f"{name} has floating-point pixels; save it with 8 or 16 bits per pixel")
+    if picture.mode.startswith("I"):
+        values = np.asarray(picture).astype(np.float64)
+        if values.min() < 0:
+            raise UserError(f"{name} has negative pixels; save it with 8 or 16 bits per pixel")
+        scaled = values * (255 / max(values.max(), 1.0))
+        return Image.fromarray(np.rint(scaled).astype(np.uint8))
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer).convert("RGB")
+    return picture.convert("RGB") if picture.mode in ("P", "CMYK", "YCbCr", "LAB") else picture
+
+
+def _reason(error: Exception, name: str) -> str:
+    """Return Pillow's reason without the file name and the object addresses it puts in."""
+    text = str(error)
+    if isinstance(error, UnidentifiedImageError) or not text:
+        return f"it is none of {', '.join(FORMATS)}, or damaged"
+    return text.replace(name, "the file").strip("'\" ")

@@ -1,0 +1,136 @@
+"""Divide images into train, validation and test by a function of each image alone.
+
+An image's place is the number its key hashes to: below 0.70 train, below 0.85 validation, else
+test. The key is the SHA-256 of its bytes (split by slice: copies of one file stay together) or the
+name of its person (split by subject). So adding or removing an image moves no other image, and the
+order of files does not matter. Every class is divided by the same shares; with n images the share
+of a split has a standard deviation of sqrt(p (1 - p) / n). See docs/decisions/0001.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from alexmri.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+# The part of the training folder that becomes validation where a data set brings none.
+CARVED_SHARE = 0.15 / 0.85
+
+Protocol = Literal["slice", "subject", "folders"]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The split of every image (same order), and how it was made."""
+
+    assigned: tuple[str, ...]
+    split_by: Protocol
+    notes: tuple[str, ...]
+
+    def indices(self, split: str) -> list[int]:
+        return [i for i, assigned in enumerate(self.assigned) if assigned == split]
+
+
+def place(key: str, seed: int) -> float:
+    """Return the place of `key` in [0, 1): uniform over keys, independent between seeds."""
+    digest = hashlib.sha256(f"alexmri.split/{seed}/{key}".encode()).digest()
+    return int.from_bytes(digest[:8]) / 2**64
+
+
+def split_randomly(
+    keys: Sequence[str],
+    labels: Sequence[str],
+    *,
+    ratios: tuple[float, float, float],
+    seed: int,
+    split_by: Literal["slice", "subject"],
+) -> Split:
+    """Divide images by the place of their keys; images with one key stay together.
+
+    A class so small that chance gives it no train, test or validation image gets, in this order,
+    the key whose place is nearest to that split: the only case in which images depend on others.
+
+    Raises:
+        UserError: a class with a single key, which cannot be both trained on and tested.
+    """
+    bounds = _bounds(ratios)
+    wanted = [name for name in ("train", "test", "validation") if name in bounds]
+    places = {key: place(key, seed) for key in keys}
+    chosen = {key: next(n for n in wanted if _holds(bounds[n], places[key])) for key in places}
+    notes: list[str] = []
+    for label in sorted(set(labels)):
+        own = sorted({key for key, lab in zip(keys, labels, strict=True) if lab == label})
+        if len(own) == 1 and len(wanted) > 1:
+            thing = "person" if split_by == "subject" else "image"
+            raise UserError(
+                f"class '{label}' has only one {thing}, which cannot be both trained on and"
+                " tested; add more or remove the class"
+            )
+        for name in wanted:
+            counts = Counter(chosen[key] for key in own)
+            spare = [key for key in own if counts[chosen[key]] > 1]
+            if counts[name] or not spare:
+                continue
+            # min() over (distance, key): deterministic where two keys are equally near.
+            moved = min(spare, key=lambda key: (_distance(bounds[name], places[key]), key))
+            notes.append(
+                f"class '{label}' would have had no {name} {split_by}; one was moved there"
+            )
+            chosen[moved] = name
+    return Split(tuple(chosen[key] for key in keys), split_by, tuple(notes))
+
+
+def split_as_given(
+    given: Sequence[str], keys: Sequence[str], labels: Sequence[str], *, seed: int
+) -> Split:
+    """Keep the split the folders have; without validation, carve one out of train, never of test.
+
+    `keys` are what carving keeps together: people where they are known, else file contents.
+    """
+    if "validation" in given:
+        return Split(tuple(given), "folders", ())
+    train = [i for i, name in enumerate(given) if name == "train"]
+    carved = split_randomly(
+        [keys[i] for i in train],
+        [labels[i] for i in train],
+        ratios=(1 - CARVED_SHARE, CARVED_SHARE, 0.0),
+        seed=seed,
+        split_by="slice",
+    )
+    assigned = list(given)
+    for i, name in zip(train, carved.assigned, strict=True):
+        assigned[i] = name
+    note = "no validation folder: a part of train became validation"
+    return Split(tuple(assigned), "folders", (note, *carved.notes))
+
+
+def subjects_shared(split: Split, subjects: Sequence[str]) -> int:
+    """Return how many people have images both in train and in test."""
+    sides: dict[str, set[str]] = {"train": set(), "test": set()}
+    for name, subject in zip(split.assigned, subjects, strict=True):
+        if name in sides:
+            sides[name].add(subject)
+    return len(sides["train"] & sides["test"])
+
+
+def _bounds(ratios: tuple[float, float, float]) -> dict[str, tuple[float, float]]:
+    """Return the places of each split that has a share; together they cover [0, 1]."""
+    bounds: dict[str, tuple[float, float]] = {}
+    start = 0.0
+    for i, (name, share) in enumerate(zip(SPLITS, ratios, strict=True)):
+        if share > 0:
+            end = start + share if any(ratios[i + 1 :]) else 1.0
+            bounds[name] = (start, end)
+            start = end
+    return bounds
+
+
+def _holds(bounds: tuple[float, float], value: float) -> bool:
+    return bounds[0] <= value < bounds[1]
+
+
+def _distance(bounds: tuple[float, float], value: float) -> float:
+    return max(bounds[0] - value, value - bounds[1], 0.0)

@@ -1,0 +1,239 @@
+"""Every knob of a run: its type, its bounds, what it does, and where its value came from."""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from alexmri.errors import UserError
+
+ENVIRONMENT_PREFIX = "ALEXMRI_"
+# Environment variables with our prefix that steer the program around a run, not the run.
+SWITCHES = {
+    "ALEXMRI_CACHE_DIR": "folder for decoded pictures (default: ~/.cache/alexmri)",
+    "ALEXMRI_DEMO_DATA": "1: `train` makes demo data where the data folder is empty",
+    "ALEXMRI_REPORT_ERRORS": "1: show the traceback of unexpected errors in full",
+}
+# Spellings of the seed project that still work.
+OLD_SPELLINGS = {"resize": "image_size"}
+PLATFORM_PREFIXES = ("sagemaker_", "_tuning")
+
+
+def _ratios(value: object) -> object:
+    if isinstance(value, str):
+        return [part for part in value.strip("[]() ").replace("/", ",").split(",") if part]
+    return value
+
+
+def _nothing(value: object) -> object:
+    return None if isinstance(value, str) and value.lower() in ("", "none", "null") else value
+
+
+Ratios = Annotated[tuple[float, float, float], BeforeValidator(_ratios)]
+OptionalText = Annotated[str | None, BeforeValidator(_nothing)]
+OptionalNumber = Annotated[float | None, BeforeValidator(_nothing), Field(gt=0)]
+
+
+class Settings(BaseModel):
+    """The settings of one training run; each is a hyperparameter and a command-line option."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    recipe: str = Field("best", description="named set of defaults: best, augmented or baseline")
+    model_name: Literal["alexnet"] = Field("alexnet", description="the network")
+    num_classes: Annotated[int | None, BeforeValidator(_nothing), Field(ge=2)] = Field(
+        None, description="expected number of class folders; checked, never needed"
+    )
+    image_size: int = Field(32, ge=32, le=1024, description="side of the square input in pixels")
+    channels: Literal[1, 3] = Field(1, description="1 = grayscale, 3 = colour")
+
+    epochs: int = Field(40, ge=1, le=100_000, description="passes over the training images")
+    batch_size: int = Field(128, ge=2, le=65_536, description="images per optimiser step")
+    learning_rate: float = Field(0.03, gt=0, le=100, description="peak learning rate")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="optimiser")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD, beta 1 of AdamW")
+    weight_decay: float = Field(1e-4, ge=0, le=1, description="weight decay of weight matrices")
+    schedule: Literal["constant", "cosine", "onecycle"] = Field(
+        "onecycle", description="learning rate over the run, after the warm-up"
+    )
+    warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear warm-up")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="weight of a class in the loss; balanced = inverse frequency"
+    )
+    dropout: float = Field(0.5, ge=0, lt=1, description="dropout of the fully connected layers")
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="decay per step of the averaged weights; 0 = off"
+    )
+
+    augment: Literal["none", "shift-scale-rotate"] = Field("none", description="augmentation")
+    augment_probability: float = Field(0.2, ge=0, le=1, description="share of images augmented")
+    shift_limit: float = Field(0.05, ge=0, le=1, description="largest shift, share of the side")
+    scale_limit: float = Field(0.05, ge=0, lt=1, description="largest change of scale")
+    rotate_limit: float = Field(15.0, ge=0, le=180, description="largest rotation in degrees")
+
+    early_stopping_patience: int = Field(
+        0, ge=0, description="stop after so many epochs without a better model; 0 = off"
+    )
+    early_stopping_metric: Literal["macro_f1", "accuracy", "loss"] = Field(
+        "macro_f1", description="validation metric that chooses the best model"
+    )
+
+    split_by: Literal["slice", "subject"] = Field(
+        "slice", description="what a split keeps together: a slice, or all slices of a person"
+    )
+    split_ratios: Ratios = Field(
+        (0.70, 0.15, 0.15), description="shares of train, validation and test"
+    )
+    group_regex: OptionalText = Field(
+        None, description="finds the person in CLASS/NAME: its capture groups, joined"
+    )
+    groups_file: OptionalText = Field(
+        None, description="CSV with the columns path and subject, here or in the data folder"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of split, weights, order, augmentation")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="arithmetic of the network; auto = bf16 where the hardware has it"
+    )
+
+    checkpoint_every_epochs: int = Field(5, ge=0, description="epochs between checkpoints; 0 = off")
+    checkpoint_every_seconds: OptionalNumber = Field(
+        None, description="also save at the first epoch end after so many seconds"
+    )
+    keep_checkpoints: int = Field(2, ge=1, description="how many checkpoints stay on disk")
+    time_budget_seconds: OptionalNumber = Field(
+        None, description="start no epoch that would end after so many seconds of training"
+    )
+    wandb_project: OptionalText = Field(None, description="Weights & Biases project")
+    wandb_mode: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto", description="auto = online with a key, offline with only a project, else disabled"
+    )
+
+    @model_validator(mode="after")
+    def _sensible(self) -> "Settings":
+        if min(self.split_ratios) < 0 or self.split_ratios[0] == 0:
+            raise ValueError("split_ratios must not be negative and must leave a train share")
+        if abs(sum(self.split_ratios) - 1) > 1e-6:
+            raise ValueError(f"split_ratios {self.split_ratios} must add up to 1")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs ({self.warmup_epochs:g}) must be less than epochs ({self.epochs})"
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Values from one place, named so that messages can say where a value came from."""
+
+    name: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The settings of a run and, for each of them, the name of the layer that decided it."""
+
+    settings: Settings
+    sources: Mapping[str, str]
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with alexmri."""
+    folder = resources.files("alexmri") / "recipes"
+    return sorted(file.name.removesuffix(".json") for file in folder.iterdir())
+
+
+def load_recipe(name: str) -> Layer:
+    """Return the recipe `name` as a layer; UserError names the recipes there are."""
+    if name not in recipe_names():
+        raise UserError(f"there is no recipe '{name}'; the recipes are {', '.join(recipe_names())}")
+    text = (resources.files("alexmri") / "recipes" / f"{name}.json").read_text(encoding="utf-8")
+    return Layer(f"recipe {name}", json.loads(text))
+
+
+def environment_layer(environment: Mapping[str, str]) -> Layer:
+    """Return the settings found in `ALEXMRI_*` variables; empty ones count as not set."""
+    return Layer(
+        "environment",
+        {
+            key.removeprefix(ENVIRONMENT_PREFIX).lower(): value
+            for key, value in environment.items()
+            if key.startswith(ENVIRONMENT_PREFIX) and key not in SWITCHES and value
+        },
+    )
+
+
+def resolve(layers: Sequence[Layer]) -> Resolved:
+    """Merge `layers` (the first wins) over the recipe they name and over the defaults.
+
+    Raises:
+        UserError: for an unknown key (with the nearest name) and a value that does not fit.
+    """
+    cleaned = [Layer(layer.name, _known_keys(layer)) for layer in layers]
+    named = [str(layer.values["recipe"]) for layer in cleaned if "recipe" in layer.values]
+    default_recipe: str = Settings.model_fields["recipe"].default
+    cleaned.append(load_recipe(named[0] if named else default_recipe))
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = dict.fromkeys(Settings.model_fields, "default")
+    for layer in reversed(cleaned):
+        for key, value in layer.values.items():
+            values[key] = value
+            sources[key] = layer.name
+    try:
+        return Resolved(Settings.model_validate(values), sources)
+    except ValidationError as error:
+        raise UserError(_explain(error, sources)) from None
+
+
+def _known_keys(layer: Layer) -> dict[str, Any]:
+    known: dict[str, Any] = {}
+    for original, value in layer.values.items():
+        key = OLD_SPELLINGS.get(original.replace("-", "_"), original.replace("-", "_"))
+        if key.startswith(PLATFORM_PREFIXES):
+            continue
+        if key not in Settings.model_fields:
+            nearest = difflib.get_close_matches(key, Settings.model_fields, n=1, cutoff=0.5)
+            hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
+            raise UserError(
+                f"unknown setting '{original}' in {layer.name}{hint}"
+                " (`alexmri config` lists all settings)"
+            )
+        known[key] = _decode(key, value)
+    return known
+
+
+def _decode(key: str, value: Any) -> Any:
+    """Undo one layer of JSON around a text, as some SageMaker clients send every value."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            return value
+    choices = get_args(Settings.model_fields[key].annotation)
+    return int(text) if text.isdigit() and int(text) in choices else text
+
+
+def _explain(error: ValidationError, sources: Mapping[str, str]) -> str:
+    """Turn the first of pydantic's findings into one sentence with the value's origin."""
+    finding = error.errors()[0]
+    if not finding["loc"]:
+        return finding["msg"].removeprefix("Value error, ")
+    key = str(finding["loc"][0])
+    wish = finding["msg"][0].lower() + finding["msg"][1:]
+    hint = ""
+    if finding["type"] == "int_from_float" or (
+        finding["type"] == "int_parsing" and "." in str(finding["input"])
+    ):
+        hint = " (in a tuning job, give it an Integer range, not a Continuous one)"
+    return (
+        f"setting '{key}' is {finding['input']!r} in {sources[key]}: {wish}{hint};"
+        f" it means: {Settings.model_fields[key].description}"
+    )
