@@ -16,7 +16,6 @@ ENVIRONMENT_PREFIX = "ALEXMRI_"
 SWITCHES = {
     "ALEXMRI_CACHE_DIR": "folder for decoded pictures (default: ~/.cache/alexmri)",
     "ALEXMRI_DEMO_DATA": "1: `train` makes demo data where the data folder is empty",
-    "ALEXMRI_REPORT_ERRORS": "1: show the traceback of unexpected errors in full",
 }
 # Spellings of the seed project that still work.
 OLD_SPELLINGS = {"resize": "image_size"}
@@ -35,7 +34,8 @@ def _nothing(value: object) -> object:
 
 Ratios = Annotated[tuple[float, float, float], BeforeValidator(_ratios)]
 OptionalText = Annotated[str | None, BeforeValidator(_nothing)]
-OptionalNumber = Annotated[float | None, BeforeValidator(_nothing), Field(gt=0)]
+OptionalNumber = Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_nothing)]
+OptionalCount = Annotated[Annotated[int, Field(ge=2)] | None, BeforeValidator(_nothing)]
 
 
 class Settings(BaseModel):
@@ -45,7 +45,7 @@ class Settings(BaseModel):
 
     recipe: str = Field("best", description="named set of defaults: best, augmented or baseline")
     model_name: Literal["alexnet"] = Field("alexnet", description="the network")
-    num_classes: Annotated[int | None, BeforeValidator(_nothing), Field(ge=2)] = Field(
+    num_classes: OptionalCount = Field(
         None, description="expected number of class folders; checked, never needed"
     )
     image_size: int = Field(32, ge=32, le=1024, description="side of the square input in pixels")
@@ -115,8 +115,11 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _sensible(self) -> "Settings":
-        if min(self.split_ratios) < 0 or self.split_ratios[0] == 0:
-            raise ValueError("split_ratios must not be negative and must leave a train share")
+        if min(self.split_ratios) < 0 or 0 in self.split_ratios[:2]:
+            raise ValueError(
+                f"split_ratios {self.split_ratios} must leave a share for train and validation;"
+                " only the share of test may be 0"
+            )
         if abs(sum(self.split_ratios) - 1) > 1e-6:
             raise ValueError(f"split_ratios {self.split_ratios} must add up to 1")
         if self.warmup_epochs >= self.epochs:

@@ -79,11 +79,11 @@ def _plausible(
 ) -> bool:
     """Refuse names that match by chance.
 
-    People need several slices each: `1 (1).jpg … 1 (900).jpg` is a renamed folder. And a name
-    without a person counts only beside names with one: `1.jpg … 900.jpg` tells nothing.
+    `1 (1).jpg … 1 (900).jpg`, one image a person, is a renamed folder. And a name without a
+    person counts only beside names with one: `1.jpg … 900.jpg` tells nothing.
     """
     people = len(set(subjects))
-    if people < 2 or people > len(images) / 2:
+    if people < 2 or (pattern is _KAGGLE and people == len(images)):
         return False
     named = [image for image in images if _has_person(pattern, image)]
     return len(named) >= len(images) / 2 and {i.label for i in named} == {i.label for i in images}

@@ -69,9 +69,10 @@ def split_randomly(
                 f"class '{label}' has only one {thing}, which cannot be both trained on and"
                 " tested; add more or remove the class"
             )
-        for name in wanted:
+        for rank, name in enumerate(wanted):
             counts = Counter(chosen[key] for key in own)
-            spare = [key for key in own if counts[chosen[key]] > 1]
+            less_important = wanted[rank + 1 :]
+            spare = [k for k in own if counts[chosen[k]] > 1 or chosen[k] in less_important]
             if counts[name] or not spare:
                 continue
             # min() over (distance, key): deterministic where two keys are equally near.

@@ -1,0 +1,139 @@
+"""Who is on an image: file names, regular expressions, CSV."""
+
+from pathlib import Path
+
+import pytest
+
+from alexmri.data.folders import ImageFile, discover
+from alexmri.data.groups import Groups, find_groups
+from alexmri.errors import UserError
+
+
+def images(*names: str) -> list[ImageFile]:
+    return [ImageFile(name, name.split("/")[0], None, Path(name)) for name in names]
+
+
+def by_name(*names: str) -> Groups | None:
+    return find_groups(images(*names), Path(), regex=None, csv_file=None)
+
+
+def test_kaggle_names_number_people_per_class_and_the_bare_name_is_one_more() -> None:
+    groups = by_name(
+        "Mild/26 (2).jpg",
+        "Mild/26.jpg",
+        "Mild/27 (2).jpg",
+        "Mild/27.jpg",
+        "N/26 (2).jpg",
+        "N/27 (2).jpg",
+    )
+    assert groups is not None
+    assert groups.subjects == ("Mild/2", "Mild/1", "Mild/2", "Mild/1", "N/2", "N/2")
+
+
+def test_roboflow_names_keep_the_kaggle_name() -> None:
+    groups = by_name(
+        "M/26-19-_jpg.rf.0a1b2c.jpg",
+        "M/27-19-_jpg.rf.ff.jpg",
+        "M/26_jpg.rf.12.jpg",
+        "N/1-3-_jpg.rf.9.jpg",
+        "N/2-3-_jpg.rf.8.jpg",
+        "N/3-4-_jpg.rf.8.jpg",
+    )
+    assert groups is not None
+    assert groups.found_by == "Roboflow file names"
+    assert groups.subjects == ("M/19", "M/19", "M/1", "N/3", "N/3", "N/4")
+
+
+@pytest.mark.parametrize(
+    ("names", "subjects", "title"),
+    [
+        (
+            ["M/OAS1_0028_MR1_mpr-1_100.jpg", "N/OAS1_0028_MR1_101.jpg"]
+            + ["N/OAS1_0031_MR1_7.jpg", "N/OAS1_0031_MR1_8.jpg"],
+            ("OAS1_0028", "OAS1_0028", "OAS1_0031", "OAS1_0031"),
+            "OASIS file names",
+        ),
+        (
+            ["M/ADNI_002_S_0295_MR_1.png", "M/ADNI_002_S_0295_MR_2.png"]
+            + ["N/ADNI_011_S_0003_1.png", "N/ADNI_011_S_0003_2.png"],
+            ("002_S_0295", "002_S_0295", "011_S_0003", "011_S_0003"),
+            "ADNI file names",
+        ),
+    ],
+)
+def test_study_names_are_people_across_classes(
+    names: list[str], subjects: tuple[str, ...], title: str
+) -> None:
+    groups = by_name(*names)
+    assert groups == Groups(subjects, title)
+    assert groups.count == 2
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["A/1.jpg", "A/2.jpg", "B/1.jpg", "B/2.jpg"],  # numbers only: no person in them
+        ["A/1 (1).jpg", "A/1 (2).jpg", "B/1 (1).jpg", "B/1 (2).jpg"],  # a renamed folder
+        ["A/scan.jpg", "A/1 (2).jpg", "A/2 (2).jpg", "B/1 (1).jpg"],  # one name tells nothing
+        ["A/1 (1).jpg", "A/2 (1).jpg", "B/1.jpg", "B/2.jpg"],  # one class without people
+    ],
+)
+def test_names_that_match_by_chance_tell_nothing(names: list[str]) -> None:
+    assert by_name(*names) is None
+
+
+def test_a_regex_sees_the_class_and_joins_its_groups() -> None:
+    found = images("A/p1_s1.png", "A/p1_s2.png", "B/p1_s1.png")
+    groups = find_groups(found, Path(), regex=r"(\w)/(p\d+)_", csv_file=None)
+    assert groups is not None
+    assert groups.subjects == ("A/p1", "A/p1", "B/p1")
+
+
+@pytest.mark.parametrize(
+    ("regex", "message"),
+    [
+        ("(p", "is no regular expression"),
+        (r"p\d+", "has no capture group"),
+        (r"(q\d+)", r"names no person for 2 of 2 images, the first being A/p1\.png"),
+    ],
+)
+def test_a_bad_regex_is_refused(regex: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        find_groups(images("A/p1.png", "B/p2.png"), Path(), regex=regex, csv_file=None)
+
+
+def test_a_csv_in_the_data_folder_names_people(tmp_path: Path) -> None:
+    (tmp_path / "who.csv").write_text("path,subject,age\nA/1.png,x,70\nB/2.png,y,71\n")
+    found = images("A/1.png", "B/2.png")
+    groups = find_groups(found, tmp_path, regex=None, csv_file="who.csv")
+    assert groups == Groups(("x", "y"), "groups_file who.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"path,person\nA/1.png,x\n", "lacks the column 'subject'"),
+        (b"path,subject\nA/1.png,x\n", r"names no person for 1 of 2 images, the first being B/2"),
+        (b"\xff\xfe\x00", "cannot be read as CSV"),
+    ],
+)
+def test_a_bad_csv_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "who.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        find_groups(images("A/1.png", "B/2.png"), tmp_path, regex=None, csv_file="who.csv")
+
+
+def test_a_missing_csv_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"groups_file no\.csv is neither here nor in"):
+        find_groups(images("A/1.png"), tmp_path, regex=None, csv_file="no.csv")
+
+
+def test_the_real_names_agree_with_the_table_of_people(real_slices: Path) -> None:
+    folder = discover(real_slices)
+    from_names = find_groups(folder.images, folder.root, regex=None, csv_file=None)
+    from_table = find_groups(folder.images, folder.root, regex=None, csv_file="groups.csv")
+    assert from_names is not None
+    assert from_table is not None
+    assert from_names.count == from_table.count == 160
+    pairs = set(zip(from_names.subjects, from_table.subjects, strict=True))
+    assert len(pairs) == 160

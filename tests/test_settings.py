@@ -1,0 +1,112 @@
+"""Settings: types, bounds, precedence, and messages that say what to change."""
+
+import json
+
+import pytest
+
+from alexmri.errors import UserError
+from alexmri.settings import Layer, Settings, environment_layer, recipe_names, resolve
+
+
+def settings_of(**values: object) -> Settings:
+    return resolve([Layer("command line", values)]).settings
+
+
+def test_precedence_and_sources() -> None:
+    resolved = resolve(
+        [
+            Layer("command line", {"epochs": 3}),
+            environment_layer({"ALEXMRI_EPOCHS": "4", "ALEXMRI_SEED": "5", "PATH": "x"}),
+            Layer("hyperparameters.json", {"seed": "6", "batch_size": "32", "recipe": "baseline"}),
+            Layer("mine.json", {"batch_size": 64, "momentum": 0.5}),
+        ]
+    )
+    chosen = resolved.settings
+    assert (chosen.epochs, chosen.seed, chosen.batch_size, chosen.momentum) == (3, 5, 32, 0.5)
+    assert chosen.learning_rate == 1e-4
+    assert resolved.sources["epochs"] == "command line"
+    assert resolved.sources["seed"] == "environment"
+    assert resolved.sources["batch_size"] == "hyperparameters.json"
+    assert resolved.sources["momentum"] == "mine.json"
+    assert resolved.sources["learning_rate"] == "recipe baseline"
+    assert resolved.sources["split_by"] == "default"
+
+
+def test_the_recipes_are_those_promised() -> None:
+    assert recipe_names() == ["augmented", "baseline", "best"]
+    baseline, augmented = settings_of(recipe="baseline"), settings_of(recipe="augmented")
+    seed_project = {"optimizer": "sgd", "learning_rate": 1e-4, "momentum": 0.9}
+    seed_project |= {"weight_decay": 1e-4, "batch_size": 128, "epochs": 100, "augment": "none"}
+    assert baseline.model_dump(include=set(seed_project)) == seed_project
+    changed = {k for k, v in augmented.model_dump().items() if baseline.model_dump()[k] != v}
+    assert changed == {"recipe", "augment"}
+    assert (augmented.shift_limit, augmented.scale_limit, augmented.rotate_limit) == (0.05, 0.05, 15)
+    assert augmented.augment_probability == 0.2
+    assert settings_of().recipe == "best"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("epochs", "3", 3),
+        ("epochs", '"3"', 3),
+        ("epochs", "3.0", 3),
+        ("learning_rate", "1e-3", 0.001),
+        ("channels", "3", 3),
+        ("split_ratios", "0.8,0.1,0.1", (0.8, 0.1, 0.1)),
+        ("split_ratios", "[0.8, 0.1, 0.1]", (0.8, 0.1, 0.1)),
+        ("group_regex", '"(a)"', "(a)"),
+        ("group_regex", "null", None),
+        ("time_budget_seconds", "", None),
+        ("batch-size", "16", 16),
+    ],
+)
+def test_texts_become_values(key: str, value: str, expected: object) -> None:
+    assert getattr(settings_of(**{key: value}), key.replace("-", "_")) == expected
+
+
+def test_old_spellings_still_work_and_platform_keys_are_ignored() -> None:
+    chosen = settings_of(
+        resize="64", model_name="alexnet", num_classes="4", sagemaker_region="x", _tuning_y="z"
+    )
+    assert (chosen.image_size, chosen.num_classes) == (64, 4)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epoch": 3}, "unknown setting 'epoch' in command line; did you mean 'epochs'"),
+        ({"zzz": 3}, r"unknown setting 'zzz' in command line \("),
+        ({"epochs": "0"}, "setting 'epochs' is '0' in command line: .*greater than or equal to 1"),
+        ({"epochs": "3.5"}, "'epochs' is '3.5' .*Integer range, not a Continuous"),
+        ({"epochs": 3.5}, "'epochs' is 3.5 .*Integer range, not a Continuous"),
+        ({"learning_rate": "nan"}, "'learning_rate' is 'nan'"),
+        ({"optimizer": "adam"}, "'optimizer' is 'adam' .*'sgd' or 'adamw'"),
+        ({"image_size": "31"}, "'image_size' is '31' .*greater than or equal to 32"),
+        ({"recipe": "worst"}, "no recipe 'worst'; the recipes are augmented, baseline, best"),
+        ({"split_ratios": "0.5,0.5,0.5"}, "must add up to 1"),
+        ({"split_ratios": "1,0,0"}, "validation"),
+        ({"epochs": 3, "warmup_epochs": 3}, "must be less than epochs"),
+        ({"model_name": "resnet"}, "'model_name' is 'resnet'"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(values: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as refused:
+        settings_of(**values)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_unknown_variable_is_refused() -> None:
+    with pytest.raises(UserError, match="unknown setting 'epocs' in environment"):
+        resolve([environment_layer({"ALEXMRI_EPOCS": "3"})])
+
+
+def test_switches_and_empty_variables_are_no_settings() -> None:
+    layer = environment_layer({"ALEXMRI_CACHE_DIR": "x", "ALEXMRI_SEED": ""})
+    assert layer.values == {}
+
+
+def test_every_setting_is_described_and_survives_json() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
+    values = json.loads(json.dumps(settings_of().model_dump(mode="json")))
+    assert Settings.model_validate(values) == settings_of()
