@@ -40,7 +40,8 @@ def test_the_recipes_are_those_promised() -> None:
     assert baseline.model_dump(include=set(seed_project)) == seed_project
     changed = {k for k, v in augmented.model_dump().items() if baseline.model_dump()[k] != v}
     assert changed == {"recipe", "augment"}
-    assert (augmented.shift_limit, augmented.scale_limit, augmented.rotate_limit) == (0.05, 0.05, 15)
+    limits = (augmented.shift_limit, augmented.scale_limit, augmented.rotate_limit)
+    assert limits == (0.05, 0.05, 15)
     assert augmented.augment_probability == 0.2
     assert settings_of().recipe == "best"
 

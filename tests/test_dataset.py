@@ -1,0 +1,187 @@
+"""From a folder to pixels, people and splits: decoded once, refused clearly."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexmri.data.audit import audit_document, probe_leak
+from alexmri.data.dataset import Dataset, load_dataset
+from alexmri.data.pixels import decode
+from alexmri.errors import UserError
+from alexmri.settings import Layer, Settings, resolve
+from alexmri.terminal import PlainTerminal
+from conftest import ImageMaker
+
+
+def load(folder: Path, **values: object) -> Dataset:
+    return load_dataset(
+        {"train": folder}, settings_of(**values), workers=2, terminal=PlainTerminal()
+    )
+
+
+def settings_of(**values: object) -> Settings:
+    return resolve([Layer("test", values)]).settings
+
+
+def audit(folder: Path, **values: object) -> dict[str, object]:
+    dataset = load(folder, **values)
+    return audit_document(dataset, probe_leak(dataset, settings_of(**values)))
+
+
+def test_every_image_is_decoded_as_serving_would(demo: Path) -> None:
+    dataset = load(demo)
+    for i in (0, 41, len(dataset.folder.images) - 1):
+        expected = decode(dataset.folder.images[i].path, image_size=32, channels=1)
+        assert np.array_equal(dataset.store.pixels_NCHW[i], expected)
+
+
+def test_decoded_images_are_reused_until_a_file_changes(make_images: ImageMaker) -> None:
+    root = make_images(*(f"{label}/{i}.png" for label in "AB" for i in range(9)))
+    first = load(root)
+    assert not first.store.reused
+    again = load(root)
+    assert again.store.reused
+    assert again.store.sha256 == first.store.sha256
+    assert isinstance(again.store.pixels_NCHW, np.memmap)
+    Image.new("L", (40, 40), 7).save(root / "A" / "0.png")
+    changed = load(root)
+    assert not changed.store.reused
+    assert (changed.store.pixels_NCHW[0] == 7).all()
+    assert changed.fingerprint != first.fingerprint
+    assert not load(root, image_size=48).store.reused
+
+
+def test_the_cache_is_beside_the_user_unless_told_otherwise(
+    make_images: ImageMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_images(*(f"{label}/{i}.png" for label in "AB" for i in range(9)))
+    monkeypatch.delenv("ALEXMRI_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    load(root)
+    assert len(list((tmp_path / "home" / "alexmri").glob("*.npy"))) == 1
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    load(root)
+    assert len(list(tmp_path.glob(f"alexmri-cache-{os.getuid()}/*.npy"))) == 1
+
+
+def test_renaming_files_changes_neither_fingerprint_nor_split(make_images: ImageMaker) -> None:
+    root = make_images(*(f"{label}/{i}.png" for label in "AB" for i in range(40)))
+    before = load(root)
+    places = dict(zip(before.store.sha256, before.split.assigned, strict=True))
+    for path in sorted((root / "A").iterdir()):
+        path.rename(path.with_name(f"renamed {path.name}"))
+    after = load(root)
+    assert after.fingerprint == before.fingerprint
+    assert dict(zip(after.store.sha256, after.split.assigned, strict=True)) == places
+
+
+def test_unreadable_images_are_named_together(make_images: ImageMaker) -> None:
+    root = make_images(*(f"{label}/{i}.png" for label in "AB" for i in range(9)))
+    whole = (root / "A" / "3.png").read_bytes()
+    (root / "A" / "3.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"A/3\.png cannot be read .*truncated.*; repair or remove"):
+        load(root)
+    for i in range(4, 9):
+        (root / "A" / f"{i}.png").write_text("no picture")
+    with pytest.raises(
+        UserError, match=r"6 of 18 images cannot be used: .*A/3\.png .*; and 1 more"
+    ):
+        load(root)
+
+
+def test_an_image_that_cannot_be_opened_is_named(make_images: ImageMaker) -> None:
+    root = make_images("A/1.png", "A/2.png", "B/1.png", "B/2.png")
+    (root / "A" / "3.png").symlink_to(root / "gone.png")
+    with pytest.raises(UserError, match=r"A/3\.png cannot be read: No such file"):
+        load(root)
+
+
+def test_small_images_are_enlarged_and_told(make_images: ImageMaker) -> None:
+    make_images(*(f"{label}/{i}.png" for label in "AB" for i in range(9)))
+    root = make_images("A/small.png", size=(20, 40))
+    assert "1 images are smaller than the network's input" in str(audit(root)["warnings"])
+
+
+def test_the_number_of_classes_is_checked(demo: Path) -> None:
+    with pytest.raises(UserError, match="num_classes is 3, but .* has 4 class folders: Mild"):
+        load(demo, num_classes=3)
+
+
+def test_a_split_by_subject_shares_nobody(demo: Path) -> None:
+    dataset = load(demo, split_by="subject")
+    assert dataset.subjects_shared == 0
+    assert load(demo).subjects_shared >= 9
+    for split, counts in dataset.counts().items():
+        if split != "validation":
+            assert min(counts.values()) >= 8
+
+
+def test_a_split_by_subject_needs_people(make_images: ImageMaker) -> None:
+    root = make_images(*(f"{label}/scan{i}x.png" for label in "AB" for i in range(9)))
+    with pytest.raises(UserError, match=r"do not tell who .*pass group_regex or groups_file"):
+        load(root, split_by="subject")
+    dataset = load(root, split_by="subject", group_regex=r"scan([0-9])")
+    assert dataset.groups is not None
+    assert dataset.groups.count == 9
+
+
+def test_a_given_split_without_validation_gets_one_from_train(make_images: ImageMaker) -> None:
+    names = [f"train/{label}/{i}.png" for label in "AB" for i in range(40)]
+    root = make_images(*names, *(f"test/{label}/{i}.png" for label in "AB" for i in range(9)))
+    dataset = load(root)
+    assert dataset.split.split_by == "folders"
+    assert sum(dataset.counts()["test"].values()) == 18
+    assert 4 <= sum(dataset.counts()["validation"].values()) <= 28
+    assert {dataset.folder.images[i].split for i in dataset.split.indices("validation")} == {
+        "train"
+    }
+
+
+def test_exact_copies_stay_together_and_are_told(make_images: ImageMaker) -> None:
+    root = make_images(*(f"{label}/{i}.png" for label in "AB" for i in range(40)))
+    for i in range(20):
+        (root / "B" / f"copy{i}.png").write_bytes((root / "A" / f"{i}.png").read_bytes())
+    found = audit(root)
+    assert len(found["exact_duplicates"]) == 20
+    assert all(copy["classes"] == ["A", "B"] for copy in found["exact_duplicates"])
+    assert all(len(copy["splits"]) == 1 for copy in found["exact_duplicates"])
+    assert "20 images have exact copies across classes: A/" in str(found["warnings"])
+
+
+def test_the_probe_sees_a_leak_by_slice_and_none_by_person(demo: Path) -> None:
+    for split_by in ("slice", "subject"):
+        probe = audit(demo, split_by=split_by)["leak_probe"]
+        assert probe["slice"] > 0.9
+        assert probe["shuffled"] > 0.9
+        assert probe["subject"] < 0.75
+
+
+def test_the_probe_is_null_where_people_are_unknown(make_images: ImageMaker) -> None:
+    root = make_images(*(f"{label}/x{i}.png" for label in "AB" for i in range(60)))
+    found = audit(root)
+    assert found["subjects"] is None
+    assert found["leak_probe"]["subject"] is found["leak_probe"]["shuffled"] is None
+    assert 0.2 < found["leak_probe"]["slice"] < 0.8
+    assert found["subjects_shared"] is None
+
+
+def test_one_person_in_a_class_leaves_the_subject_probe_out(make_images: ImageMaker) -> None:
+    names = [f"A/{i} ({p}).png" for i in range(9) for p in (1, 2, 3)]
+    root = make_images(*names, *(f"B/{i} (1).png" for i in range(20)))
+    probe = audit(root)["leak_probe"]
+    assert probe["slice"] is not None
+    assert probe["subject"] is None
+
+
+def test_the_real_slices_leak_as_described(real_slices: Path) -> None:
+    found = audit(real_slices)
+    assert found["subjects"] == 160
+    assert found["exact_duplicates"] == []
+    assert found["leak_probe"]["slice"] > 0.97
+    assert found["leak_probe"]["shuffled"] > 0.95
+    assert found["leak_probe"]["subject"] < 0.6

@@ -1,0 +1,215 @@
+"""The network at every size, its table of layers, and the model directory."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from alexmri.data.pixels import Pixels
+from alexmri.errors import UserError
+from alexmri.model.alexnet import AlexNet, build
+from alexmri.model.bundle import load_bundle, save_bundle
+from alexmri.model.forward import Compute, choose_compute, predict_logits, to_input
+from alexmri.model.predictor import Predictor, log_softmax, ranked, softmax, subject_mean
+from alexmri.model.summary import summarise
+
+CPU = Compute(torch.device("cpu"), "fp32")
+CLASSES = ("Mild", "Moderate", "Non")
+
+
+def network_of(image_size: int = 32, channels: int = 1, seed: int = 0) -> AlexNet:
+    return build(classes=3, image_size=image_size, channels=channels, dropout=0.5, seed=seed)
+
+
+def noise(count: int, image_size: int = 32, channels: int = 1) -> Pixels:
+    shape = (count, channels, image_size, image_size)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("image_size", [32, 33, 47, 64, 95, 96, 112, 224, 256])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_size_from_32_up_works(image_size: int, channels: int) -> None:
+    with torch.device("meta"):
+        network = AlexNet(4, image_size, channels, 0.5).eval()
+        assert network(torch.empty(2, channels, image_size, image_size)).shape == (2, 4)
+
+
+def test_the_default_network_is_the_one_described() -> None:
+    layers = summarise(classes=4, image_size=32, channels=1, dropout=0.5)
+    assert sum(layer.parameters for layer in layers) == 24_721_444
+    convolutions = [layer for layer in layers if layer.kind == "Conv2d"]
+    assert [layer.output[0] for layer in convolutions] == [96, 256, 384, 384, 256]
+    assert [layer.output[1] for layer in convolutions] == [16, 8, 4, 4, 4]
+    assert convolutions[0].multiply_adds == 11 * 11 * 96 * 16 * 16
+
+
+def test_at_224_pixels_it_is_the_classic_network() -> None:
+    layers = summarise(classes=4, image_size=224, channels=3, dropout=0.5)
+    convolutions = [layer for layer in layers if layer.kind == "Conv2d"]
+    assert [layer.output[1] for layer in convolutions] == [55, 27, 13, 13, 13]
+    assert next(layer for layer in layers if layer.kind == "Flatten").output == (256 * 6 * 6,)
+
+
+def test_weights_are_a_function_of_the_seed_and_leave_no_trace() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first, again, other = network_of(), network_of(), network_of(seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    for (name, weight), same, different in zip(
+        first.named_parameters(), again.parameters(), other.parameters(), strict=True
+    ):
+        assert torch.equal(weight, same)
+        # Batch norm starts at one and zero whatever the seed.
+        assert weight.unique().numel() == 1 or not torch.equal(weight, different), name
+
+
+def test_normalisation_maps_black_and_white_to_plus_minus_one() -> None:
+    pixels = np.array([0, 255], dtype=np.uint8).reshape(1, 1, 1, 2)
+    assert to_input(pixels, torch.device("cpu")).flatten().tolist() == [-1.0, 1.0]
+
+
+def test_batches_do_not_change_an_answer() -> None:
+    network, pixels = network_of(), noise(300)
+    together = predict_logits(network, pixels, CPU)
+    assert np.allclose(together[257:259], predict_logits(network, pixels[257:259], CPU), atol=1e-4)
+    assert network.training
+
+
+def test_bf16_agrees_with_fp32_roughly() -> None:
+    network, pixels = network_of().eval(), noise(8)
+    reduced = predict_logits(network, pixels, Compute(torch.device("cpu"), "bf16"))
+    exact = predict_logits(network, pixels, CPU)
+    assert not np.array_equal(reduced, exact)
+    assert np.allclose(reduced, exact, atol=0.02)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 is refused on a CPU only")
+def test_fp16_on_a_cpu_is_refused() -> None:
+    assert choose_compute("fp32").precision == "fp32"
+    assert choose_compute("auto").precision in ("bf16", "fp32")
+    with pytest.raises(UserError, match="fp16 needs a GPU"):
+        choose_compute("fp16")
+
+
+def save(folder: Path, network: AlexNet) -> Path:
+    save_bundle(
+        folder,
+        network,
+        classes=CLASSES,
+        image_size=32,
+        channels=1,
+        dropout=0.5,
+        temperature=2.0,
+        facts={"settings": {}},
+        card="# card",
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("bundle"), network_of().eval())
+
+
+def test_a_model_read_back_gives_the_same_answers(bundle: Path) -> None:
+    loaded, pixels = load_bundle(bundle), noise(5)
+    expected = predict_logits(network_of().eval(), pixels, CPU)
+    assert np.array_equal(predict_logits(loaded.network, pixels, CPU), expected)
+    assert loaded.classes == CLASSES
+    probabilities = Predictor(loaded).probabilities(pixels)
+    assert np.allclose(probabilities, softmax(expected, 2.0))
+    assert np.allclose(probabilities.sum(axis=1), 1)
+
+
+def test_the_directory_holds_what_is_promised(bundle: Path) -> None:
+    names = {"model.safetensors", "model.json", "golden.npz", "MODEL_CARD.md"}
+    assert {path.name for path in bundle.iterdir()} == names
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in bundle.iterdir())
+    document = json.loads((bundle / "model.json").read_text())
+    assert document["schema"] == "alexmri.model/1"
+    assert document["preprocessing"]["mean"] == document["preprocessing"]["std"] == 0.5
+    assert "not for diagnosis" in document["intended_use"]
+
+
+def test_equal_networks_give_equal_bytes(bundle: Path, tmp_path: Path) -> None:
+    again = save(tmp_path / "again", network_of().eval())
+    for path in bundle.iterdir():
+        assert path.read_bytes() == (again / path.name).read_bytes(), path.name
+
+
+def copied(bundle: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for path in bundle.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "golden.npz"])
+def test_a_flipped_bit_is_noticed(bundle: Path, tmp_path: Path, name: str) -> None:
+    folder = copied(bundle, tmp_path / "copy")
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(UserError, match=rf"{name} is damaged"):
+        load_bundle(folder)
+
+
+def change(folder: Path, **values: object) -> None:
+    document = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**document, **values}))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"schema": "alexmri.model/9"}, "has schema alexmri.model/9; this version reads"),
+        ({"preprocessing": {"name": "other"}}, "trained with preprocessing other"),
+        ({"files": {"weights.bin": "00"}}, "is incomplete: weights.bin is missing"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused(
+    bundle: Path, tmp_path: Path, values: dict[str, object], message: str
+) -> None:
+    folder = copied(bundle, tmp_path / "copy")
+    change(folder, **values)
+    with pytest.raises(UserError, match=message):
+        load_bundle(folder)
+
+
+def test_weights_of_another_network_are_refused(bundle: Path, tmp_path: Path) -> None:
+    folder = copied(bundle, tmp_path / "copy")
+    architecture = json.loads((folder / "model.json").read_text())["architecture"]
+    change(folder, architecture={**architecture, "classes": 7})
+    with pytest.raises(UserError, match=r"model\.safetensors does not fit"):
+        load_bundle(folder)
+
+
+def test_weights_that_answer_otherwise_are_refused(bundle: Path, tmp_path: Path) -> None:
+    folder = copied(bundle, tmp_path / "copy")
+    other = save(tmp_path / "other", network_of(seed=1).eval())
+    files = json.loads((other / "model.json").read_text())["files"]
+    golden = json.loads((folder / "model.json").read_text())["files"]["golden.npz"]
+    (folder / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+    change(folder, files={**files, "golden.npz": golden})
+    with pytest.raises(UserError, match="does not reproduce its stored example"):
+        load_bundle(folder)
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is no model: it has no model\.json"):
+        load_bundle(tmp_path)
+    (tmp_path / "model.json").write_text("{")
+    with pytest.raises(UserError, match=r"model\.json cannot be read"):
+        load_bundle(tmp_path)
+
+
+def test_probabilities_survive_large_logits() -> None:
+    assert softmax([[1e4, 0.0]]).tolist() == [[1.0, 0.0]]
+    assert np.isfinite(log_softmax([[1e4, 0.0]])).all()
+
+
+def test_a_person_is_the_mean_over_slices_and_answers_are_ranked() -> None:
+    mean = subject_mean(np.array([[0.2, 0.8, 0.0], [0.6, 0.2, 0.2]]))
+    assert list(ranked(CLASSES, mean)) == ["Moderate", "Mild", "Non"]
