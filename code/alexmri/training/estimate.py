@@ -18,12 +18,17 @@ OVERHEAD = 1.1
 
 
 def estimate_seconds(network: AlexNet, images: int, settings: Settings, compute: Compute) -> float:
-    """Return the seconds all epochs will take; `network` itself is left as it is."""
+    """Return the seconds all epochs over `images` will take; `network` is left as it is."""
+    return seconds_per_image(network, settings, compute) * images * settings.epochs * OVERHEAD
+
+
+def seconds_per_image(network: AlexNet, settings: Settings, compute: Compute) -> float:
+    """Return the seconds an image takes in a whole batch; `network` is left as it is."""
     twin = copy.deepcopy(network)
     optimizer = build_optimizer(twin, settings)
     average = AveragedWeights(twin, settings.ema_decay) if settings.ema_decay else None
     scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16")
-    batch = min(settings.batch_size, images)
+    batch = settings.batch_size
     size, channels = settings.image_size, settings.channels
     images_NCHW = torch.zeros(batch, channels, size, size, device=compute.device)
     labels_N = torch.zeros(batch, dtype=torch.int64, device=compute.device)
@@ -45,8 +50,7 @@ def estimate_seconds(network: AlexNet, images: int, settings: Settings, compute:
         if average:
             average.update(step)
     _wait(compute.device)
-    seconds_per_image = (time.monotonic() - started) / (TIMED_STEPS * batch)
-    return seconds_per_image * images * settings.epochs * OVERHEAD
+    return (time.monotonic() - started) / (TIMED_STEPS * batch)
 
 
 def _wait(device: torch.device) -> None:

@@ -84,82 +84,39 @@ def run_job(
     Raises:
         UserError: for bad data, and for a checkpoint of other settings or other data.
     """
+    started = time.monotonic()
     settings = job.settings
     cores = cpu_cores()
     torch.set_num_threads(cores)
     compute = choose_compute(settings.precision)
-    machine = machine_document(compute.device, compute.precision)
-    started = time.monotonic()
 
     dataset = load_dataset(job.channels, settings, workers=cores, terminal=terminal)
     probe = probe_leak(dataset, settings)
     _introduce(dataset, probe, compute, terminal)
     if job.start_anew:
         shutil.rmtree(job.checkpoints, ignore_errors=True)
+    run_facts = {**machine_document(compute.device, compute.precision), "finished": False}
     write_json(job.output / "audit.json", audit_document(dataset, probe))
     write_json(job.output / "split.json", dataset.split_document())
-    run_facts = {**machine, "finished": False}
     write_json(job.output / "run.json", run_facts)
 
-    network = build(
-        classes=len(dataset.classes),
-        image_size=settings.image_size,
-        channels=settings.channels,
-        dropout=settings.dropout,
-        seed=settings.seed,
-    )
-    run = Run(
-        network,
-        dataset.part("train"),
-        dataset.part("validation"),
-        settings,
-        compute,
-        _augmenter(settings),
-    )
-    manifest = _manifest(settings, dataset)
-    checkpoint = load_newest(job.checkpoints, terminal.warn)
-    if checkpoint:
-        _refuse_other_run(checkpoint, manifest, job.checkpoints)
-        run.restore(checkpoint)
-        terminal.say(f"resuming at epoch {run.progress.epoch}, step {run.progress.step_in_epoch}")
-    seconds = estimate_seconds(network, len(dataset.split.indices("train")), settings, compute)
-    terminal.say(
-        f"{settings.epochs} epochs of {len(dataset.split.indices('train'))} images: about"
-        f" {_duration(seconds * (1 - run.done_share))}"
-    )
-
-    record = MetricsFile(job.output / "metrics.jsonl", run.progress.history)
-    wandb = WandbSink(
-        settings,
-        job.output,
-        run.progress.tracking_id,
-        {"data_fingerprint": dataset.fingerprint, "images": len(dataset.folder.images)},
-        terminal.warn,
-    )
-    run.progress.tracking_id = wandb.run_id
-    for metrics in run.epochs(stop, terminal):
-        terminal.say(metric_line({k: v for k, v in metrics.items() if k != "learning_rate"}))
-        record.append(metrics)
-        wandb.log(metrics)
-        if run.checkpoint_is_due():
-            run.save(job.checkpoints, manifest)
-    if stop:
-        path = run.save(job.checkpoints, manifest)
-        terminal.say(f"stopped at epoch {run.progress.epoch}; checkpoint {path.stem} is saved")
-        if not (model_when_stopped and run.progress.best_epoch):
-            wandb.close()
-            return Outcome(stopped=True, evaluation=None, report=None)
+    run = _prepare_run(job, dataset, compute, terminal)
+    wandb = _train(job, run, dataset, terminal, stop)
+    stopped = bool(stop) and not run.is_over()
+    if stopped and not (model_when_stopped and run.progress.best_epoch):
+        wandb.close()
+        return Outcome(stopped=True, evaluation=None, report=None)
 
     facts = measure_run(run, dataset, probe)
     plots = draw_plots(facts)
     write_model(job.model, run, dataset, facts)
-    best = run.progress.history[run.progress.best_epoch - 1]
     run_facts |= {
-        "finished": not stop,
+        "finished": not stopped,
         "training_seconds": round(run.progress.seconds, 1),
         "total_seconds": round(time.monotonic() - started, 1),
     }
     evaluation = write_results(job.output, facts, plots, run_facts)
+    best = run.progress.history[run.progress.best_epoch - 1]
     final = {
         "epoch": run.progress.best_epoch,
         "val_macro_f1": best["val_macro_f1"],
@@ -167,7 +124,57 @@ def run_job(
     }
     wandb.finish(final, plots)
     terminal.say(metric_line(final))
-    return Outcome(stopped=bool(stop), evaluation=evaluation, report=job.output / "report.html")
+    return Outcome(stopped=stopped, evaluation=evaluation, report=job.output / "report.html")
+
+
+def _prepare_run(job: Job, dataset: Dataset, compute: Compute, terminal: Terminal) -> Run:
+    """Return the run at its start, or where its newest checkpoint left it."""
+    settings = job.settings
+    network = build(
+        classes=len(dataset.classes),
+        image_size=settings.image_size,
+        channels=settings.channels,
+        dropout=settings.dropout,
+        seed=settings.seed,
+    )
+    train = dataset.part("train")
+    run = Run(network, train, dataset.part("validation"), settings, compute, _augmenter(settings))
+    checkpoint = load_newest(job.checkpoints, terminal.warn)
+    if checkpoint:
+        _refuse_other_run(checkpoint, _manifest(settings, dataset), job.checkpoints)
+        run.restore(checkpoint)
+        terminal.say(f"resuming at epoch {run.progress.epoch}, step {run.progress.step_in_epoch}")
+    seconds = estimate_seconds(run.network, len(train), settings, compute) * (1 - run.done_share)
+    terminal.say(
+        f"{settings.epochs} epochs of {len(train)} images: about {_duration(seconds)} to go"
+    )
+    return run
+
+
+def _train(
+    job: Job, run: Run, dataset: Dataset, terminal: Terminal, stop: StopRequest
+) -> WandbSink:
+    """Train to the end or to `stop`, recording every epoch and saving checkpoints."""
+    record = MetricsFile(job.output / "metrics.jsonl", run.progress.history)
+    wandb = WandbSink(
+        job.settings,
+        job.output,
+        run.progress.tracking_id,
+        {"data_fingerprint": dataset.fingerprint, "images": len(dataset.folder.images)},
+        terminal.warn,
+    )
+    run.progress.tracking_id = wandb.run_id
+    manifest = _manifest(job.settings, dataset)
+    for metrics in run.epochs(stop, terminal):
+        terminal.say(metric_line({k: v for k, v in metrics.items() if k != "learning_rate"}))
+        record.append(metrics)
+        wandb.log(metrics)
+        if run.checkpoint_is_due():
+            run.save(job.checkpoints, manifest)
+    if stop and not run.is_over():
+        path = run.save(job.checkpoints, manifest)
+        terminal.say(f"stopped in epoch {run.progress.epoch}; checkpoint {path.stem} is saved")
+    return wandb
 
 
 def is_finished(output: Path) -> bool:

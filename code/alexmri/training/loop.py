@@ -84,7 +84,7 @@ class Run:
         Raises:
             UserError: the loss is no longer a finite number.
         """
-        while not self._is_over():
+        while not self.is_over():
             started = time.monotonic()
             before = self.progress.step_in_epoch
             if not self._train_epoch(stop, terminal):
@@ -172,6 +172,18 @@ class Run:
         steps = steps_per_epoch(len(self._train), self.settings.batch_size)
         return self.progress.step / (steps * self.settings.epochs)
 
+    def is_over(self) -> bool:
+        """Whether epochs, patience or time budget are used up."""
+        settings, progress = self.settings, self.progress
+        done = progress.epoch - 1
+        if done >= settings.epochs:
+            return True
+        patience = settings.early_stopping_patience
+        if patience and done - progress.best_epoch >= patience:
+            return True
+        budget = settings.time_budget_seconds
+        return bool(budget and done and progress.seconds * (done + 1) / done > budget)
+
     def checkpoint_is_due(self) -> bool:
         """Whether an epoch end is the moment for a checkpoint."""
         every, seconds = (
@@ -224,17 +236,6 @@ class Run:
     def _set_learning_rate(self, learning_rate: float) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-
-    def _is_over(self) -> bool:
-        settings, progress = self.settings, self.progress
-        done = progress.epoch - 1
-        if done >= settings.epochs:
-            return True
-        patience = settings.early_stopping_patience
-        if patience and done - progress.best_epoch >= patience:
-            return True
-        budget = settings.time_budget_seconds
-        return bool(budget and done and progress.seconds * (done + 1) / done > budget)
 
 
 def best_epoch(history: Sequence[Mapping[str, float]], metric: str) -> int:

@@ -1,0 +1,340 @@
+"""The command line as a person uses it: real processes, real files."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from conftest import ImageMaker
+
+COMMAND = [sys.executable, "-c", "from alexmri.cli import main; main()"]
+TINY = ("--epochs", "2", "--batch-size", "16", "--wandb-mode", "disabled")
+
+
+def run(
+    *arguments: object, check: bool = True, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def train(
+    data: Path, out: Path, *more: object, **options: object
+) -> subprocess.CompletedProcess[str]:
+    return run("train", "--data", data, "--out", out, *TINY, *more, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished run and what it printed."""
+    folder = tmp_path_factory.mktemp("run")
+    done = train(demo, folder / "out", "--seed", "3", "--checkpoint-every-epochs", "1")
+    return folder / "out", done.stdout
+
+
+def test_a_run_leaves_what_is_promised(finished: tuple[Path, str]) -> None:
+    out, _ = finished
+    assert {path.name for path in out.iterdir()} >= {
+        *("metrics.jsonl", "evaluation.json", "statistics.json", "report.html", "audit.json"),
+        *("split.json", "run.json", "model", "checkpoints", "confusion.png", "curves.png"),
+    }
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    assert evaluation["protocol"]["split_by"] == "slice"
+    assert evaluation["protocol"]["subjects_shared"] >= 6
+    low, high = evaluation["test"]["accuracy"]["ci95"]
+    assert 0 <= low <= evaluation["test"]["accuracy"]["value"] <= high <= 1
+    assert set(evaluation["leak_probe"]) == {"slice", "subject", "shuffled"}
+    assert evaluation["leak_probe"]["slice"] > 0.9
+    split = json.loads((out / "split.json").read_text())
+    counted = sum(image["split"] == "test" for image in split["images"])
+    assert counted == evaluation["test"]["images"]
+    assert json.loads((out / "run.json").read_text())["finished"] is True
+
+
+def test_the_lines_are_those_log_readers_parse(finished: tuple[Path, str]) -> None:
+    _, printed = finished
+    number = r"[0-9.e+-]+"
+    names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_macro_f1")
+    shape = " ".join(f"{name}={number};" for name in names)
+    epochs = re.findall(rf"^epoch=\d+; {shape} images_per_second=\d+;$", printed, re.MULTILINE)
+    assert len(epochs) == 2
+    final = rf"^epoch=(\d); val_macro_f1=({number}); test_loss={number}; test_accuracy={number}; "
+    last = re.findall(rf"{final}test_macro_f1={number};$", printed, re.MULTILINE)
+    assert len(last) == 1
+    best = max(
+        re.findall(rf"^epoch=.*val_macro_f1=({number}); images", printed, re.MULTILINE), key=float
+    )
+    assert last[0][1] == best
+    assert "\r" not in printed
+    for promise in (
+        "device: ",
+        "precision ",
+        "train: ",
+        "NonDemented",
+        "about ",
+        "not a diagnostic",
+    ):
+        assert promise in printed
+    assert printed.rstrip().endswith("report.html")
+
+
+def test_the_report_and_the_card_open_with_the_leak(finished: tuple[Path, str]) -> None:
+    out, _ = finished
+    for path in (out / "report.html", out / "model" / "MODEL_CARD.md"):
+        text = path.read_text()
+        assert "people have images in both training and test" in text
+        assert "not for diagnosis" in text
+
+
+def test_the_same_seed_gives_the_same_bytes(finished: tuple[Path, str], demo: Path) -> None:
+    out, _ = finished
+    again = out.parent / "again"
+    train(demo, again, "--seed", "3", "--checkpoint-every-epochs", "1")
+    for name in ("model.safetensors", "model.json", "golden.npz", "MODEL_CARD.md"):
+        assert (out / "model" / name).read_bytes() == (again / "model" / name).read_bytes(), name
+
+
+def test_a_finished_run_is_kept_unless_told(finished: tuple[Path, str], demo: Path) -> None:
+    out, _ = finished
+    refused = train(demo, out, check=False)
+    assert refused.returncode == 2
+    assert "holds a finished run" in refused.stderr
+    assert "--overwrite" in refused.stderr
+
+
+def test_predict_and_evaluate_use_the_model(
+    finished: tuple[Path, str], demo: Path, tmp_path: Path
+) -> None:
+    out, _ = finished
+    images = sorted(demo.glob("NonDemented/*.jpg"))[:3]
+    answer = json.loads(run("predict", out / "model", *images, "--json", "--one-person").stdout)
+    assert [row["image"] for row in answer["predictions"][:3]] == [str(image) for image in images]
+    for row in answer["predictions"]:
+        assert sum(row["probabilities"].values()) == pytest.approx(1)
+        assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
+    assert answer["predictions"][3]["image"] == "all 3 as one person"
+    assert "NonDemented" in run("predict", out / "model", *images).stdout
+
+    done = run("evaluate", out / "model", demo, "--json", tmp_path / "evaluation.json")
+    assert "macro F1" in done.stdout
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    assert evaluation["test"]["images"] == 96
+    assert evaluation["test"]["resampled_by"] == "subject"
+
+
+def test_evaluate_agrees_with_the_training(
+    finished: tuple[Path, str], demo: Path, tmp_path: Path
+) -> None:
+    out, _ = finished
+    split = json.loads((out / "split.json").read_text())
+    for image in split["images"]:
+        if image["split"] == "test":
+            target = tmp_path / "test" / image["path"]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((demo / image["path"]).read_bytes())
+    run("evaluate", out / "model", tmp_path, "--json", tmp_path / "again.json")
+    again = json.loads((tmp_path / "again.json").read_text())["test"]
+    trained = json.loads((out / "evaluation.json").read_text())["test"]
+    assert again["confusion_matrix"] == trained["confusion_matrix"]
+    assert again["log_loss"]["value"] == pytest.approx(trained["log_loss"]["value"], rel=1e-4)
+
+
+def test_evaluate_refuses_a_class_it_does_not_know(
+    finished: tuple[Path, str], make_images: ImageMaker
+) -> None:
+    root = make_images("Alien/1.png")
+    refused = run("evaluate", finished[0] / "model", root, check=False)
+    assert refused.returncode == 2
+    assert "class folder 'Alien', which the model does not know" in refused.stderr
+
+
+# --- stopping and resuming
+
+
+def start(data: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    arguments = ["train", "--data", str(data), "--out", str(out), *TINY, *more]
+    return subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> list[str]:
+    assert process.stdout is not None
+    lines: list[str] = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return lines
+    pytest.fail(f"{text!r} was never printed: {''.join(lines)}")
+
+
+def test_ctrl_c_saves_prints_the_way_on_and_the_end_is_the_same(demo: Path, tmp_path: Path) -> None:
+    options = ("--epochs", "3", "--ema-decay", "0.9", "--augment-probability", "0.5")
+    process = start(demo, tmp_path / "stopped", *options)
+    read_until(process, "epoch=1;")
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, rest
+    assert f"to resume: alexmri train --data {demo} --out {tmp_path / 'stopped'}" in rest
+    assert not (tmp_path / "stopped" / "model").exists()
+    assert list((tmp_path / "stopped" / "checkpoints").glob("step-*.json"))
+
+    resumed = train(demo, tmp_path / "stopped", *options)
+    assert "resuming at epoch 2" in resumed.stdout
+    train(demo, tmp_path / "whole", *options)
+    for name in ("model.safetensors", "model.json"):
+        stopped = (tmp_path / "stopped" / "model" / name).read_bytes()
+        assert stopped == (tmp_path / "whole" / "model" / name).read_bytes(), name
+    rows = (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["epoch"] for row in rows] == [1, 2, 3]
+
+
+def test_a_killed_run_resumes_and_other_settings_are_refused(demo: Path, tmp_path: Path) -> None:
+    options = ("--epochs", "40", "--checkpoint-every-epochs", "1")
+    process = start(demo, tmp_path / "out", *options)
+    read_until(process, "epoch=2;")
+    process.kill()
+    process.wait()
+    refused = train(demo, tmp_path / "out", *options, "--seed", "9", check=False)
+    assert refused.returncode == 2
+    assert "seed was 0, is 9" in refused.stderr
+    deadline = time.monotonic() + 60
+    resumed = start(demo, tmp_path / "out", *options, "--time-budget-seconds", "1")
+    rest, _ = resumed.communicate(timeout=deadline - time.monotonic())
+    assert "resuming at epoch" in rest
+    assert resumed.returncode == 0, rest
+
+
+def test_overwrite_starts_anew(demo: Path, tmp_path: Path) -> None:
+    train(demo, tmp_path / "out", "--epochs", "1")
+    done = train(demo, tmp_path / "out", "--overwrite", "--seed", "1")
+    assert "resuming" not in done.stdout
+    rows = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == 2
+
+
+# --- options
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--optimizer", "adamw", "--learning-rate", "1e-4", "--schedule", "cosine"),
+        ("--class-weights", "balanced", "--label-smoothing", "0.1", "--recipe", "baseline"),
+        ("--precision", "bf16", "--channels", "3", "--split-by", "subject"),
+        ("--split-ratios", "0.8,0.2,0", "--early-stopping-metric", "loss"),
+    ],
+)
+def test_options_train(demo: Path, tmp_path: Path, options: Sequence[str]) -> None:
+    done = train(demo, tmp_path / "out", *options, "--epochs", "1")
+    evaluation = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    if "--split-by" in options:
+        assert evaluation["protocol"]["subjects_shared"] == 0
+    if "--split-ratios" in options:
+        assert evaluation["test"] is None
+        assert "test_loss" not in done.stdout
+        assert "no test split" in (tmp_path / "out" / "report.html").read_text()
+    document = json.loads((tmp_path / "out" / "model" / "model.json").read_text())
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    for name, value in given.items():
+        stored = document["settings"][name.removeprefix("--").replace("-", "_")]
+        assert str(stored) == value or isinstance(stored, float | list)
+
+
+def test_early_stopping_ends_the_run(demo: Path, tmp_path: Path) -> None:
+    done = train(
+        demo, tmp_path / "out", "--epochs", "50", "--early-stopping-patience", "1",
+        "--learning-rate", "1e-9", "--optimizer", "sgd",
+    )  # fmt: skip
+    assert done.stdout.count("images_per_second=") < 10
+
+
+def test_a_run_away_loss_is_told(demo: Path, tmp_path: Path) -> None:
+    refused = train(
+        demo, tmp_path / "out", "--learning-rate", "100", "--schedule", "constant",
+        "--epochs", "20", check=False,
+    )  # fmt: skip
+    assert refused.returncode == 2
+    assert re.search(
+        r"the loss is (nan|inf) in epoch \d+; lower learning_rate \(100\)", refused.stderr
+    )
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_config_shows_values_sources_and_layers(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("momentum = 0.5\n")
+    shown = run(
+        "config", "--show-sources", "--epochs", "7", "--config", tmp_path / "mine.toml",
+        ALEXMRI_SEED="11", COLUMNS="200",
+    ).stdout  # fmt: skip
+    for name, value, source in (
+        ("epochs", "7", "command line"),
+        ("momentum", "0.5", "mine.toml"),
+        ("seed", "11", "environment"),
+        ("schedule", '"onecycle"', "recipe best"),
+    ):
+        assert re.search(rf"{name} +│ {re.escape(value)} +│ {source}", shown), name
+    layers = run("config", "--model", COLUMNS="120").stdout
+    assert "24,721,444" in layers
+    assert "225.7" in layers
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "is not valid JSON"), ("[1]", "must hold one object"), ('{"epoch": 1}', "did you mean")],
+)
+def test_a_bad_config_file_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "mine.json").write_text(content)
+    refused = run("config", "--config", tmp_path / "mine.json", check=False)
+    assert refused.returncode == 2
+    assert message in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_mistakes_exit_with_2_and_help_with_0(tmp_path: Path) -> None:
+    assert run("--help").returncode == 0
+    assert run("train", check=False).returncode == 2
+    assert "Missing option" in run("train", check=False).stderr
+    (tmp_path / "A").mkdir()
+    refused = run("train", "--data", tmp_path, "--out", tmp_path / "out", check=False)
+    assert refused.returncode == 2
+    assert "only one class folder" in refused.stderr
+    refused = run("predict", tmp_path, check=False)
+    assert "no image was given" in refused.stderr
+
+
+def test_demo_data_is_loud_and_refuses_a_full_folder(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("precious")
+    refused = run("demo-data", tmp_path / "full", check=False)
+    assert refused.returncode == 2
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    check = (
+        "import sys, alexmri.cli\n"
+        "heavy = {'torch', 'numpy', 'albumentations', 'wandb', 'matplotlib', 'PIL', 'rich'}\n"
+        "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
