@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -211,15 +210,12 @@ def test_a_killed_run_resumes_and_other_settings_are_refused(demo: Path, tmp_pat
     process = start(demo, tmp_path / "out", *options)
     read_until(process, "epoch=2;")
     process.kill()
-    process.wait()
+    process.communicate(timeout=60)
     refused = train(demo, tmp_path / "out", *options, "--seed", "9", check=False)
     assert refused.returncode == 2
     assert "seed was 0, is 9" in refused.stderr
-    deadline = time.monotonic() + 60
-    resumed = start(demo, tmp_path / "out", *options, "--time-budget-seconds", "1")
-    rest, _ = resumed.communicate(timeout=deadline - time.monotonic())
-    assert "resuming at epoch" in rest
-    assert resumed.returncode == 0, rest
+    resumed = train(demo, tmp_path / "out", *options, "--time-budget-seconds", "1")
+    assert "resuming at epoch" in resumed.stdout
 
 
 def test_overwrite_starts_anew(demo: Path, tmp_path: Path) -> None:
@@ -250,7 +246,7 @@ def test_options_train(demo: Path, tmp_path: Path, options: Sequence[str]) -> No
     if "--split-ratios" in options:
         assert evaluation["test"] is None
         assert "test_loss" not in done.stdout
-        assert "no test split" in (tmp_path / "out" / "report.html").read_text()
+        assert "There is no test set" in (tmp_path / "out" / "report.html").read_text()
     document = json.loads((tmp_path / "out" / "model" / "model.json").read_text())
     given = dict(zip(options[::2], options[1::2], strict=True))
     for name, value in given.items():
