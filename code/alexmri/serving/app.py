@@ -20,6 +20,8 @@ from alexmri.serving.codec import (
 )
 from alexmri.serving.served_model import ServedModel
 
+CHUNK_BYTES = 2**20
+
 
 def serve(folder: str | None = None) -> Flask:
     """Return the application for gunicorn and start loading the model directory `folder`.
@@ -34,7 +36,9 @@ def serve(folder: str | None = None) -> Flask:
 def create_app(model: ServedModel) -> Flask:
     """Return the application that answers with `model`."""
     app = Flask("alexmri")
-    app.config["MAX_CONTENT_LENGTH"] = LARGEST_REQUEST_BYTES
+    # One more than the limit: of a request without Content-Length so much is read and the rest
+    # dropped in silence, and one byte too many is how `read_pictures` notices.
+    app.config["MAX_CONTENT_LENGTH"] = LARGEST_REQUEST_BYTES + 1
     # Probabilities stand the most likely first.
     app.json.sort_keys = False  # type: ignore[attr-defined]
 
@@ -68,6 +72,7 @@ def create_app(model: ServedModel) -> Flask:
     @app.errorhandler(HTTPException)
     def refuse_by_rule(error: HTTPException) -> Response:
         if isinstance(error, RequestEntityTooLarge):
+            _read_away()
             return refuse(too_large())
         code = error.name.lower().replace(" ", "_")
         return refuse(RequestError(error.code or 500, code, error.description or error.name))
@@ -80,3 +85,14 @@ def create_app(model: ServedModel) -> Flask:
         )
 
     return app
+
+
+def _read_away() -> None:
+    """Read what a client sends beyond the limit, up to four times as much.
+
+    Most clients look for an answer only after they have sent everything, and would see a broken
+    connection instead of the reason.
+    """
+    for _ in range(4 * LARGEST_REQUEST_BYTES // CHUNK_BYTES):
+        if not request.environ["wsgi.input"].read(CHUNK_BYTES):
+            break
