@@ -65,6 +65,8 @@ def create_app(model: ServedModel) -> Flask:
 
     @app.errorhandler(RequestError)
     def refuse(error: RequestError) -> Response:
+        if error.status == RequestEntityTooLarge.code:
+            _read_away()
         answer = jsonify(error_document(error.code, error.message, g.request_id))
         answer.status_code = error.status
         return answer
@@ -72,7 +74,6 @@ def create_app(model: ServedModel) -> Flask:
     @app.errorhandler(HTTPException)
     def refuse_by_rule(error: HTTPException) -> Response:
         if isinstance(error, RequestEntityTooLarge):
-            _read_away()
             return refuse(too_large())
         code = error.name.lower().replace(" ", "_")
         return refuse(RequestError(error.code or 500, code, error.description or error.name))
