@@ -13,7 +13,8 @@ RUN apt-get update \
  && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3-venv
 RUN python3 -m venv /opt/venv
 COPY requirements.lock /tmp/
-RUN /opt/venv/bin/pip install --require-hashes --no-compile --no-cache-dir -r /tmp/requirements.lock
+RUN /opt/venv/bin/pip install --require-hashes --no-compile --no-cache-dir -r /tmp/requirements.lock \
+ && find /opt/venv -name __pycache__ -prune -exec rm -r {} +
 
 FROM python AS program
 COPY --from=venv /opt/venv /opt/venv
