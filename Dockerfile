@@ -15,6 +15,8 @@ RUN python3 -m venv /opt/venv
 COPY requirements.lock /tmp/
 RUN /opt/venv/bin/pip install --require-hashes --no-compile --no-cache-dir -r /tmp/requirements.lock \
  && find /opt/venv -name __pycache__ -prune -exec rm -r {} +
+# Bytecode of what `serve` imports, and of nothing else: 22 MB that halve the time to the first ping.
+RUN /opt/venv/bin/python -c "import torch, safetensors.torch, pydantic, PIL.Image, flask, gunicorn.app.wsgiapp, gunicorn.workers.gthread"
 
 FROM python AS program
 COPY --from=venv /opt/venv /opt/venv

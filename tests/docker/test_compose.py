@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from docker_helpers import Docker, Result, ask, call, copy_of_repository, write_slices
 
+pytest_plugins = ["docker_fixtures"]
 pytestmark = pytest.mark.docker
 FILES = ("-f", "docker-compose.yml", "-f", "docker-compose.cpu.yml")
 

@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 from docker_helpers import Docker, alexmri, ask, wait_for, write_hyperparameters, write_slices
 
+pytest_plugins = ["docker_fixtures"]
 pytestmark = pytest.mark.docker
 
 
-def test_the_model_is_the_one_trained_without_a_container(trained: Path, tmp_path: Path) -> None:
-    data = trained / "input" / "data" / "training"
+def test_the_model_is_the_one_trained_without_a_container(docker_job: Path, tmp_path: Path) -> None:
+    data = docker_job / "input" / "data" / "training"
     options = ("--epochs", "2", "--batch-size", "16", "--seed", "5")
     alexmri("train", "--data", str(data), "--out", str(tmp_path / "run"), *options)
-    inside = (trained / "model" / "model.safetensors").read_bytes()
+    inside = (docker_job / "model" / "model.safetensors").read_bytes()
     assert inside == (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
-    assert (trained / "output" / "data" / "report.html").is_file()
+    assert (docker_job / "output" / "data" / "report.html").is_file()
 
 
 def spoil_setting(root: Path) -> None:
@@ -87,12 +88,12 @@ def start_server(docker: Docker, name: str, image: str, model: Path) -> int:
 
 
 def test_serve_answers_and_finishes_what_is_under_way_when_stopped(
-    docker: Docker, image: str, trained: Path, containers: list[str]
+    docker: Docker, image: str, docker_job: Path, containers: list[str]
 ) -> None:
     name = "alexmri-test-serve"
     containers.append(name)
-    port = start_server(docker, name, image, trained / "model")
-    jpeg = next((trained / "input" / "data" / "training" / "NonDemented").iterdir()).read_bytes()
+    port = start_server(docker, name, image, docker_job / "model")
+    jpeg = next((docker_job / "input" / "data" / "training" / "NonDemented").iterdir()).read_bytes()
     status, answer = ask(port, "/invocations", jpeg)
     assert status == 200
     assert set(answer["predictions"][0]["probabilities"]) == {"MildDemented", "NonDemented"}
@@ -117,11 +118,11 @@ def test_serve_answers_and_finishes_what_is_under_way_when_stopped(
 
 
 def test_docker_stop_ends_an_idle_server_at_once(
-    docker: Docker, image: str, trained: Path, containers: list[str]
+    docker: Docker, image: str, docker_job: Path, containers: list[str]
 ) -> None:
     name = "alexmri-test-idle"
     containers.append(name)
-    start_server(docker, name, image, trained / "model")
+    start_server(docker, name, image, docker_job / "model")
     began = time.monotonic()
     docker("stop", "--time", "30", name)
     assert time.monotonic() - began < 10
@@ -129,11 +130,11 @@ def test_docker_stop_ends_an_idle_server_at_once(
 
 
 def test_evaluate_measures_as_a_processing_job(
-    docker: Docker, image: str, trained: Path, tmp_path: Path
+    docker: Docker, image: str, docker_job: Path, tmp_path: Path
 ) -> None:
     processing = tmp_path / "processing"
-    shutil.copytree(trained / "model", processing / "model")
-    shutil.copytree(trained / "input" / "data" / "training", processing / "test")
+    shutil.copytree(docker_job / "model", processing / "model")
+    shutil.copytree(docker_job / "input" / "data" / "training", processing / "test")
     docker("run", "--rm", "--volume", f"{tmp_path}:/opt/ml", image, "evaluate")
     evaluation = json.loads((processing / "evaluation" / "evaluation.json").read_text("utf-8"))
     assert evaluation["test"]["accuracy"]["ci95"]

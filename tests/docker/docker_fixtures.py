@@ -43,7 +43,7 @@ def image(docker: Docker, base_image: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def trained(docker: Docker, image: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def docker_job(docker: Docker, image: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hand-made /opt/ml tree after `train` ran on it without a network; tests leave it be."""
     root = tmp_path_factory.mktemp("job") / "ml"
     write_slices(root / "input" / "data" / "training")
