@@ -1,13 +1,22 @@
 # `make` prints what there is. Settings: DATA=folder of class folders, OUT=output folder,
-# ARGS="--epochs 3 …" (any option of `alexmri train`), PYTHON=python3.12
+# ARGS="--epochs 3 …" (any option of `alexmri train`), RUNTIME=docker|venv, BASE_IMAGE=debian:bookworm,
+# PORT=8080, PYTHON=python3.12
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-OUT ?= runs/$(shell date +%Y%m%d-%H%M%S)
 DEMO := data/demo
+# Asked only where needed, since the answers take a moment.
+RUNTIME ?= $(shell docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1 && echo docker || echo venv)
+GPU = $(shell nvidia-smi -L >/dev/null 2>&1 && docker info --format '{{json .Runtimes}}' | grep -o nvidia | head -1)
+COMPOSE = docker compose -f docker-compose.yml $(if $(GPU),,-f docker-compose.cpu.yml)
+BASE_IMAGE ?= $(shell sed -n 's/^ARG BASE_IMAGE=//p' Dockerfile)
+# The folders of the compose file, and who owns what is written there.
+RUNS = $(abspath $(or $(OUT),runs))
+FOLDERS = DATA="$(abspath $(or $(DATA),data))" OUT="$(RUNS)" HOST_UID=$$(id -u) HOST_GID=$$(id -g)
+export BASE_IMAGE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint lock bench clean
+.PHONY: help setup train train-docker train-venv serve serve-docker serve-venv image base-image test lint lock bench clean
 
 help:  ## print this help
 	@echo "alexmri: AlexNet on brain-MRI slices. Research software, not a diagnostic device."
@@ -15,14 +24,47 @@ help:  ## print this help
 
 setup: $(VENV)/.installed  ## make a virtual environment with the exact versions of requirements.lock
 
-train: $(VENV)/.installed $(if $(DATA),,$(DEMO))  ## train and measure: DATA=folder, without it on synthetic demo data
+train:  ## train and measure, in Docker where it runs: DATA=folder, without it on synthetic demo data
+	@$(MAKE) --no-print-directory train-$(RUNTIME)
+
+serve:  ## answer HTTP requests with the trained model on port 8080: PORT=, OUT=folder of the training
+	@$(MAKE) --no-print-directory serve-$(RUNTIME)
+
+image: base-image  ## build the Docker image: BASE_IMAGE=any Debian or Ubuntu image
+	$(COMPOSE) build serve
+
+train-docker: base-image
+	@echo "make: training in Docker $(if $(GPU),with the GPU,without a GPU); RUNTIME=venv does without Docker"
+	@test -z "$(DATA)" || test -d "$(DATA)" || { echo "the data folder $(DATA) does not exist"; exit 1; }
+	@mkdir -p "$(or $(DATA),data)" "$(RUNS)/model" "$(RUNS)/output" "$(RUNS)/checkpoints"
+	$(FOLDERS) $(COMPOSE) run --rm train train $(ARGS)
+	@echo "model: $(RUNS)/model"
+	@echo "report: $(RUNS)/output/data/report.html"
+
+serve-docker: base-image
+	@test -f "$(RUNS)/model/model.json" || { echo "there is no model in $(RUNS)/model; first: make train"; exit 1; }
+	$(FOLDERS) $(COMPOSE) up --detach --wait serve
+	@echo "serving $(RUNS)/model on http://localhost:$(or $(PORT),8080); to stop: $(COMPOSE) stop serve"
+
+base-image:
+	@docker image inspect $(BASE_IMAGE) >/dev/null 2>&1 || docker pull $(BASE_IMAGE) 2>/dev/null || { \
+	  echo "the base image $(BASE_IMAGE) is not here and cannot be pulled: name another Debian or Ubuntu image with" \
+	    "BASE_IMAGE=, or do without Docker with RUNTIME=venv" >&2; exit 1; }
+
+train-venv: $(VENV)/.installed $(if $(DATA),,$(DEMO))
+	@echo "make: training in the virtual environment $(VENV); RUNTIME=docker uses Docker"
 ifndef DATA
 	@echo "############################################################################"
 	@echo "#  No DATA= was given: training on SYNTHETIC demo data in $(DEMO)."
 	@echo "#  With your own slices:  make train DATA=folder-of-class-folders"
 	@echo "############################################################################"
 endif
-	$(BIN)/alexmri train --data "$(or $(DATA),$(DEMO))" --out "$(OUT)" $(ARGS)
+	$(BIN)/alexmri train --data "$(or $(DATA),$(DEMO))" --out "$(or $(OUT),runs/$(shell date +%Y%m%d-%H%M%S))" $(ARGS)
+
+MODEL = $(or $(if $(OUT),$(OUT)/model),$(lastword $(sort $(wildcard runs/*/model))))
+serve-venv: $(VENV)/.installed
+	@test -n "$(MODEL)" || { echo "there is no model in runs/; first: make train"; exit 1; }
+	$(BIN)/alexmri serve "$(MODEL)" --port $(or $(PORT),8080)
 
 test: $(VENV)/.developing  ## run the tests, with coverage of the package
 	$(BIN)/pytest --cov --cov-report=term --cov-fail-under=90

@@ -188,6 +188,18 @@ def predict(bundle: Path, images: tuple[Path, ...], as_json: bool, one_person: b
 
 
 @cli.command()
+@click.argument("bundle", type=EXISTING_FOLDER)
+@click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True)
+def serve(bundle: Path, port: int) -> None:
+    """Answer HTTP requests on this machine with the model directory BUNDLE."""
+    click.echo(f"serving {bundle} on http://127.0.0.1:{port} (GET /ping, POST /invocations)")
+    # gunicorn takes this process over, as in the container; see serving/gunicorn_conf.py.
+    command = [sys.executable, "-m", "gunicorn", "--config", "python:alexmri.serving.gunicorn_conf"]
+    application = f"alexmri.serving.app:serve({str(bundle.resolve())!r})"
+    os.execv(sys.executable, [*command, "--bind", f"127.0.0.1:{port}", application])  # noqa: S606
+
+
+@cli.command()
 @click.option("--show-sources", is_flag=True, help="say where each value comes from")
 @click.option("--model", "show_model", is_flag=True, help="show the layers of the network instead")
 @settings_options

@@ -1,4 +1,4 @@
-"""How much of the machine this process may use: CPU cores by affinity and by the cgroup's quota."""
+"""How much of the machine this process may use: cores by affinity and cgroup, memory by cgroup."""
 
 import os
 from pathlib import Path
@@ -15,6 +15,24 @@ def cpu_cores(cgroup: Path = CGROUP) -> int:
     visible = len(os.sched_getaffinity(0))
     quota = _quota(cgroup)
     return visible if quota is None else max(1, min(visible, round(quota)))
+
+
+def memory_bytes() -> int:
+    """Return the memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def usable_memory_bytes(cgroup: Path = CGROUP) -> int:
+    """Return how much memory this process may use before the kernel ends it.
+
+    Reads cgroup v2 (`memory.max`), then v1, where no limit is a number beyond any machine.
+    """
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            return min(int((cgroup / name).read_text()), memory_bytes())
+        except (OSError, ValueError):
+            continue
+    return memory_bytes()
 
 
 def _quota(cgroup: Path) -> float | None:

@@ -247,7 +247,8 @@ def _refuse_other_run(checkpoint: Checkpoint, manifest: Mapping[str, Any], folde
     if differences:
         raise UserError(
             f"the checkpoints in {folder} belong to another run: {'; '.join(differences)};"
-            " undo the change, choose another output folder, or start anew with --overwrite"
+            " undo the change, choose another output folder, or start anew: empty that folder (what"
+            " --overwrite does for `alexmri train`)"
         )
 
 

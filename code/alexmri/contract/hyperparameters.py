@@ -1,0 +1,52 @@
+"""Read a job's settings from where platforms put them: hyperparameters.json and the arguments."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from alexmri.errors import UserError
+from alexmri.settings import Layer
+
+
+def read_hyperparameters(path: Path) -> Layer:
+    """Return the content of hyperparameters.json; without the file, a layer that sets nothing.
+
+    Values usually are strings, and some clients put JSON into them: `settings.resolve` takes both.
+
+    Raises:
+        UserError: not a JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        values = {}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f'{path} must hold one object, such as {{"epochs": "40"}}')
+    return Layer(path.name, values)
+
+
+def read_arguments(arguments: Sequence[str]) -> Layer:
+    """Return the settings in `--epochs 3 --batch-size=64`.
+
+    Raises:
+        UserError: an argument that is no option, or an option without a value.
+    """
+    values: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not name:
+            raise UserError(
+                f"unexpected argument '{argument}'; settings are given as --epochs 3 or --epochs=3"
+            )
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UserError(f"the argument '{argument}' has no value; write {argument} VALUE")
+            value = rest.pop(0)
+        values[name] = value
+    return Layer("arguments", values)

@@ -1,0 +1,87 @@
+"""What is in the image, and what it costs to build it again."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+from docker_helpers import REPOSITORY, Docker, copy_of_repository
+
+pytest_plugins = ["docker_fixtures"]
+pytestmark = pytest.mark.docker
+MEGABYTE = 10**6
+
+
+def test_a_platform_can_start_it(docker: Docker, image: str) -> None:
+    facts = json.loads(docker("image", "inspect", image).stdout)[0]
+    assert (facts["Os"], facts["Architecture"]) == ("linux", "amd64")
+    assert facts["Config"]["Cmd"] == ["train"]
+    assert not facts["Config"].get("Entrypoint")
+    assert not facts["Config"].get("Volumes")
+    script = (
+        'for name in train serve evaluate preflight; do stat -c "%a" "$(command -v $name)"; done'
+    )
+    assert docker("run", "--rm", image, "sh", "-c", script).stdout.split() == ["755"] * 4
+    assert docker("run", "--rm", image, "alexmri", "--version").stdout.strip().endswith("0.1.0")
+
+
+def test_ours_is_little_beside_base_and_locked_wheels(
+    docker: Docker, image: str, base_image: str
+) -> None:
+    lines = docker("history", "--no-trunc", "--format", "{{json .}}", "--human=false", image).stdout
+    base = docker("history", "--quiet", "--no-trunc", base_image).stdout.split()
+    layers = [json.loads(line) for line in lines.splitlines()][: -len(base)]
+    ours = [
+        int(layer["Size"])
+        for layer in layers
+        if "COPY /opt/venv" not in layer["CreatedBy"] and "apt-get" not in layer["CreatedBy"]
+    ]
+    assert len(ours) < len(layers)
+    script = "find /opt/venv -name '*.pyc' -printf '%s\\n'"
+    bytecode = docker("run", "--rm", image, "sh", "-c", script).stdout.split()
+    assert sum(ours) + sum(int(size) for size in bytecode) < 60 * MEGABYTE
+
+
+def test_the_virtual_environment_holds_the_locked_wheels_and_pip(
+    docker: Docker, image: str
+) -> None:
+    lock = (REPOSITORY / "requirements.lock").read_text(encoding="utf-8")
+    locked = set(re.findall(r"^([a-z0-9._-]+)==([^ ]+)", lock, flags=re.MULTILINE))
+    listed = json.loads(docker("run", "--rm", image, "pip", "list", "--format", "json").stdout)
+    installed = {
+        (re.sub(r"[-_.]+", "-", row["name"]).lower(), row["version"])
+        for row in listed
+        if row["name"] not in ("alexmri", "pip")
+    }
+    assert installed == {(re.sub(r"[-_.]+", "-", name), version) for name, version in locked}
+    assert "pip" in {row["name"] for row in listed}
+
+
+def test_no_compiler_no_cache_no_secret_stays(docker: Docker, image: str) -> None:
+    script = """
+    for tool in cc gcc g++ make git uv; do command -v $tool; done
+    ls -A /var/lib/apt/lists /var/cache/apt /root/.cache /tmp 2>/dev/null | grep -v ':$'
+    find /opt/program -name __pycache__
+    find /opt/program -iname '*.jp*g' -o -iname '*.png' -o -name tests
+    """
+    assert docker("run", "--rm", image, "sh", "-c", script, check=False).stdout.split() == []
+    history = docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", image).stdout
+    assert not re.search(r"(?i)secret|token|password|api_key|://", history)
+
+
+def test_a_code_change_is_built_within_20_seconds(
+    docker: Docker, image: str, base_image: str, tmp_path: Path
+) -> None:
+    folder = copy_of_repository(tmp_path / "repository")
+    command = ("build", "--build-arg", f"BASE_IMAGE={base_image}", "--tag", f"{image}-changed")
+    with (folder / "code" / "alexmri" / "errors.py").open("a", encoding="utf-8") as module:
+        module.write("\nCHANGED = True\n")
+    began = time.monotonic()
+    docker(*command, str(folder))
+    seconds = time.monotonic() - began
+    script = "import alexmri.errors; print(alexmri.errors.CHANGED)"
+    changed = docker("run", "--rm", f"{image}-changed", "python3", "-c", script)
+    docker("image", "rm", f"{image}-changed")
+    assert changed.stdout.strip() == "True"
+    assert seconds < 20

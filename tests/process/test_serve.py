@@ -1,0 +1,209 @@
+"""container/serve and `alexmri serve` as processes: HTTP, limits, and the signal to stop."""
+
+import base64
+import http.client
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from .conftest import PATIENCE, Tree
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """A running server, asked one request per connection."""
+
+    def __init__(self, process: "subprocess.Popen[str]", port: int) -> None:
+        self.process = process
+        self.port = port
+
+    def ask(
+        self, path: str, body: object = None, content_type: str = "", **headers: str
+    ) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        sent = {"Content-Type": content_type} if content_type else {}
+        chunked = headers.get("Transfer-Encoding") == "chunked"
+        method = "GET" if body is None else "POST"
+        connection.request(method, path, body, sent | headers, encode_chunked=chunked)
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        return answer.status, content
+
+    def wait_until_ready(self) -> set[int]:
+        """Wait for a good ping; return the statuses seen before."""
+        seen: set[int] = set()
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.process.communicate()[0]
+            try:
+                status, _ = self.ask("/ping")
+            except OSError:
+                status = 0
+            if status == 200:
+                return seen
+            seen.add(status)
+            time.sleep(0.1)
+        raise AssertionError(f"no good ping; before: {seen}")
+
+
+@contextmanager
+def serving(tree: Tree) -> Iterator[Server]:
+    port = free_port()
+    server = Server(
+        Tree(tree.root, {"SAGEMAKER_BIND_TO_PORT": str(port)}).start("serve"),
+        port,
+    )
+    try:
+        yield server
+    finally:
+        server.process.kill()
+        server.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def server(trained: Tree) -> Iterator[Server]:
+    with serving(trained) as server:
+        seen = server.wait_until_ready()
+        # Connection refused (0) or not loaded yet (503), nothing else.
+        assert seen <= {0, 503}
+        yield server
+
+
+@pytest.fixture(scope="module")
+def slice_file(trained: Tree) -> Path:
+    return trained.root / "input" / "data" / "training" / "NonDemented" / "3 (1).jpg"
+
+
+def test_every_kind_of_request_gets_the_same_answer(
+    server: Server, slice_file: Path, tmp_path: Path
+) -> None:
+    jpeg = slice_file.read_bytes()
+    with Image.open(slice_file) as picture:
+        picture.save(tmp_path / "slice.png")
+    text = base64.b64encode(jpeg).decode()
+    requests = (
+        (jpeg, "image/jpeg"),
+        ((tmp_path / "slice.png").read_bytes(), "image/png"),
+        (json.dumps({"image": text}).encode(), "application/json"),
+        (json.dumps({"instances": [{"b64": text}]}).encode(), "application/json; charset=utf-8"),
+    )
+    answers = [server.ask("/invocations", body, kind) for body, kind in requests]
+    assert [status for status, _ in answers] == [200] * 4
+    assert len({content for _, content in answers}) == 1
+    (prediction,) = json.loads(answers[0][1])["predictions"]
+    assert set(prediction["probabilities"]) == {"MildDemented", "NonDemented"}
+
+
+def test_the_answer_is_that_of_the_command_line(
+    server: Server, trained: Tree, slice_file: Path
+) -> None:
+    result = subprocess.run(
+        [
+            *(sys.executable, "-c", "from alexmri.cli import main; main()"),
+            *("predict", str(trained.root / "model"), str(slice_file), "--json"),
+        ],
+        env=trained.environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    by_command = json.loads(result.stdout)
+    _, content = server.ask("/invocations", slice_file.read_bytes(), "image/jpeg")
+    by_server = json.loads(content)
+    assert by_server["model"] == by_command["model"]
+    expected = by_command["predictions"][0]["probabilities"]
+    assert by_server["predictions"][0]["probabilities"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("headers", [{}, {"Transfer-Encoding": "chunked"}])
+def test_a_client_that_sends_too_much_gets_the_reason(
+    server: Server, headers: dict[str, str]
+) -> None:
+    body = bytes(40_000_000)
+    status, content = server.ask(
+        "/invocations", iter([body]) if headers else body, "image/png", **headers
+    )
+    assert status == 413, content
+    assert json.loads(content)["error"]["code"] == "payload_too_large"
+
+
+def test_what_is_no_picture_is_told_without_a_path(server: Server, slice_file: Path) -> None:
+    for body in (b"junk", slice_file.read_bytes()[:700]):
+        status, content = server.ask("/invocations", body, "image/jpeg")
+        assert status == 422
+        message = json.loads(content)["error"]["message"]
+        assert message.startswith("the picture cannot be read as a picture: ")
+        assert "/" not in message
+
+
+def test_a_request_under_way_is_answered_before_the_server_ends(
+    trained: Tree, slice_file: Path
+) -> None:
+    jpeg = slice_file.read_bytes()
+    with serving(trained) as server:
+        server.wait_until_ready()
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+        connection.putrequest("POST", "/invocations")
+        connection.putheader("Content-Type", "image/jpeg")
+        connection.putheader("Content-Length", str(len(jpeg)))
+        connection.endheaders(jpeg[:1000])
+        time.sleep(1)  # until a thread of the server waits for the rest
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        connection.send(jpeg[1000:])
+        answer = connection.getresponse()
+        assert answer.status == 200
+        assert json.loads(answer.read())["predictions"]
+        connection.close()
+        began = time.monotonic()
+        printed, _ = server.process.communicate(timeout=30)
+        assert time.monotonic() - began < 25
+        assert server.process.returncode == 0, printed
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server_with_the_reason(
+    trained: Tree, tmp_path: Path
+) -> None:
+    tree = Tree(tmp_path / "ml")
+    shutil.copytree(trained.root / "model", tree.root / "model")
+    with (tree.root / "model" / "model.safetensors").open("r+b") as weights:
+        weights.seek(100_000)
+        weights.write(b"damage")
+    with serving(tree) as server:
+        printed, _ = server.process.communicate(timeout=PATIENCE)
+        assert server.process.returncode not in (0, None)
+        assert "model.safetensors is damaged" in printed
+        assert "Traceback" not in printed
+
+
+def test_people_serve_a_model_directory_of_their_own(trained: Tree) -> None:
+    port = free_port()
+    command = [sys.executable, "-c", "from alexmri.cli import main; main()", "serve"]
+    process = subprocess.Popen(
+        [*command, str(trained.root / "model"), "--port", str(port)],
+        env=Tree(trained.root / "elsewhere").environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    Server(process, port).wait_until_ready()
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, printed
+    assert f"http://127.0.0.1:{port}" in printed
