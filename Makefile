@@ -51,15 +51,20 @@ base-image:
 	  echo "the base image $(BASE_IMAGE) is not here and cannot be pulled: name another Debian or Ubuntu image with" \
 	    "BASE_IMAGE=, or do without Docker with RUNTIME=venv" >&2; exit 1; }
 
-train-venv: $(VENV)/.installed $(if $(DATA),,$(DEMO))
+# Without DATA=, as under compose: ./data where it holds anything of yours, else made-up data.
+OWN := $(filter-out $(DEMO),$(wildcard data/*))
+SOURCE := $(or $(DATA),$(if $(OWN),data,$(DEMO)))
+train-venv: $(VENV)/.installed $(filter $(DEMO),$(SOURCE))
 	@echo "make: training in the virtual environment $(VENV); RUNTIME=docker uses Docker"
-ifndef DATA
+	@test "$(SOURCE)" != data -o ! -e $(DEMO) || { \
+	  echo "data/ holds the synthetic demo data ($(DEMO)) beside other data; remove $(DEMO)" >&2; exit 1; }
+ifeq ($(SOURCE),$(DEMO))
 	@echo "############################################################################"
-	@echo "#  No DATA= was given: training on SYNTHETIC demo data in $(DEMO)."
-	@echo "#  With your own slices:  make train DATA=folder-of-class-folders"
+	@echo "#  There is no data in data/ and no DATA= was given: training on SYNTHETIC"
+	@echo "#  pictures in $(DEMO). With your own: make train DATA=folder-of-class-folders"
 	@echo "############################################################################"
 endif
-	$(BIN)/alexmri train --data "$(or $(DATA),$(DEMO))" --out "$(or $(OUT),runs/$(shell date +%Y%m%d-%H%M%S))" $(ARGS)
+	$(BIN)/alexmri train --data "$(SOURCE)" --out "$(or $(OUT),runs/$(shell date +%Y%m%d-%H%M%S))" $(ARGS)
 
 MODEL = $(or $(if $(OUT),$(OUT)/model),$(lastword $(sort $(wildcard runs/*/model))))
 serve-venv: $(VENV)/.installed
