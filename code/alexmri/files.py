@@ -1,5 +1,6 @@
-"""Write files so that they appear whole or not at all."""
+"""Write files so that they appear whole or not at all, and prove what is in them."""
 
+import hashlib
 import json
 import os
 import secrets
@@ -48,3 +49,9 @@ def to_json(value: Any) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON to `path` in one piece."""
     write_atomically(path, to_json(value))
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

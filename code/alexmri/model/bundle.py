@@ -9,7 +9,6 @@
 Nothing in it depends on clock, host or duration: equal runs give equal bytes. No pickle.
 """
 
-import hashlib
 import io
 import json
 import zipfile
@@ -25,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from alexmri.data.pixels import MEAN, PREPROCESSING, STD, Pixels
 from alexmri.errors import UserError
-from alexmri.files import appearing, write_atomically, write_json
+from alexmri.files import appearing, sha256_of, write_atomically, write_json
 from alexmri.model.alexnet import AlexNet
 from alexmri.model.forward import Compute, predict_logits
 
@@ -90,7 +89,7 @@ def save_bundle(
     np.savez(buffer, pixels=golden_NCHW, logits=logits_NK)
     write_atomically(folder / "golden.npz", buffer.getvalue())
     write_atomically(folder / "MODEL_CARD.md", card)
-    files = {name: _sha256(folder / name) for name in ("model.safetensors", "golden.npz")}
+    files = {name: sha256_of(folder / name) for name in ("model.safetensors", "golden.npz")}
     document = {
         "schema": SCHEMA,
         "architecture": {
@@ -160,7 +159,7 @@ def _check_promises(folder: Path, document: Mapping[str, Any]) -> None:
     for name, checksum in document["files"].items():
         if not (folder / name).is_file():
             raise UserError(f"{folder} is incomplete: {name} is missing")
-        if _sha256(folder / name) != checksum:
+        if sha256_of(folder / name) != checksum:
             raise UserError(f"{folder / name} is damaged: its checksum is not that of model.json")
 
 
@@ -186,8 +185,3 @@ def _golden_pixels(image_size: int, channels: int) -> Pixels:
     repeats = -(-image_size // 8)
     fine = coarse.repeat(repeats, axis=2).repeat(repeats, axis=3)[..., :image_size, :image_size]
     return np.rint(fine * 255).astype(np.uint8)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

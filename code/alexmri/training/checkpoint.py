@@ -4,7 +4,6 @@ A checkpoint is two files, `step-00000123.safetensors` and `step-00000123.json`.
 last and carries the checksum of the tensors, so a checkpoint is either complete or not there.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alexmri.errors import UserError
-from alexmri.files import appearing, write_json
+from alexmri.files import appearing, sha256_of, write_json
 
 SCHEMA = "alexmri.checkpoint/1"
 
@@ -62,7 +61,7 @@ def save_checkpoint(
     path = folder / f"{name}.safetensors"
     with appearing(path) as temporary:
         save_file(_savable(tensors), temporary)
-        checksum = _sha256(temporary)
+        checksum = sha256_of(temporary)
     document = folder / f"{name}.json"
     write_json(
         document,
@@ -97,7 +96,7 @@ def _load(document: Path) -> Checkpoint:
             " resume with the version that wrote it, or start anew with --overwrite"
         )
     path = document.with_suffix(".safetensors")
-    if _sha256(path) != content["sha256"]:
+    if sha256_of(path) != content["sha256"]:
         raise ValueError(f"the checksum of {path.name} does not match")
     return Checkpoint(Progress(**content["progress"]), load_file(path), content["manifest"])
 
@@ -136,8 +135,3 @@ def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 
 def _savable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
