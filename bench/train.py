@@ -68,7 +68,10 @@ def main() -> None:
     engines: list[float] = []
     for repeat in range(options.repeats):
         started = time.monotonic()
-        limits.append(1 / seconds_per_image(network.to(compute.device), settings, compute))
+        limits.append(
+            1
+            / seconds_per_image(network.to(compute.device), settings.batch_size, settings, compute)
+        )
         engines += measure_epochs(options.images, 1, settings, compute)
         print(
             f"repeat {repeat + 1}/{options.repeats}: limit {limits[-1]:.0f}, engine"

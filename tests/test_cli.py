@@ -155,6 +155,14 @@ def test_evaluate_agrees_with_the_training(
     assert again["log_loss"]["value"] == pytest.approx(trained["log_loss"]["value"], rel=1e-4)
 
 
+def test_evaluate_says_when_it_meets_its_own_training_images(
+    finished: tuple[Path, str], demo: Path
+) -> None:
+    done = run("evaluate", finished[0] / "model", demo)
+    assert "the very images the model was trained with" in done.stdout
+    assert "all images of" in done.stdout
+
+
 def test_evaluate_refuses_a_class_it_does_not_know(
     finished: tuple[Path, str], make_images: ImageMaker
 ) -> None:
@@ -191,8 +199,8 @@ def test_ctrl_c_saves_prints_the_way_on_and_the_end_is_the_same(demo: Path, tmp_
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=120)
     assert process.returncode == 130, rest
-    assert f"to resume: alexmri train --data {demo} --out {tmp_path / 'stopped'}" in rest
-    assert not (tmp_path / "stopped" / "model").exists()
+    assert f"train --data {demo} --out {tmp_path / 'stopped'}" in rest.split("to resume: ")[1]
+    assert list((tmp_path / "stopped" / "model").iterdir()) == []
     assert list((tmp_path / "stopped" / "checkpoints").glob("step-*.json"))
 
     resumed = train(demo, tmp_path / "stopped", *options)
@@ -216,6 +224,35 @@ def test_a_killed_run_resumes_and_other_settings_are_refused(demo: Path, tmp_pat
     assert "seed was 0, is 9" in refused.stderr
     resumed = train(demo, tmp_path / "out", *options, "--time-budget-seconds", "1")
     assert "resuming at epoch" in resumed.stdout
+
+
+def test_sigterm_saves_the_best_model_so_far(demo: Path, tmp_path: Path) -> None:
+    process = start(demo, tmp_path / "out", "--epochs", "40")
+    read_until(process, "epoch=1;")
+    process.terminate()
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, rest
+    document = json.loads((tmp_path / "out" / "model" / "model.json").read_text())
+    assert 1 <= document["epochs_trained"] < 40
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["finished"] is False
+
+
+def test_other_images_in_the_split_are_another_run(demo: Path, tmp_path: Path) -> None:
+    split = tmp_path / "split"
+    for path in sorted(demo.glob("*/*.jpg")):
+        part = "test" if path.name.startswith(("1 ", "2 ")) else "train"
+        target = split / part / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    process = start(split, tmp_path / "out", "--epochs", "40")
+    read_until(process, "epoch=1;")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    moved = next(iter((split / "train" / "NonDemented").iterdir()))
+    moved.rename(split / "test" / "NonDemented" / moved.name)
+    refused = train(split, tmp_path / "out", "--epochs", "40", check=False)
+    assert refused.returncode == 2
+    assert "the images are not split or ordered as before" in refused.stderr
 
 
 def test_overwrite_starts_anew(demo: Path, tmp_path: Path) -> None:
@@ -271,7 +308,7 @@ def test_a_run_away_loss_is_told(demo: Path, tmp_path: Path) -> None:
     assert re.search(
         r"the loss is (nan|inf) in epoch \d+; lower learning_rate \(100\)", refused.stderr
     )
-    assert not (tmp_path / "out" / "model").exists()
+    assert list((tmp_path / "out" / "model").iterdir()) == []
 
 
 def test_config_shows_values_sources_and_layers(tmp_path: Path) -> None:
@@ -312,6 +349,9 @@ def test_mistakes_exit_with_2_and_help_with_0(tmp_path: Path) -> None:
     refused = run("train", "--data", tmp_path, "--out", tmp_path / "out", check=False)
     assert refused.returncode == 2
     assert "only one class folder" in refused.stderr
+    out = tmp_path / "A" / "out"
+    refused = run("train", "--data", tmp_path, "--out", out, check=False)
+    assert "lies inside the data folder" in refused.stderr
     refused = run("predict", tmp_path, check=False)
     assert "no image was given" in refused.stderr
 

@@ -142,6 +142,44 @@ def test_a_given_split_without_validation_gets_one_from_train(make_images: Image
     }
 
 
+def test_a_given_split_is_kept_and_that_is_said(make_images: ImageMaker) -> None:
+    names = [f"{part}/{label}/{i} ({p}).png" for part in ("train", "valid", "test")
+             for label in "AB" for i in range(2) for p in (1, 2)]  # fmt: skip
+    root = make_images(*names)
+    dataset = load(root, split_by="subject")
+    assert dataset.split.split_by == "folders"
+    assert dataset.subjects_shared == 4
+    assert "split_by is subject, but the data came split" in dataset.split.notes[-1]
+
+
+def test_too_few_images_are_refused(make_images: ImageMaker) -> None:
+    root = make_images("A/1.png", "A/2.png", "B/1.png", "B/2.png")
+    with pytest.raises(UserError, match="too few images: none of its 4 is left for validation"):
+        load(root)
+
+
+def test_one_person_in_a_train_folder_is_named_as_such(make_images: ImageMaker) -> None:
+    names = [f"train/{label}/{i} ({p}).png" for label, p in (("A", 1), ("B", 1), ("B", 2))
+             for i in range(4)]  # fmt: skip
+    root = make_images(*names, "test/A/9 (1).png", "test/B/9 (2).png")
+    with pytest.raises(UserError, match="class 'A' has only one person"):
+        load(root)
+
+
+def test_where_nobody_has_a_home_the_cache_is_temporary(
+    make_images: ImageMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_images(*(f"{label}/{i}.png" for label in "AB" for i in range(9)))
+    for name in ("ALEXMRI_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    load(root)
+    assert not (tmp_path / "~").exists()
+    assert list(tmp_path.glob(f"alexmri-cache-{os.getuid()}/*.npy"))
+
+
 def test_exact_copies_stay_together_and_are_told(make_images: ImageMaker) -> None:
     root = make_images(*(f"{label}/{i}.png" for label in "AB" for i in range(40)))
     for i in range(20):

@@ -1,5 +1,6 @@
 """Which folders are classes, which files are images, and what is refused."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,14 @@ def test_bad_folders_are_refused_in_one_sentence(
     with pytest.raises(UserError, match=message) as refused:
         discover(root)
     assert "\n" not in str(refused.value)
+
+
+def test_a_name_that_is_no_text_is_refused(make_images: ImageMaker) -> None:
+    root = make_images("A/1.png", "B/1.png")
+    (root / "A" / "1.png").rename(root / "A" / os.fsdecode(b"\xff.png"))
+    with pytest.raises(UserError, match="is not valid UTF-8; rename it") as refused:
+        discover(root)
+    str(refused.value).encode()
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

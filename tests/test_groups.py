@@ -82,6 +82,15 @@ def test_names_that_match_by_chance_tell_nothing(names: list[str]) -> None:
     assert by_name(*names) is None
 
 
+def test_a_csv_made_on_windows_is_understood(tmp_path: Path) -> None:
+    (tmp_path / "who.csv").write_bytes(
+        b"\xef\xbb\xbfpath,subject\r\nA\\1.png,x\r\n.\\B\\2.png,y\r\n"
+    )
+    found = images("A/1.png", "B/2.png")
+    groups = find_groups(found, tmp_path, regex=None, csv_file="who.csv")
+    assert groups == Groups(("x", "y"), "groups_file who.csv")
+
+
 def test_a_regex_sees_the_class_and_joins_its_groups() -> None:
     found = images("A/p1_s1.png", "A/p1_s2.png", "B/p1_s1.png")
     groups = find_groups(found, Path(), regex=r"(\w)/(p\d+)_", csv_file=None)

@@ -63,6 +63,17 @@ def test_exif_rotation_is_applied() -> None:
     assert np.array_equal(gray(encoded(turned, exif=exif)), gray(encoded(ramp())))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_exif_block_turns_nothing() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(ramp(), "JPEG", exif=exif)
+    at = data.index(b"Exif") + 10
+    for width in range(1, 24):
+        damaged = data[:at] + b"\xff" * width + data[at + width :]
+        assert gray(damaged).shape == (32, 32)
+
+
 def test_colour_keeps_three_channels() -> None:
     picture = Image.new("RGB", (40, 40), (200, 100, 50))
     pixels = decode(encoded(picture), image_size=32, channels=3)
@@ -112,6 +123,7 @@ def test_a_file_is_named(tmp_path: Path) -> None:
         decode(path, image_size=32, channels=1)
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of what it can read all the same
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2000), st.binary(min_size=1, max_size=8), st.sampled_from(["PNG", "JPEG"]))
 def test_mutated_pictures_decode_or_are_refused(at: int, what: bytes, file_format: str) -> None:

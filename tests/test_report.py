@@ -160,11 +160,20 @@ def test_network_far_above_the_look_up_is_not_called_a_look_up() -> None:
     assert "mostly measures" not in words
 
 
-def test_given_folders_are_not_judged_by_a_probe_on_another_split() -> None:
-    words = said(SHARED | {"split_by": "folders"}, LEAKY, result(0.65, 0.62, 0.68))
+def test_given_folders_are_judged_by_a_probe_on_their_own_split() -> None:
+    words = said(SHARED | {"split_by": "folders"}, LEAKY, result(0.98, 0.97, 0.99))
     assert "The split came with the data: 198 of the 200 people" in words
-    assert "not how far it went here" in words
-    assert "mostly measures" not in words
+    assert "scores 0.992 on this very split" in words
+    assert "mostly measures recognising people" in words
+    assert "put all images of a person into one of the folders" in words
+
+
+def test_given_folders_that_keep_people_apart_are_probed_on_new_people() -> None:
+    probe = {"slice": 0.48, "subject": 0.45, "shuffled": 0.41}
+    words = said(APART | {"split_by": "folders"}, probe, result(0.60, 0.55, 0.65))
+    assert "scores 0.480 on people it has not seen" in words
+    assert "lies above the look-up" in words
+    assert "Split image by image" not in words
 
 
 def test_unknown_people_are_said_to_be_unknown() -> None:

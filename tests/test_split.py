@@ -77,6 +77,17 @@ def test_a_class_of_two_is_trained_on_and_tested(seed: int) -> None:
     assert sorted(split.assigned[50:]) == ["test", "train"]
 
 
+def test_a_class_whose_people_other_classes_take_is_refused() -> None:
+    with pytest.raises(UserError, match="class 'A' shares all its people with other classes"):
+        split_randomly(
+            ["s1", "s2", "s2", "s3"],
+            ["A", "A", "B", "B"],
+            ratios=RATIOS,
+            seed=0,
+            split_by="subject",
+        )
+
+
 def test_a_class_of_one_is_refused() -> None:
     with pytest.raises(UserError, match="class 'tiny' has only one person"):
         split_randomly(
@@ -88,13 +99,14 @@ def test_a_given_split_is_kept_and_validation_is_carved_from_train_alone() -> No
     keys = keys_of(600)
     labels = ["a", "b"] * 300
     given_split = ["train"] * 400 + ["test"] * 200
-    split = split_as_given(given_split, keys, labels, seed=0)
+    split = split_as_given(given_split, keys, labels, seed=0, split_by="slice")
     assert split.assigned[400:] == ("test",) * 200
     carved = split.assigned[:400].count("validation") / 400
     assert carved == pytest.approx(0.176, abs=0.08)
     assert "test" not in split.assigned[:400]
     complete = ["train", "validation", "test"]
-    assert split_as_given(complete, keys[:3], labels[:3], seed=0).assigned == tuple(complete)
+    again = split_as_given(complete, keys[:3], labels[:3], seed=0, split_by="slice")
+    assert again.assigned == tuple(complete)
 
 
 def test_without_a_test_share_nothing_is_tested() -> None:

@@ -55,8 +55,8 @@ def read_settings(config_file: Path | None, options: Mapping[str, Any]) -> Resol
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON (or TOML, named .toml): {error}") from None
@@ -90,8 +90,11 @@ def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **op
     settings = read_settings(config_file, options).settings
     from alexmri.contract.signals import StopRequest
     from alexmri.terminal import choose_terminal
-    from alexmri.training.job import Job, is_finished, run_job
+    from alexmri.training.folders import is_finished
+    from alexmri.training.job import Job, run_job
 
+    if out.resolve().is_relative_to(data.resolve()):
+        raise UserError(f"--out {out} lies inside the data folder {data}; choose another")
     if is_finished(out) and not overwrite:
         raise UserError(
             f"{out} holds a finished run (its report: {out / 'report.html'}); choose another --out"
@@ -109,11 +112,15 @@ def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **op
     with StopRequest().on(signal.SIGINT, signal.SIGTERM) as stop:
         outcome = run_job(job, terminal, stop, model_when_stopped=False)
     if outcome.stopped:
-        again = [argument for argument in sys.argv[1:] if argument != "--overwrite"]
-        terminal.say(f"to resume: alexmri {shlex.join(again)}")
-        sys.exit(130)
+        again = [argument for argument in sys.argv if argument != "--overwrite"]
+        terminal.say(f"to resume: {shlex.join(again)}")
+        sys.exit(0 if stop.signal is signal.SIGTERM else 130)
     assert outcome.evaluation is not None  # noqa: S101 - a run that was not stopped was measured
-    show_measured(outcome.evaluation["test"], outcome.evaluation["validation"])
+    test = outcome.evaluation["test"]
+    if test:
+        show_measured(test, "test")
+    else:
+        show_measured(outcome.evaluation["validation"], "validation (there is no test split)")
     terminal.say(f"model: {job.model}")
     terminal.say(f"report: {outcome.report}")
 
@@ -125,7 +132,8 @@ def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **op
 def evaluate(bundle: Path, folder: Path, json_file: Path | None) -> None:
     """Measure the model directory BUNDLE on the class folders in FOLDER.
 
-    Of a FOLDER that holds train, valid and test folders only test is measured.
+    Of a FOLDER that holds train, valid and test folders only test is measured. The figures mean
+    something only for images, and people, that the model was not trained on.
     """
     from alexmri.contract.resources import cpu_cores
     from alexmri.evaluation.on_folder import evaluate_folder
@@ -138,7 +146,7 @@ def evaluate(bundle: Path, folder: Path, json_file: Path | None) -> None:
     )
     if json_file:
         write_json(json_file, document)
-    show_measured(document["test"], None)
+    show_measured(document["test"], f"all images of {folder}")
 
 
 @cli.command()
@@ -251,17 +259,14 @@ def show_layers(settings: Settings) -> None:
     click.echo("A multiplication and an addition count as two FLOPs; forward pass only.")
 
 
-def show_measured(test: Mapping[str, Any] | None, validation: Mapping[str, Any] | None) -> None:
-    """Print the figures of the test split, or of validation where there is no test split."""
+def show_measured(measured: Mapping[str, Any], what: str) -> None:
+    """Print the figures measured on `what`."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    measured = test or validation or {}
     unit = "people" if measured["resampled_by"] == "subject" else "images"
-    title = (
-        f"{'test' if test else 'validation (there is no test split)'}, 95 % intervals over {unit}"
-    )
+    title = escape(f"{what}, 95 % intervals over {unit}")
     table = Table("class", "images", "precision", "recall", "F1", title=title)
     for name, rates in measured["per_class"].items():
         shown = (_value(rates[rate]) for rate in ("precision", "recall"))
@@ -298,5 +303,8 @@ def main() -> NoReturn:
         sys.exit(error.exit_code)
     except UserError as error:
         click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        click.echo(f"error: {error.filename or 'a file'}: {error.strerror or error}", err=True)
         sys.exit(2)
     sys.exit(0)

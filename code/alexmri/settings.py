@@ -97,7 +97,7 @@ class Settings(BaseModel):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of split, weights, order, augmentation")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="arithmetic of the network; auto = bf16 where the hardware has it"
+        "auto", description="arithmetic of the network; auto = bf16 on GPUs that have it, else fp32"
     )
 
     checkpoint_every_epochs: int = Field(5, ge=0, description="epochs between checkpoints; 0 = off")
@@ -110,7 +110,7 @@ class Settings(BaseModel):
     )
     wandb_project: OptionalText = Field(None, description="Weights & Biases project")
     wandb_mode: Literal["auto", "online", "offline", "disabled"] = Field(
-        "auto", description="auto = online with a key, offline with only a project, else disabled"
+        "auto", description="auto = online with a key, else offline"
     )
 
     @model_validator(mode="after")

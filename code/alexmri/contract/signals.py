@@ -24,6 +24,7 @@ class StopRequest:
             if self.signal is not None:
                 os._exit(128 + number)
             self.signal = signal.Signals(number)
+            print(f"{self.signal.name}: stopping after saving; once more ends at once", flush=True)
 
         before = {number: signal.signal(number, remember) for number in signals}
         try:

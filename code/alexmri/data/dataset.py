@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +75,16 @@ class Dataset:
         return subjects_shared(self.split, self.groups.subjects) if self.groups else None
 
     @property
+    def split_fingerprint(self) -> str:
+        """SHA-256 over content, class and split of every image in order: what a run trains on."""
+        rows = zip(self.store.sha256, self.folder.images, self.split.assigned, strict=True)
+        lines = "\n".join(f"{sha}/{image.label}/{split}" for sha, image, split in rows)
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over class and content of every image, whatever the files are called."""
-        lines = sorted(
-            f"{image.label}/{sha}"
-            for image, sha in zip(self.folder.images, self.store.sha256, strict=True)
-        )
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return fingerprint(self.folder, self.store)
 
     def split_document(self) -> dict[str, Any]:
         """Return what `split.json` holds: the split and the person of every image."""
@@ -99,6 +102,13 @@ class Dataset:
                 )
             ],
         }
+
+
+def fingerprint(folder: Folder, store: Store) -> str:
+    """Return SHA-256 over class and content of every image, whatever the files are called."""
+    rows = zip(folder.images, store.sha256, strict=True)
+    lines = sorted(f"{image.label}/{sha}" for image, sha in rows)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def load_dataset(
@@ -131,16 +141,30 @@ def load_dataset(
         workers=workers,
         terminal=terminal,
     )
-    return Dataset(folder, groups, store, _divide(folder, groups, store, settings))
+    split = _divide(folder, groups, store, settings)
+    for name in ("train", "validation"):
+        if not split.indices(name):
+            raise UserError(
+                f"{folder.root} has too few images: none of its {len(folder.images)} is left for"
+                f" {name}; add more"
+            )
+    return Dataset(folder, groups, store, split)
 
 
 def _divide(folder: Folder, groups: Groups | None, store: Store, settings: Settings) -> Split:
     labels = [image.label for image in folder.images]
     if folder.is_split:
-        keys = groups.subjects if groups else store.sha256
-        return split_as_given(
-            [image.split or "" for image in folder.images], keys, labels, seed=settings.seed
+        split = split_as_given(
+            [image.split or "" for image in folder.images],
+            groups.subjects if groups else store.sha256,
+            labels,
+            seed=settings.seed,
+            split_by="subject" if groups else "slice",
         )
+        if settings.split_by == "slice":
+            return split
+        note = "split_by is subject, but the data came split into folders, and that split is kept"
+        return replace(split, notes=(*split.notes, note))
     by_subject = settings.split_by == "subject" and groups is not None
     return split_randomly(
         groups.subjects if by_subject and groups else store.sha256,

@@ -130,6 +130,7 @@ def _collect(root: Path, found: Mapping[str | None, Mapping[str, Path]], ignored
                     ignored += 1
                     continue
                 name = path.relative_to(root).as_posix()
+                _refuse_undecodable(name)
                 images.append(ImageFile(name, label, split, path))
             if len(images) == before and split in (None, "train"):
                 raise UserError(
@@ -167,7 +168,7 @@ def _folders(root: Path) -> list[Path]:
 def _files(folder: Path, depth: int | None = None) -> Iterator[Path]:
     """Yield the files below `folder`, each once even where links make a loop."""
     visited: set[str] = set()
-    for current, folders, files in os.walk(folder, followlinks=True):
+    for current, folders, files in os.walk(folder, followlinks=True, onerror=_refuse_unreadable):
         real = os.path.realpath(current)
         if real in visited or depth == 0:
             folders.clear()
@@ -176,3 +177,14 @@ def _files(folder: Path, depth: int | None = None) -> Iterator[Path]:
         if real not in visited:
             yield from (Path(current, name) for name in sorted(files))
         visited.add(real)
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise UserError(f"the folder {error.filename} cannot be read: {error.strerror}")
+
+
+def _refuse_undecodable(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the file name {name!r} is not valid UTF-8; rename it") from None

@@ -126,7 +126,7 @@ def _by_csv(images: Sequence[ImageFile], root: Path, csv_file: str) -> Groups:
                     " columns path and subject"
                 )
             people = {
-                row["path"].strip().lstrip("./"): row["subject"].strip()
+                row["path"].strip().replace("\\", "/").removeprefix("./"): row["subject"].strip()
                 for row in reader
                 if row["path"] and row["subject"]
             }

@@ -5,12 +5,11 @@ for. Importing this module costs numpy and Pillow, nothing else.
 """
 
 import io
-import warnings
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from alexmri.errors import UserError
 
@@ -20,6 +19,16 @@ STD = 0.5
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 # A slice has 0.04 megapixels, a scanned film 20; what is larger is a mistake or an attack.
 LARGEST_PIXELS = 64_000_000
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 Pixels = NDArray[np.uint8]
 
@@ -36,12 +45,10 @@ def decode(source: bytes | Path, *, image_size: int, channels: int) -> Pixels:
         UserError: not a picture in one of FORMATS, truncated, too large, or floating point.
     """
     name = str(source) if isinstance(source, Path) else "the picture"
+    opened = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            opened = io.BytesIO(source) if isinstance(source, bytes) else source
-            with Image.open(opened, formats=FORMATS) as picture:
-                return _to_pixels(picture, name, image_size, channels)
+        with Image.open(opened, formats=FORMATS) as picture:
+            return _to_pixels(picture, name, image_size, channels)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise UserError(f"{name} cannot be read as a picture: {_reason(error, name)}") from None
 
@@ -60,12 +67,23 @@ def _to_pixels(picture: Image.Image, name: str, image_size: int, channels: int) 
             " read"
         )
     picture.load()
-    upright = ImageOps.exif_transpose(picture)
-    eight_bit = _to_eight_bit(upright, name)
+    eight_bit = _to_eight_bit(_upright(picture), name)
     plain = eight_bit.convert("L" if channels == 1 else "RGB")
     resized = plain.resize((image_size, image_size), Image.Resampling.BILINEAR)
     pixels = np.asarray(resized, dtype=np.uint8).reshape(image_size, image_size, channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turn a picture as its EXIF orientation says; a damaged EXIF block says nothing.
+
+    Pillow's own exif_transpose also writes the block anew, and fails where that is damaged.
+    """
+    try:
+        turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
+    except Exception:
+        return picture
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _to_eight_bit(picture: Image.Image, name: str) -> Image.Image:

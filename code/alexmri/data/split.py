@@ -54,7 +54,8 @@ def split_randomly(
     the key whose place is nearest to that split: the only case in which images depend on others.
 
     Raises:
-        UserError: a class with a single key, which cannot be both trained on and tested.
+        UserError: a class with a single key, which cannot be both trained on and tested, or one
+            whose people other classes need.
     """
     bounds = _bounds(ratios)
     wanted = [name for name in ("train", "test", "validation") if name in bounds]
@@ -81,11 +82,23 @@ def split_randomly(
                 f"class '{label}' would have had no {name} {split_by}; one was moved there"
             )
             chosen[moved] = name
-    return Split(tuple(chosen[key] for key in keys), split_by, tuple(notes))
+    assigned = tuple(chosen[key] for key in keys)
+    trained = {label for label, name in zip(labels, assigned, strict=True) if name == "train"}
+    for label in sorted(set(labels) - trained):
+        raise UserError(
+            f"class '{label}' shares all its people with other classes and has none left to train"
+            " on; add more or split by slice"
+        )
+    return Split(assigned, split_by, tuple(notes))
 
 
 def split_as_given(
-    given: Sequence[str], keys: Sequence[str], labels: Sequence[str], *, seed: int
+    given: Sequence[str],
+    keys: Sequence[str],
+    labels: Sequence[str],
+    *,
+    seed: int,
+    split_by: Literal["slice", "subject"],
 ) -> Split:
     """Keep the split the folders have; without validation, carve one out of train, never of test.
 
@@ -99,7 +112,7 @@ def split_as_given(
         [labels[i] for i in train],
         ratios=(1 - CARVED_SHARE, CARVED_SHARE, 0.0),
         seed=seed,
-        split_by="slice",
+        split_by=split_by,
     )
     assigned = list(given)
     for i, name in zip(train, carved.assigned, strict=True):

@@ -46,11 +46,13 @@ def cache_folder() -> Path:
         return Path(chosen)
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(home) / "alexmri"
+    usable = folder.is_absolute()  # it is not where no home is known
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if usable:
+            folder.mkdir(parents=True, exist_ok=True)
+            usable = os.access(folder, os.W_OK)
     except OSError:
-        return Path(tempfile.gettempdir()) / f"alexmri-cache-{os.getuid()}"
-    usable = os.access(folder, os.W_OK)
+        usable = False
     return folder if usable else Path(tempfile.gettempdir()) / f"alexmri-cache-{os.getuid()}"
 
 
@@ -114,6 +116,9 @@ def _decode_all(
 
     with appearing(array_path) as temporary:
         pixels_NCHW = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+        # A full disk must be an error here; met while writing to the map, it would end the process.
+        with temporary.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
         # Threads suffice: Pillow lets go of the interpreter lock while it decodes and resizes.
         with ThreadPoolExecutor(workers) as pool:
             results = pool.map(read, folder.images)

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from alexmri.data.folders import discover_for_test
-from alexmri.data.groups import find_groups
+from alexmri.data.dataset import fingerprint
+from alexmri.data.folders import Folder, discover_for_test
+from alexmri.data.groups import Groups, find_groups
 from alexmri.data.store import open_store
 from alexmri.errors import UserError
 from alexmri.evaluation.metrics import Predictions, measure
@@ -35,9 +36,7 @@ def evaluate_folder(
             f" are {', '.join(bundle.classes)}"
         )
     settings = Settings.model_validate(bundle.document["settings"])
-    groups = find_groups(
-        folder.images, folder.root, regex=settings.group_regex, csv_file=settings.groups_file
-    )
+    groups = _groups(folder, settings, terminal)
     store = open_store(
         folder,
         image_size=bundle.image_size,
@@ -52,6 +51,8 @@ def evaluate_folder(
         subjects_N=groups.subjects if groups else None,
         paths=tuple(image.name for image in folder.images),
     )
+    if fingerprint(folder, store) == bundle.document["data"]["fingerprint"]:
+        terminal.warn("these are the very images the model was trained with: no test of anything")
     document = {
         "schema": "alexmri.evaluation/1",
         "model": bundle.version,
@@ -66,3 +67,14 @@ def evaluate_folder(
         "leak_probe": {"slice": None, "subject": None, "shuffled": None},
     }
     return document, predictions
+
+
+def _groups(folder: Folder, settings: Settings, terminal: Terminal) -> Groups | None:
+    """Find people as in training, or else by file names: another folder may be named otherwise."""
+    try:
+        return find_groups(
+            folder.images, folder.root, regex=settings.group_regex, csv_file=settings.groups_file
+        )
+    except UserError as error:
+        terminal.warn(f"people are looked for in file names, because {error}")
+        return find_groups(folder.images, folder.root, regex=None, csv_file=None)

@@ -22,8 +22,9 @@ def verdict(
 
     `protocol` has split_by (slice, subject or folders), subjects (people in the data, or None),
     subjects_shared (people with images in both training and test, or None) and groups_from;
-    `leak_probe` the accuracies (or None) of a 1-nearest-neighbour look-up: on a slice split, on a
-    subject split, and "shuffled", a slice split with labels shuffled between people. `test` is
+    `leak_probe` the accuracies (or None) of a 1-nearest-neighbour look-up: on a slice split (or on
+    the folders' own split), on a subject split, and "shuffled", the first with labels shuffled
+    between people. `test` is
     what `metrics.measure` returned, None where there is no test split.
     """
     shared = protocol["subjects_shared"]
@@ -35,12 +36,17 @@ def verdict(
             "figures also chose which epoch to keep, so they are somewhat too good."
         )
     if apart:
-        paragraphs.append(_look_up_on_new_people(leak_probe, test))
+        paragraphs.append(_look_up_on_new_people(protocol, leak_probe, test))
     else:
         paragraphs.append(_look_up_on_known_people(protocol, leak_probe, test))
     if test is not None:
         paragraphs.append(_strength(test))
-    if not apart and protocol["split_by"] != "subject":
+    if not apart and protocol["split_by"] == "folders":
+        paragraphs.append(
+            "For a figure about people the network has not seen, put all images of a person into "
+            "one of the folders, or all images into one folder and train with split_by=subject."
+        )
+    elif not apart and protocol["split_by"] == "slice":
         means = "" if protocol["subjects"] else "say which image is whose (group_regex) and "
         paragraphs.append(
             f"For a figure about people the network has not seen, {means}train with "
@@ -113,7 +119,12 @@ def _look_up_on_known_people(
         return "How far recognising people alone would get was not measured."
     said = [
         "A look-up of the most similar training image, which only compares pixels, scores "
-        f"{_figure(found)} when images are split one by one."
+        f"{_figure(found)} "
+        + (
+            "on this very split."
+            if protocol["split_by"] == "folders"
+            else "when images are split one by one."
+        )
     ]
     if new is not None:
         said.append(f"On people it has not seen it scores {_figure(new)}.")
@@ -133,7 +144,7 @@ def _look_up_on_known_people(
         return " ".join(said)
     accuracy = test["accuracy"]["value"]
     said.append(f"The network scores {_figure(accuracy)}.")
-    if protocol["split_by"] != "slice":
+    if protocol["split_by"] == "subject":
         said.append(
             "The look-up used splits of its own, not this one: it tells how far recognising people "
             "can go, not how far it went here."
@@ -149,9 +160,14 @@ def _look_up_on_known_people(
     return " ".join(said)
 
 
-def _look_up_on_new_people(leak_probe: Mapping[str, Any], test: Mapping[str, Any] | None) -> str:
+def _look_up_on_new_people(
+    protocol: Mapping[str, Any], leak_probe: Mapping[str, Any], test: Mapping[str, Any] | None
+) -> str:
     """Say what the look-up shows where nobody stands on both sides."""
     found, by_slice = leak_probe["subject"], leak_probe["slice"]
+    if protocol["split_by"] == "folders":
+        # Given folders were probed as they are, so `slice` is the figure on new people here.
+        found, by_slice = by_slice, None
     said = []
     if found is not None:
         said.append(

@@ -19,16 +19,18 @@ OVERHEAD = 1.1
 
 def estimate_seconds(network: AlexNet, images: int, settings: Settings, compute: Compute) -> float:
     """Return the seconds all epochs over `images` will take; `network` is left as it is."""
-    return seconds_per_image(network, settings, compute) * images * settings.epochs * OVERHEAD
+    batch = min(settings.batch_size, images)
+    return (
+        seconds_per_image(network, batch, settings, compute) * images * settings.epochs * OVERHEAD
+    )
 
 
-def seconds_per_image(network: AlexNet, settings: Settings, compute: Compute) -> float:
-    """Return the seconds an image takes in a whole batch; `network` is left as it is."""
+def seconds_per_image(network: AlexNet, batch: int, settings: Settings, compute: Compute) -> float:
+    """Return the seconds an image takes in a batch of `batch`; `network` is left as it is."""
     twin = copy.deepcopy(network)
     optimizer = build_optimizer(twin, settings)
     average = AveragedWeights(twin, settings.ema_decay) if settings.ema_decay else None
     scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16")
-    batch = settings.batch_size
     size, channels = settings.image_size, settings.channels
     images_NCHW = torch.zeros(batch, channels, size, size, device=compute.device)
     labels_N = torch.zeros(batch, dtype=torch.int64, device=compute.device)

@@ -1,7 +1,6 @@
 """The whole journey of a training job: from folders of slices to a model, a report, figures."""
 
-import json
-import shutil
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from alexmri.terminal import Terminal
 from alexmri.tracking import MetricsFile, WandbSink
 from alexmri.training.checkpoint import Checkpoint, load_newest
 from alexmri.training.estimate import estimate_seconds
+from alexmri.training.folders import clear, is_finished, make_writable, set_aside
 from alexmri.training.loop import Run
 from alexmri.training.provenance import machine_document, version
 from alexmri.training.results import (
@@ -53,7 +53,8 @@ FREE_ON_RESUME = frozenset(
 class Job:
     """Where a job reads (split name -> folder) and where it writes.
 
-    With `start_anew` the checkpoints that are there are removed once the data has been read.
+    A run that stands there is resumed. A finished one is moved below `earlier` where that is given;
+    with `start_anew` any run is removed. Neither happens before the data has been read.
     """
 
     channels: Mapping[str, Path]
@@ -62,6 +63,7 @@ class Job:
     model: Path
     checkpoints: Path
     start_anew: bool = False
+    earlier: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,8 @@ def run_job(
 ) -> Outcome:
     """Train, evaluate and write everything; a job with checkpoints is resumed.
 
-    When `stop` comes, a checkpoint is saved, and with `model_when_stopped` the best model so far
-    is evaluated and written too.
+    When `stop` comes, a checkpoint is saved; on SIGTERM, and else with `model_when_stopped`, the
+    best model so far is evaluated and written too.
 
     Raises:
         UserError: for bad data, and for a checkpoint of other settings or other data.
@@ -90,11 +92,16 @@ def run_job(
     torch.set_num_threads(cores)
     compute = choose_compute(settings.precision)
 
+    for folder in (job.output, job.model, job.checkpoints):
+        make_writable(folder)
     dataset = load_dataset(job.channels, settings, workers=cores, terminal=terminal)
     probe = probe_leak(dataset, settings)
     _introduce(dataset, probe, compute, terminal)
     if job.start_anew:
-        shutil.rmtree(job.checkpoints, ignore_errors=True)
+        clear(job.output, job.model, job.checkpoints)
+    elif job.earlier and is_finished(job.output):
+        aside = set_aside(job.output, job.model, job.checkpoints, job.earlier)
+        terminal.say(f"a finished run was here: it is kept in {aside}, and training starts anew")
     run_facts = {**machine_document(compute.device, compute.precision), "finished": False}
     write_json(job.output / "audit.json", audit_document(dataset, probe))
     write_json(job.output / "split.json", dataset.split_document())
@@ -103,7 +110,8 @@ def run_job(
     run = _prepare_run(job, dataset, compute, terminal)
     wandb = _train(job, run, dataset, terminal, stop)
     stopped = bool(stop) and not run.is_over()
-    if stopped and not (model_when_stopped and run.progress.best_epoch):
+    wanted = model_when_stopped or stop.signal is signal.SIGTERM
+    if stopped and not (wanted and run.progress.best_epoch):
         wandb.close()
         return Outcome(stopped=True, evaluation=None, report=None)
 
@@ -177,15 +185,6 @@ def _train(
     return wandb
 
 
-def is_finished(output: Path) -> bool:
-    """Whether `output` holds a run that came to its end."""
-    try:
-        facts = json.loads((output / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return bool(facts.get("finished"))
-
-
 def _introduce(dataset: Dataset, probe: LeakProbe, compute: Compute, terminal: Terminal) -> None:
     folder = dataset.folder
     people = f", {dataset.groups.count} people" if dataset.groups else ", people unknown"
@@ -231,7 +230,7 @@ def _manifest(settings: Settings, dataset: Dataset) -> dict[str, Any]:
     return {
         "settings": {k: v for k, v in values.items() if k not in FREE_ON_RESUME},
         "data": dataset.fingerprint,
-        "classes": list(dataset.classes),
+        "split": dataset.split_fingerprint,
     }
 
 
@@ -244,6 +243,8 @@ def _refuse_other_run(checkpoint: Checkpoint, manifest: Mapping[str, Any], folde
     ]
     if before["data"] != manifest["data"]:
         differences.append("the images are not the same")
+    elif before["split"] != manifest["split"]:
+        differences.append("the images are not split or ordered as before")
     if differences:
         raise UserError(
             f"the checkpoints in {folder} belong to another run: {'; '.join(differences)};"

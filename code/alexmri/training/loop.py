@@ -73,8 +73,7 @@ class Run:
         self._best: dict[str, Tensor] = {}
         self._class_weights_K: Tensor | None = None
         if settings.class_weights == "balanced":
-            classes = int(train.labels_N.max()) + 1
-            weights = class_weights(train.labels_N.tolist(), classes)
+            weights = class_weights(train.labels_N.tolist(), int(train.labels_N.max()) + 1)
             self._class_weights_K = weights.to(compute.device)
         self._saved_at = time.monotonic()
 
@@ -134,11 +133,7 @@ class Run:
             progress.step += 1
             progress.step_in_epoch += 1
         progress.loss_sum, progress.right = float(loss_sum), int(right)
-        if not np.isfinite(progress.loss_sum):
-            raise UserError(
-                f"the loss is {progress.loss_sum} in epoch {progress.epoch}; lower learning_rate"
-                f" ({settings.learning_rate:g}) or use precision fp32"
-            )
+        self._refuse_run_away(progress.loss_sum)
         return progress.step_in_epoch == len(batches)
 
     def _finish_epoch(self, images_per_second: float) -> dict[str, float]:
@@ -152,6 +147,7 @@ class Run:
             "learning_rate": self._optimizer.param_groups[0]["lr"],
             "images_per_second": images_per_second,
         }
+        self._refuse_run_away(metrics["val_loss"])
         progress.history.append(metrics)
         best = best_epoch(progress.history, self.settings.early_stopping_metric)
         if best == progress.epoch:
@@ -229,6 +225,13 @@ class Run:
                 {**self._scaler.state_dict(), **{k: v.item() for k, v in values.items()}}
             )
         self.progress = checkpoint.progress
+
+    def _refuse_run_away(self, loss: float) -> None:
+        if not np.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} in epoch {self.progress.epoch}; lower learning_rate"
+                f" ({self.settings.learning_rate:g}) or use precision fp32"
+            )
 
     def _evaluated(self) -> AlexNet:
         return self._average.network if self._average else self.network

@@ -1,8 +1,5 @@
 """A training as a platform starts it: everything in and out through the folders of /opt/ml."""
 
-import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +11,8 @@ from alexmri.data.phantom import write_demo_data
 from alexmri.errors import UserError
 from alexmri.settings import environment_layer, resolve
 from alexmri.terminal import Terminal
-from alexmri.training.job import Job, Outcome, is_finished, run_job
+from alexmri.training.folders import make_writable
+from alexmri.training.job import Job, Outcome, run_job
 
 DEMO_SWITCH = "ALEXMRI_DEMO_DATA"
 DEMO = "demo"
@@ -46,17 +44,13 @@ def run_platform_job(
         channels = channels_or_demo(paths.data, terminal)
     else:
         channels = find_channels(paths.data)
-    for folder in (paths.model, paths.results, paths.checkpoints):
-        _make_writable(folder)
-    if is_finished(paths.results):
-        aside = set_aside(paths)
-        terminal.say(f"a finished run was here: it is kept in {aside}, and training starts anew")
     job = Job(
         channels=channels,
         settings=settings,
         output=paths.results,
         model=paths.model,
         checkpoints=paths.checkpoints,
+        earlier=paths.output / "earlier",
     )
     return run_job(job, terminal, stop, model_when_stopped=True)
 
@@ -84,27 +78,9 @@ def channels_or_demo(data: Path, terminal: Terminal) -> dict[str, Path]:
     terminal.warn("They are drawn by a program, and so are all figures that follow.")
     terminal.warn("#" * 72)
     if not visible:
-        _make_writable(channel)
+        make_writable(channel)
         write_demo_data(demo, track=terminal.track)
     return {"train": demo}
-
-
-def set_aside(paths: Paths) -> Path:
-    """Move the finished run's results to output/earlier/TIME, copy its model there; say where.
-
-    The model stays in its place too until the new one replaces it, since it may be in use. The
-    checkpoints go: they belong to the finished run and would be taken for the new one's.
-    """
-    facts = json.loads((paths.results / "run.json").read_text(encoding="utf-8"))
-    started = "".join(c for c in facts["started"].partition("+")[0] if c.isalnum())
-    aside = paths.output / "earlier" / started
-    shutil.copytree(paths.model, aside / "model", dirs_exist_ok=True)
-    (aside / "data").mkdir(parents=True, exist_ok=True)
-    # What is inside moves, not the folder: the folder may be a mount.
-    for path in _entries(paths.results):
-        shutil.move(path, aside / "data" / path.name)
-    shutil.rmtree(paths.checkpoints, ignore_errors=True)
-    return aside
 
 
 def _others(data: Path, channel: Path) -> list[Path]:
@@ -113,15 +89,3 @@ def _others(data: Path, channel: Path) -> list[Path]:
 
 def _entries(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
-
-
-def _make_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be made: {error.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise UserError(
-            f"the folder {folder} cannot be written by user {os.getuid()}; give it to that user, or"
-            " run as the user it belongs to"
-        )

@@ -96,6 +96,7 @@ def write_model(folder: Path, run: Run, dataset: Dataset, facts: Mapping[str, An
             "data": facts["data"],
             "code": code_document(),
             "best_epoch": facts["best_epoch"],
+            "epochs_trained": len(facts["history"]),
             "leak_probe": facts["leak_probe"],
             "metrics": {"validation": facts["validation"], "test": facts["test"]},
         },
@@ -113,7 +114,8 @@ def write_results(
         "best_epoch": facts["best_epoch"],
     }
     write_json(output / "evaluation.json", evaluation)
-    write_json(output / "statistics.json", statistics(facts["test"] or facts["validation"]))
+    if facts["test"]:
+        write_json(output / "statistics.json", statistics(facts["test"]))
     for name, png in plots.items():
         write_atomically(output / f"{name}.png", png)
     report = render_report(
