@@ -345,12 +345,12 @@ def test_mistakes_exit_with_2_and_help_with_0(tmp_path: Path) -> None:
     assert run("--help").returncode == 0
     assert run("train", check=False).returncode == 2
     assert "Missing option" in run("train", check=False).stderr
-    (tmp_path / "A").mkdir()
-    refused = run("train", "--data", tmp_path, "--out", tmp_path / "out", check=False)
+    data = tmp_path / "data"
+    (data / "A").mkdir(parents=True)
+    refused = run("train", "--data", data, "--out", tmp_path / "out", check=False)
     assert refused.returncode == 2
     assert "only one class folder" in refused.stderr
-    out = tmp_path / "A" / "out"
-    refused = run("train", "--data", tmp_path, "--out", out, check=False)
+    refused = run("train", "--data", data, "--out", data / "A" / "out", check=False)
     assert "lies inside the data folder" in refused.stderr
     refused = run("predict", tmp_path, check=False)
     assert "no image was given" in refused.stderr
