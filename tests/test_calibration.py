@@ -71,6 +71,11 @@ def test_separable_scores_stay_within_bounds(scale: float) -> None:
     assert np.isfinite(softmax(scale * np.eye(4)[labels_N], temperature)).all()
 
 
+def test_a_perfect_validation_split_makes_no_answer_surer() -> None:
+    labels_N = np.arange(200) % 4
+    assert fit_temperature(3 * np.eye(4)[labels_N], labels_N) == 1.0
+
+
 def test_already_certain_and_right_is_left_alone() -> None:
     labels_N = np.arange(8) % 2
     assert fit_temperature(1e5 * np.eye(2)[labels_N], labels_N) == 1.0

@@ -28,8 +28,10 @@ def fit_temperature(logits_NK: npt.ArrayLike, labels_N: npt.ArrayLike) -> float:
     Temperature scaling (Guo et al. 2017): dividing all scores by one number changes no answer,
     only how sure it sounds. Fit it on validation images: on images the network was trained on it
     comes out too low, and so it does where validation shares people with training. Returns 1
-    where no temperature is better, so the likelihood is never worse than without. Raises
-    ValueError for no images and for scores that are not finite.
+    where no temperature is better, so the likelihood is never worse than without, and where every
+    answer is right: then the likelihood only grows as the temperature falls, towards claims of
+    certainty that a few hundred images cannot support. Raises ValueError for no images and for
+    scores that are not finite.
     """
     logits_NK = np.asarray(logits_NK, dtype=np.float64)
     labels_N = np.asarray(labels_N)
@@ -40,6 +42,9 @@ def fit_temperature(logits_NK: npt.ArrayLike, labels_N: npt.ArrayLike) -> float:
         )
     if not np.isfinite(logits_NK).all():
         raise ValueError("Scores must be finite: the network has diverged.")
+
+    if (logits_NK.argmax(axis=1) == labels_N).all():
+        return 1.0
 
     def loss(log_temperature: float) -> float:
         return negative_log_likelihood(logits_NK, labels_N, math.exp(log_temperature))
