@@ -23,6 +23,7 @@ from alexmri.files import appearing, write_atomically, write_json
 from alexmri.model.alexnet import build
 from alexmri.settings import Layer, Settings, resolve
 from alexmri.training.checkpoint import Progress, load_newest, save_checkpoint
+from alexmri.training.folders import clear
 from alexmri.training.loop import best_epoch
 from alexmri.training.optim import AveragedWeights, build_optimizer, class_weights, learning_rate_at
 
@@ -256,6 +257,17 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(path, {"x": math.nan})
     assert path.read_text() == "old"
+
+
+def test_clearing_a_run_leaves_what_others_put_there(tmp_path: Path) -> None:
+    for name in ("mine.json", "photo.png", "report.html", "model/mine.bin"):
+        write_atomically(tmp_path / name, "mine")
+    folders = (tmp_path, tmp_path / "model", tmp_path / "checkpoints")
+    clear(*folders)
+    assert (tmp_path / "model" / "mine.bin").exists()  # no run stands here: nothing is touched
+    write_atomically(tmp_path / "run.json", "{}")
+    clear(*folders)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.json", "photo.png"]
 
 
 # --- contract

@@ -146,7 +146,7 @@ def evaluate(bundle: Path, folder: Path, json_file: Path | None) -> None:
     )
     if json_file:
         write_json(json_file, document)
-    show_measured(document["test"], f"all images of {folder}")
+    show_measured(document["test"], f"images in {folder}")
 
 
 @cli.command()

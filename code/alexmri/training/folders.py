@@ -8,7 +8,11 @@ from pathlib import Path
 from alexmri.errors import UserError
 
 # What a run leaves beside its model and its checkpoints.
-RESULTS = ("*.json", "*.jsonl", "*.png", "report.html")
+RESULTS = (
+    *("audit.json", "split.json", "run.json", "metrics.jsonl", "evaluation.json"),
+    *("statistics.json", "report.html", "curves.png", "confusion.png", "reliability.png"),
+    "roc.png",
+)
 
 
 def is_finished(output: Path) -> bool:
@@ -21,10 +25,11 @@ def is_finished(output: Path) -> bool:
 
 
 def clear(output: Path, model: Path, checkpoints: Path) -> None:
-    """Remove the run that stands in these folders, and nothing else."""
-    for pattern in RESULTS:
-        for path in output.glob(pattern):
-            path.unlink()
+    """Remove the run that stands in these folders, if one does, and nothing else in `output`."""
+    if not (output / "run.json").is_file():
+        return
+    for name in RESULTS:
+        (output / name).unlink(missing_ok=True)
     shutil.rmtree(model, ignore_errors=True)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
