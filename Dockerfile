@@ -2,31 +2,52 @@
 # Any Debian or Ubuntu base with Python 3.11 to 3.13 in its packages will do. CUDA's libraries come
 # with the PyTorch wheels, the driver from the host.
 ARG BASE_IMAGE=nvidia/cuda:13.0.3-base-ubuntu24.04
+# cu130: drivers from 580. cu126: drivers from 525 and cards before Turing; see docs/image.md.
+ARG TORCH_CUDA=cu130
 
-FROM ${BASE_IMAGE} AS python
+# What platforms run, and what the wheels are for, wherever the image is built.
+FROM --platform=linux/amd64 ${BASE_IMAGE} AS python
 RUN apt-get update \
  && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3 \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/*
 
-FROM python AS venv
+FROM python AS empty-venv
 RUN apt-get update \
  && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3-venv
 RUN python3 -m venv /opt/venv
 COPY requirements.lock /tmp/
+
+FROM empty-venv AS wheels-cu130
 RUN /opt/venv/bin/pip install --require-hashes --no-compile --no-cache-dir -r /tmp/requirements.lock \
  && find /opt/venv -name __pycache__ -prune -exec rm -r {} +
+
+# The lock without PyTorch and the libraries it brings; then PyTorch in the locked version from TORCH_INDEX, an index
+# of its builds for CUDA 12.6, without hashes. Built only where TORCH_CUDA says so.
+FROM empty-venv AS wheels-cu126
+ARG TORCH_INDEX
+RUN : "${TORCH_INDEX:?name the index of the builds for CUDA 12.6}" \
+ && awk '/^[a-z]/ {other = !/^(torch|torchvision|triton|nvidia-.*|cuda-.*)==/} other' /tmp/requirements.lock > /tmp/others.lock \
+ && sed -nE 's/^((torch|torchvision)==[^ ]+).*/\1+cu126/p' /tmp/requirements.lock > /tmp/torch.txt \
+ && /opt/venv/bin/pip install --require-hashes --no-compile --no-cache-dir -r /tmp/others.lock \
+ && /opt/venv/bin/pip install --no-compile --no-cache-dir \
+    --index-url "$TORCH_INDEX" -r /tmp/torch.txt \
+ && find /opt/venv -name __pycache__ -prune -exec rm -r {} +
+
+FROM wheels-${TORCH_CUDA} AS venv
 # Bytecode of what `serve` imports, and of nothing else: 22 MB that halve the time to the first ping.
 RUN /opt/venv/bin/python -c "import torch, safetensors.torch, pydantic, PIL.Image, flask, gunicorn.app.wsgiapp, gunicorn.workers.gthread"
 
 FROM python AS program
 COPY --from=venv /opt/venv /opt/venv
-# /opt/ml belongs to the platform, so the program is elsewhere. HOME is writable for every user.
+# /opt/ml belongs to the platform, so the program is elsewhere. HOME is writable for every user. NVIDIA's base would
+# have its container runtime refuse an older driver without a line in the log; `train` and `serve` say what helps.
 ENV PATH=/opt/program/container:/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    NVIDIA_DISABLE_REQUIRE=true \
     NO_ALBUMENTATIONS_UPDATE=1 \
     ALBUMENTATIONS_OFFLINE=1 \
     ALBUMENTATIONS_NO_TELEMETRY=1
@@ -36,6 +57,9 @@ COPY code/ code/
 RUN pip install --no-deps --no-build-isolation --no-compile --no-cache-dir --editable . \
  && chmod -R a+rX .
 COPY --chmod=755 container/ container/
+# A carriage return makes "no such file" of an executable's first line.
+RUN if grep -rl "$(printf '\r')" container; then \
+      echo "these files have Windows line endings; check them out with LF (.gitattributes)" >&2; exit 1; fi
 
 FROM program AS test
 COPY requirements/ requirements/
@@ -49,4 +73,12 @@ CMD ["pytest", "-p", "no:cacheprovider"]
 
 # The last stage is what a build without --target makes: the product, without tests.
 FROM program
+ARG SOURCE
+ARG REVISION
+LABEL com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true \
+      org.opencontainers.image.title=alexmri \
+      org.opencontainers.image.version=0.1.0 \
+      org.opencontainers.image.licenses=MIT \
+      org.opencontainers.image.source=${SOURCE} \
+      org.opencontainers.image.revision=${REVISION}
 CMD ["train"]

@@ -4,6 +4,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The two generations of SageMaker's SDK exclude each other and some of our own packages.
+SDK2 := .venv-sdk2
+SDK3 := .venv-sdk3
 DEMO := data/demo
 # Asked only where needed, since the answers take a moment.
 RUNTIME ?= $(shell docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1 && echo docker || echo venv)
@@ -13,16 +16,19 @@ BASE_IMAGE ?= $(shell sed -n 's/^ARG BASE_IMAGE=//p' Dockerfile)
 # The folders of the compose file, and who owns what is written there.
 RUNS = $$(realpath -m -- "$(or $(OUT),runs)")
 FOLDERS = DATA="$$(realpath -m -- "$(or $(DATA),data)")" OUT="$(RUNS)" HOST_UID=$$(id -u) HOST_GID=$$(id -g)
+# What the labels of the image tell: the commit, and where it is published (never with a password).
+LABELS = REVISION="$$(git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null)" \
+  SOURCE="$$(git config --get remote.origin.url | sed -nE 's|^https://([^/@]*@)?|https://|p')"
 # Made-up pictures are for those who named no data.
 export ALEXMRI_DEMO_DATA = $(if $(DATA),0,1)
 export BASE_IMAGE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-docker train-venv serve serve-docker serve-venv image base-image test test-docker lint lock bench clean
+.PHONY: help setup train train-docker train-venv serve serve-docker serve-venv image base-image test test-docker conformance conformance-clients lint lock bench clean
 
 help:  ## print this help
 	@echo "alexmri: AlexNet on brain-MRI slices. Research software, not a diagnostic device."
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 setup: $(VENV)/.installed  ## make a virtual environment with the exact versions of requirements.lock
 
@@ -33,19 +39,19 @@ serve:  ## answer HTTP requests with the trained model on port 8080: PORT=, OUT=
 	@$(MAKE) --no-print-directory serve-$(RUNTIME)
 
 image: base-image  ## build the Docker image: BASE_IMAGE=any Debian or Ubuntu image
-	$(COMPOSE) build serve
+	$(LABELS) $(COMPOSE) build serve
 
 train-docker: base-image
 	@echo "make: training in Docker $(if $(GPU),with the GPU,without a GPU); RUNTIME=venv does without Docker"
 	@test -z "$(DATA)" || test -d "$(DATA)" || { echo "the data folder $(DATA) does not exist"; exit 1; }
 	@mkdir -p "$(or $(DATA),data)" "$(RUNS)/model" "$(RUNS)/output" "$(RUNS)/checkpoints"
-	$(FOLDERS) $(COMPOSE) run --rm train train $(ARGS)
+	$(LABELS) $(FOLDERS) $(COMPOSE) run --rm train train $(ARGS)
 	@echo "model: $(RUNS)/model"
 	@echo "report: $(RUNS)/output/data/report.html"
 
 serve-docker: base-image
 	@test -f "$(RUNS)/model/model.json" || { echo "there is no model in $(RUNS)/model; first: make train"; exit 1; }
-	$(FOLDERS) $(COMPOSE) up --detach --wait serve
+	$(LABELS) $(FOLDERS) $(COMPOSE) up --detach --wait serve
 	@echo "serving $(RUNS)/model on http://localhost:$(or $(PORT),8080); to stop: $(COMPOSE) stop serve"
 
 base-image:
@@ -80,6 +86,20 @@ test: $(VENV)/.developing  ## run the tests, with coverage of the package
 test-docker: $(VENV)/.developing
 	$(BIN)/pytest -m docker tests/docker
 
+conformance: image $(VENV)/.developing  ## check what the image promises a platform, by a simulator and by Amazon's own clients; needs a Docker engine
+	@$(BIN)/python -m pytest -p tests.promises -q -o console_output_style=classic -m promise tests/docker; promises=$$?; \
+	  $(MAKE) --no-print-directory conformance-clients && exit $$promises
+
+# Side by side: a training of seconds keeps one core busy. The network is the one the SDKs share, with
+# the label by which compose knows it as its own, so that the two do not make it at the same moment.
+conformance-clients: image $(SDK2)/.installed $(SDK3)/.installed
+	@docker network create --label com.docker.compose.network=sagemaker-local sagemaker-local >/dev/null 2>&1 || true
+	@IMAGE=$${IMAGE:-alexmri} $(MAKE) --no-print-directory --jobs 2 --keep-going clients-sdk2 clients-sdk3; \
+	  failed=$$?; docker network rm sagemaker-local >/dev/null 2>&1; exit $$failed
+
+clients-sdk2 clients-sdk3: clients-%:
+	@.venv-$*/bin/python -m pytest -p tests.promises tests/clients/test_low_level_client.py tests/clients/$*
+
 lint: $(VENV)/.developing  ## check style, types and which module may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -90,19 +110,19 @@ lock:  ## write the lock files anew from requirements.txt (needs uv)
 	uv pip compile $(LOCK) requirements.txt -o requirements.lock
 	uv pip compile $(LOCK) requirements/dev.in -c requirements.lock -o requirements/dev.lock
 
-bench: $(VENV)/.installed  ## measure how fast this machine trains
-	$(BIN)/python bench/train.py
+bench: $(VENV)/.installed  ## measure how fast this machine trains: DATA=folder
+	$(BIN)/python bench/train.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-clean:  ## remove the virtual environment and caches; data and runs stay
-	rm -rf $(VENV) build .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+clean:  ## remove the virtual environments and caches; data and runs stay
+	rm -rf $(VENV) $(SDK2) $(SDK3) build .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 LOCK := --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-header --no-emit-index-url --no-emit-find-links
 
-$(VENV)/bin/python:
+%/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
 	  echo "alexmri needs Python 3.11, 3.12 or 3.13, $(PYTHON) is another: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "no virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -m venv $* || { rm -rf $*; echo "no virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
 
 $(VENV)/.installed: requirements.lock pyproject.toml | $(VENV)/bin/python
 	@echo "installing into $(VENV) (PyTorch with CUDA is 3 GB: this takes minutes, once)"
@@ -112,6 +132,17 @@ $(VENV)/.installed: requirements.lock pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.developing: requirements/dev.lock | $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/dev.lock
+	@touch $@
+
+$(SDK2)/.installed: requirements/sdk2.txt | $(SDK2)/bin/python
+	@echo "installing SageMaker's SDK 2 into $(SDK2)"
+	$(SDK2)/bin/python -m pip install --quiet -r requirements/sdk2.txt
+	@touch $@
+
+$(SDK3)/.installed: requirements/sdk3.txt requirements/sdk3-bare.txt | $(SDK3)/bin/python
+	@echo "installing SageMaker's SDK 3 into $(SDK3)"
+	$(SDK3)/bin/python -m pip install --quiet -r requirements/sdk3.txt
+	$(SDK3)/bin/python -m pip install --quiet --no-deps -r requirements/sdk3-bare.txt
 	@touch $@
 
 $(DEMO): | $(VENV)/.installed

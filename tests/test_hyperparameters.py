@@ -41,7 +41,11 @@ def test_a_missing_file_sets_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("{", "is not valid JSON"), ("[1]", "must hold one object"), ("\xff", "is not valid JSON")],
+    [
+        ("{", "is not valid JSON"),
+        ("[1]", "must hold one JSON object"),
+        ("\xff", "is not valid JSON"),
+    ],
 )
 def test_a_malformed_file_is_named(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "hyperparameters.json"

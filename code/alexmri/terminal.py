@@ -24,10 +24,11 @@ class PlainTerminal:
     """One line per record on standard output, flushed at once: for logs and for platforms."""
 
     def say(self, line: str) -> None:
-        print(line, flush=True)
+        # In one piece, so that lines of several threads do not mix.
+        print(f"{line}\n", end="", flush=True)
 
     def warn(self, line: str) -> None:
-        print(f"warning: {line}", flush=True)
+        self.say(f"warning: {line}")
 
     def track(self, items: Iterable[T], total: int, description: str) -> Iterable[T]:
         return items

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from docker_helpers import Docker, Result, ask, call, copy_of_repository, write_slices
 
-pytest_plugins = ["docker_fixtures"]
+from .docker_helpers import Docker, Result, ask, call, copy_of_repository, write_slices
+
 pytestmark = pytest.mark.docker
 FILES = ("-f", "docker-compose.yml", "-f", "docker-compose.cpu.yml")
 

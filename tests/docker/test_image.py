@@ -3,12 +3,13 @@
 import json
 import re
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
-from docker_helpers import REPOSITORY, Docker, copy_of_repository
 
-pytest_plugins = ["docker_fixtures"]
+from .docker_helpers import REPOSITORY, Docker, copy_of_repository
+
 pytestmark = pytest.mark.docker
 MEGABYTE = 10**6
 
@@ -24,6 +25,44 @@ def test_a_platform_can_start_it(docker: Docker, image: str) -> None:
     )
     assert docker("run", "--rm", image, "sh", "-c", script).stdout.split() == ["755"] * 4
     assert docker("run", "--rm", image, "alexmri", "--version").stdout.strip().endswith("0.1.0")
+
+
+def test_it_says_what_it_is(docker: Docker, image: str, base_image: str) -> None:
+    def labels(name: str) -> dict[str, str]:
+        config = json.loads(docker("image", "inspect", name).stdout)[0]["Config"]
+        assert config["User"] in ("", "root")  # who owns the mounts of a platform
+        # Else NVIDIA's base has older drivers refused before anybody can say what helps.
+        assert "NVIDIA_DISABLE_REQUIRE=true" in config["Env"]
+        found: dict[str, str] = config["Labels"]
+        return found
+
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found = labels(image)
+    assert found["com.amazonaws.sagemaker.capabilities.accept-bind-to-port"] == "true"
+    assert found["org.opencontainers.image.version"] == project["version"]
+    assert found["org.opencontainers.image.licenses"] == project["license"]
+
+    other = f"{image}-labelled"
+    arguments = ("--build-arg", "REVISION=0a1b2c", "--build-arg", "SOURCE=https://example.org/a")
+    base = ("--build-arg", f"BASE_IMAGE={base_image}")
+    docker("build", *base, *arguments, "--tag", other, str(REPOSITORY))
+    found = labels(other)
+    docker("image", "rm", other)
+    assert found["org.opencontainers.image.revision"] == "0a1b2c"
+    assert found["org.opencontainers.image.source"] == "https://example.org/a"
+
+
+def test_a_carriage_return_in_an_executable_ends_the_build(
+    docker: Docker, image: str, base_image: str, tmp_path: Path
+) -> None:
+    folder = copy_of_repository(tmp_path / "repository")
+    train = folder / "container" / "train"
+    train.write_bytes(train.read_bytes().replace(b"\n", b"\r\n"))
+    base = ("--build-arg", f"BASE_IMAGE={base_image}")
+    result = docker("build", *base, "--tag", f"{image}-windows", str(folder), check=False)
+    assert result.returncode != 0
+    assert "container/train" in result.stderr
+    assert "Windows line endings" in result.stderr
 
 
 def test_ours_is_little_beside_base_and_locked_wheels(

@@ -2,24 +2,109 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import tarfile
+import time
 from pathlib import Path
 
-from .conftest import Tree
+import pytest
+
+from .conftest import PATIENCE, Tree
 
 
-def test_a_model_is_measured_on_a_folder(trained: Tree, tmp_path: Path) -> None:
-    tree = Tree(tmp_path / "ml")
-    processing = tree.root / "processing"
-    shutil.copytree(trained.root / "model", processing / "model")
-    shutil.copytree(trained.root / "input" / "data" / "training", processing / "test")
-    result = tree.run("evaluate")
+@pytest.fixture
+def job(trained: Tree, tmp_path: Path) -> Tree:
+    """A processing job as the platform lays it out: model.tar.gz and a test folder."""
+    tree = Tree(tmp_path / "ml", extra={"TMPDIR": str(tmp_path / "tmp")})
+    (tmp_path / "tmp").mkdir()
+    pack(trained.root / "model", tree.root / "processing" / "model" / "model.tar.gz")
+    shutil.copytree(trained.root / "input" / "data" / "training", tree.root / "processing" / "test")
+    config = tree.root / "config"
+    config.mkdir()
+    (config / "processingjobconfig.json").write_text("{}", encoding="utf-8")
+    return tree
+
+
+def pack(model: Path, archive: Path) -> None:
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
+        for path in sorted(model.iterdir()):
+            tar.add(path, arcname=path.name)
+
+
+def evaluation_of(tree: Tree) -> Path:
+    return tree.root / "processing" / "evaluation"
+
+
+def message_of(tree: Tree) -> str:
+    return (tree.root / "output" / "message").read_text(encoding="utf-8")
+
+
+def state_of(folder: Path) -> list[tuple[str, int, int]]:
+    return sorted((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*"))
+
+
+def test_a_packed_model_is_measured_and_reported(job: Tree, trained: Tree) -> None:
+    processing = job.root / "processing"
+    before = state_of(processing / "model") + state_of(processing / "test")
+    result = job.run("evaluate")
     assert result.returncode == 0, result.stderr
-    evaluation = json.loads((processing / "evaluation" / "evaluation.json").read_text("utf-8"))
+    assert state_of(processing / "model") + state_of(processing / "test") == before
+    assert not list(Path(job.extra["TMPDIR"]).iterdir())
+    assert not (job.root / "output" / "message").exists()
+
+    written = evaluation_of(job)
+    assert {path.name for path in written.iterdir()} == {
+        *("evaluation.json", "statistics.json", "report.html"),
+        *("confusion.png", "reliability.png", "roc.png"),
+    }
+    evaluation = json.loads((written / "evaluation.json").read_text(encoding="utf-8"))
     assert evaluation["test"]["images"] == 48
-    accuracy = evaluation["test"]["accuracy"]["value"]
-    assert f"test_accuracy={accuracy:.6g};" in result.stdout
-    statistics = json.loads((processing / "evaluation" / "statistics.json").read_text("utf-8"))
-    assert statistics
+    assert evaluation["test"]["resampled_by"] == "subject"
+    test = evaluation["test"]
+    line = result.stdout.splitlines()[-2]
+    assert line == " ".join(
+        f"test_{name}={test[key]['value']:.6g};"
+        for name, key in (("loss", "log_loss"), ("accuracy", "accuracy"), ("macro_f1", "macro_f1"))
+    )
+    model = json.loads((trained.root / "model" / "model.json").read_text(encoding="utf-8"))
+    assert evaluation["model"] == model["files"]["model.safetensors"][:12]
+
+    statistics = json.loads((written / "statistics.json").read_text(encoding="utf-8"))
+    block = statistics["multiclass_classification_metrics"]
+    assert block["accuracy"]["value"] == test["accuracy"]["value"]
+    assert set(block["confusion_matrix"]) == set(model["classes"])
+
+    report = (written / "report.html").read_text(encoding="utf-8")
+    assert "These are the very images the model was trained with" in report
+    assert f"evaluation of model {evaluation['model']}" in report
+    assert report.count("<img ") == 3
+    for section in ("Class by class (test set)", "Settings of the training"):
+        assert section in report
+    for absent in ("<h2>Training</h2>", '<th scope="col">Validation</th>', ">None<"):
+        assert absent not in report
+
+
+def test_an_unpacked_model_is_measured_too_and_only_on_the_test_folder(
+    job: Tree, trained: Tree
+) -> None:
+    processing = job.root / "processing"
+    shutil.rmtree(processing / "model")
+    shutil.copytree(trained.root / "model", processing / "model")
+    (processing / "test").rename(processing / "all")
+    for part in ("train", "valid", "test"):
+        shutil.copytree(processing / "all", processing / "test" / part)
+    next((processing / "test" / "test" / "NonDemented").iterdir()).unlink()
+    (job.root / "output").mkdir()
+    (job.root / "output" / "message").write_text("the last job failed", encoding="utf-8")
+    result = job.run("evaluate")
+    assert result.returncode == 0, result.stderr
+    evaluation = json.loads((evaluation_of(job) / "evaluation.json").read_text(encoding="utf-8"))
+    assert evaluation["test"]["images"] == 47
+    assert not (job.root / "output" / "message").exists()  # that of an earlier job
+    report = (evaluation_of(job) / "report.html").read_text(encoding="utf-8")
+    assert "cannot be told from here" in report
 
 
 def test_folders_can_be_given(trained: Tree, tmp_path: Path) -> None:
@@ -29,13 +114,78 @@ def test_folders_can_be_given(trained: Tree, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "evaluation.json").is_file()
 
 
-def test_a_missing_model_ends_in_one_sentence(tmp_path: Path) -> None:
+def remove_model(job: Tree) -> None:
+    shutil.rmtree(job.root / "processing" / "model")
+
+
+def truncate_model(job: Tree) -> None:
+    packed = job.root / "processing" / "model" / "model.tar.gz"
+    packed.write_bytes(packed.read_bytes()[:100_000])
+
+
+def pack_half_a_model(job: Tree) -> None:
+    packed = job.root / "processing" / "model" / "model.tar.gz"
+    half = job.root / "half"
+    half.mkdir()
+    subprocess.run(["tar", "xzf", packed, "-C", half, "model.json"], check=True)
+    pack(half, packed)
+
+
+def remove_pictures(job: Tree) -> None:
+    shutil.rmtree(job.root / "processing" / "test")
+    (job.root / "processing" / "test").mkdir()
+
+
+def spoil_output(job: Tree) -> None:
+    evaluation_of(job).write_text("a file where the folder should be", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (remove_model, "processing/model is no model: it does not exist"),
+        (truncate_model, "model.tar.gz is not accepted: Compressed file ended before"),
+        (pack_half_a_model, "model/model.tar.gz is incomplete: model.safetensors is missing"),
+        (remove_pictures, "processing/test has no class folders"),
+        (spoil_output, "processing/evaluation cannot be made"),
+    ],
+)
+def test_a_mistake_ends_in_one_sentence_in_the_message(
+    job: Tree, spoil: object, words: str
+) -> None:
+    assert callable(spoil)
+    spoil(job)
+    result = job.run("evaluate")
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert words in message_of(job)
+    assert "\n" not in message_of(job)
+    assert "Traceback" not in message_of(job) + result.stdout + result.stderr
+    assert not list(Path(job.extra["TMPDIR"]).iterdir())
+
+
+def test_the_message_is_a_kilobyte_of_valid_utf8(tmp_path: Path) -> None:
     tree = Tree(tmp_path / "ml")
-    result = tree.run("evaluate")
-    assert result.returncode == 2
-    message = (tree.root / "output" / "message").read_text(encoding="utf-8")
-    assert message == f"{tree.root / 'processing' / 'model'} is no model: it has no model.json"
-    assert "Traceback" not in result.stderr
+    nowhere = tmp_path / "/".join(["Ölfaß" * 20] * 7)
+    assert tree.run("evaluate", "--model", str(nowhere)).returncode == 2
+    written = (tree.root / "output" / "message").read_bytes()
+    assert 1020 <= len(written) <= 1024
+    assert written.decode("utf-8").startswith(str(tmp_path))
+
+
+def test_sigterm_ends_it_and_leaves_nothing_behind(job: Tree) -> None:
+    process = job.start("evaluate")
+    temporary = Path(job.extra["TMPDIR"])
+    deadline = time.monotonic() + PATIENCE
+    while not list(temporary.glob("alexmri-model-*")):  # then it unpacks and loads the model
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 143, printed
+    assert "Traceback" not in printed
+    assert not list(temporary.iterdir())
+    assert not list(evaluation_of(job).iterdir())
 
 
 def test_preflight_prints_one_fact_a_line(tmp_path: Path) -> None:

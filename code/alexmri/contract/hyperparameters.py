@@ -1,9 +1,9 @@
 """Read a job's settings from where platforms put them: hyperparameters.json and the arguments."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from alexmri.contract.documents import read_object
 from alexmri.errors import UserError
 from alexmri.settings import Layer
 
@@ -16,16 +16,7 @@ def read_hyperparameters(path: Path) -> Layer:
     Raises:
         UserError: not a JSON object.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        values = {}
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f'{path} must hold one object, such as {{"epochs": "40"}}')
+    values = read_object(path) or {}
     return Layer(path.name, values)
 
 

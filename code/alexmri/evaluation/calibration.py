@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
 
 from alexmri.model.predictor import log_softmax
 
@@ -45,6 +44,8 @@ def fit_temperature(logits_NK: npt.ArrayLike, labels_N: npt.ArrayLike) -> float:
 
     if (logits_NK.argmax(axis=1) == labels_N).all():
         return 1.0
+
+    from scipy.optimize import minimize_scalar  # half a second that no training step waits for
 
     def loss(log_temperature: float) -> float:
         return negative_log_likelihood(logits_NK, labels_N, math.exp(log_temperature))

@@ -1,5 +1,7 @@
 """Measure a model directory on a folder of class folders."""
 
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,12 @@ from alexmri.terminal import Terminal
 
 def evaluate_folder(
     predictor: Predictor, root: Path, *, workers: int, terminal: Terminal
-) -> tuple[dict[str, Any], Predictions]:
-    """Return the content of evaluation.json for `root`, and the predictions behind it.
+) -> dict[str, Any]:
+    """Measure the images in `root`; return the facts that document and report are made from.
 
-    Of a folder that holds train / valid / test folders only test is measured. People are found as
-    in the training of the model.
+    Beside those of `report.render_report` (but for title, generated, run and plots, which are
+    whoever's writes them) they hold "predictions". Of a folder that holds train / valid / test
+    folders only test is measured. People are found as in the training of the model.
 
     Raises:
         UserError: bad data, or a class the model does not know.
@@ -51,22 +54,48 @@ def evaluate_folder(
         subjects_N=groups.subjects if groups else None,
         paths=tuple(image.name for image in folder.images),
     )
-    if fingerprint(folder, store) == bundle.document["data"]["fingerprint"]:
+    found = fingerprint(folder, store)
+    trained_on = found == bundle.document["data"]["fingerprint"]
+    if trained_on:
         terminal.warn("these are the very images the model was trained with: no test of anything")
-    document = {
-        "schema": "alexmri.evaluation/1",
-        "model": bundle.version,
+    counts = Counter(image.label for image in folder.images)
+    return {
         "protocol": {
-            "split_by": "folders",
+            "split_by": "none",
             "subjects": groups.count if groups else None,
             # Whether the model was trained on these people cannot be told from a folder.
             "subjects_shared": None,
             "groups_from": groups.found_by if groups else None,
+            "trained_on_these_images": trained_on,
         },
-        "test": measure(predictions),
         "leak_probe": {"slice": None, "subject": None, "shuffled": None},
+        "predictions": predictions,
+        "test": measure(predictions),
+        "validation": None,
+        "history": [],
+        "best_epoch": None,
+        "data": {
+            "classes": list(bundle.classes),
+            "counts": {"test": {name: counts[name] for name in bundle.classes}},
+            "fingerprint": found,
+            "warnings": [],
+        },
+        "settings": bundle.document["settings"],
+        "model": {
+            "version": bundle.version,
+            "parameters": bundle.document["architecture"]["parameters"],
+            "temperature": bundle.temperature,
+        },
     }
-    return document, predictions
+
+
+def evaluation_document(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of evaluation.json."""
+    return {
+        "schema": "alexmri.evaluation/1",
+        "model": facts["model"]["version"],
+        **{key: facts[key] for key in ("protocol", "test", "leak_probe")},
+    }
 
 
 def _groups(folder: Folder, settings: Settings, terminal: Terminal) -> Groups | None:

@@ -36,6 +36,18 @@ GREY = "#767676"
 WIDTH_INCHES, DPI = 6.0, 150
 
 
+def measured_plots(
+    measured: Mapping[str, Any], predictions: Predictions, title: str
+) -> dict[str, bytes]:
+    """Draw, by name, what `measured`, the result of `measure(predictions)`, holds."""
+    matrix = measured["confusion_matrix"]
+    return {
+        "confusion": confusion(matrix["counts"], matrix["classes"], title),
+        "reliability": reliability(measured["reliability"]["bins"]),
+        "roc": roc(predictions),
+    }
+
+
 def curves(history: Sequence[Mapping[str, Any]], *, best_epoch: int | None = None) -> bytes:
     """Draw losses, validation accuracy and macro F1 over the epochs.
 

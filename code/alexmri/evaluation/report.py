@@ -20,8 +20,9 @@ def verdict(
 ) -> list[str]:
     """Return what the test accuracy measures, as paragraphs of plain sentences.
 
-    `protocol` has split_by (slice, subject or folders), subjects (people in the data, or None),
-    subjects_shared (people with images in both training and test, or None) and groups_from;
+    `protocol` has split_by (slice, subject or folders; none where an existing model was measured,
+    and then trained_on_these_images), subjects (people in the data, or None), subjects_shared
+    (people with images in both training and test, or None) and groups_from;
     `leak_probe` the accuracies (or None) of a 1-nearest-neighbour look-up: on a slice split (or on
     the folders' own split), on a subject split, and "shuffled", the first with labels shuffled
     between people. `test` is
@@ -60,7 +61,8 @@ def render_report(facts: Mapping[str, Any]) -> str:
 
     `facts` has title, generated, protocol, leak_probe, test, validation, history, best_epoch,
     data (classes, counts by split, fingerprint, warnings), settings, run, model (parameters,
-    temperature) and plots (PNG bytes by name; missing ones are left out). Everything in it is
+    temperature) and plots (PNG bytes by name; missing ones are left out). Without a training
+    `history` is empty, and only the splits that `counts` names are shown. Everything in it is
     escaped: class names are folder names. Raises jinja2.UndefinedError where a key is missing.
     """
     environment = Environment(
@@ -82,13 +84,21 @@ def render_report(facts: Mapping[str, Any]) -> str:
 def _split(protocol: Mapping[str, Any]) -> str:
     """Say how images were split and how many people stand on both sides."""
     split_by, people, shared = (protocol[k] for k in ("split_by", "subjects", "subjects_shared"))
+    source = protocol["groups_from"]
+    told = f" Who is who was taken from: {source}; if that is wrong, so is this." if source else ""
+    if split_by == "none" and protocol["trained_on_these_images"]:
+        return "These are the very images the model was trained with: this is no test of anything."
+    if split_by == "none":
+        return (
+            "An existing model was measured. Whether it was trained on images of the same people "
+            "cannot be told from here; if so, the figures are far too good for people it has not "
+            f"seen, since images of one person look alike.{told}"
+        )
     how = {
         "slice": "The images were split one by one, without regard to whose they are",
         "subject": "The images were split by person",
         "folders": "The split came with the data",
     }[split_by]
-    source = protocol["groups_from"]
-    told = f" Who is who was taken from: {source}; if that is wrong, so is this." if source else ""
     if shared is None and split_by == "subject":
         return f"{how}.{told}"
     if shared is None:

@@ -1,0 +1,149 @@
+"""Open a model as platforms deliver it: a directory, or a model.tar.gz, unpacked with distrust."""
+
+import gzip
+import io
+import shutil
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from alexmri.errors import UserError
+
+# The largest model there is (224 x 224, three channels, with its ONNX twin) fills half a gigabyte.
+MOST_BYTES = 2 << 30
+MOST_MEMBERS = 1000
+CHUNK = 1 << 20
+
+
+@contextmanager
+def model_folder(source: Path) -> Iterator[Path]:
+    """Yield the directory of the model that `source` is or holds, packed or not.
+
+    model.json may lie one folder down, as `tar czf model.tar.gz model/` puts it. An archive is
+    unpacked to a temporary folder that is removed after the block; `source` is only read. Errors
+    raised inside the block name the archive instead of that folder.
+
+    Raises:
+        UserError: no model or several, or an archive that is damaged or not to be trusted.
+    """
+    archive = source if source.is_file() else _archive_in(source)
+    if archive is None:
+        yield _model_in(source)
+        return
+    with tempfile.TemporaryDirectory(prefix="alexmri-model-") as unpacked:
+        unpack(archive, Path(unpacked))
+        try:
+            yield _model_in(Path(unpacked))
+        except UserError as error:
+            raise UserError(str(error).replace(unpacked, str(archive))) from None
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Write the files of a .tar.gz below `folder`, with permissions of our own.
+
+    Not by tarfile's `filter="data"`: Debian's Python 3.11 lacks it, and it lets links through.
+
+    Raises:
+        UserError: damaged, or with links, devices, names that are absolute, climb or come twice,
+            or with more than it takes to hold a model.
+    """
+    try:
+        with (
+            gzip.open(archive) as packed,
+            _OnceThrough(packed) as stream,
+            tarfile.open(fileobj=stream, mode="r:") as tar,
+        ):
+            for count, member in enumerate(tar, 1):
+                if count > MOST_MEMBERS:
+                    raise tarfile.ReadError(f"it holds more than {MOST_MEMBERS} files")
+                _unpack_member(tar, member, folder)
+            while stream.read(CHUNK):  # to the end, where the checksum is
+                pass
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise UserError(
+            f"{archive} is not accepted: {error}; pack a model directory with"
+            " `tar czf model.tar.gz -C DIRECTORY .`"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{archive} cannot be unpacked to {folder}: {error.strerror} (TMPDIR names another"
+            " place)"
+        ) from None
+
+
+def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts or "\0" in member.name:
+        raise tarfile.ReadError(f"it holds {member.name!r}, a name that leads out of its folder")
+    plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
+    if not plain and not member.isdir():
+        raise tarfile.ReadError(f"it holds {member.name!r}, which is neither a file nor a folder")
+    try:
+        (folder / path if member.isdir() else folder / path.parent).mkdir(
+            parents=True, exist_ok=True
+        )
+        content = tar.extractfile(member)
+        if content is not None:
+            with (folder / path).open("xb") as written:
+                shutil.copyfileobj(content, written, CHUNK)
+    except (FileExistsError, NotADirectoryError):
+        raise tarfile.ReadError(f"it holds {member.name!r} twice") from None
+
+
+class _OnceThrough(io.RawIOBase):
+    """The unpacked bytes of a gzip file, read once, in order and in small pieces, up to a limit.
+
+    tarfile otherwise goes back where a header says so, and reads headers of any size into memory.
+    """
+
+    def __init__(self, packed: gzip.GzipFile) -> None:
+        self._packed = packed
+        self._position = 0
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= CHUNK:
+            raise tarfile.ReadError("it has a header that no model needs")
+        data = self._packed.read(size)
+        self._position += len(data)
+        if self._position > MOST_BYTES:
+            raise tarfile.ReadError(f"it unpacks to more than {MOST_BYTES >> 20} MiB")
+        return data
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
+        if whence != io.SEEK_SET or position < self._position:
+            raise tarfile.ReadError("it has a header that leads backwards")
+        while self._position < position and self.read(min(CHUNK, position - self._position)):
+            pass
+        return self._position
+
+
+def _archive_in(folder: Path) -> Path | None:
+    """Return the archive in a folder without a model.json: model.tar.gz, or the only one."""
+    if (folder / "model.json").is_file() or not folder.is_dir():
+        return None
+    archives = sorted(path for path in folder.glob("[!.]*.tar.gz") if path.is_file())
+    named = [path for path in archives if path.name == "model.tar.gz"]
+    if len(named or archives) > 1:
+        names = ", ".join(path.name for path in archives)
+        raise UserError(f"{folder} holds several archives ({names}); keep the one with the model")
+    return next(iter(named or archives), None)
+
+
+def _model_in(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no model: it does not exist")
+    if (folder / "model.json").is_file():
+        return folder
+    inner = sorted(path.parent for path in folder.glob("[!.]*/model.json"))
+    if not inner:
+        raise UserError(f"{folder} is no model: it has no model.json")
+    if len(inner) > 1:
+        names = ", ".join(path.name for path in inner)
+        raise UserError(f"{folder} holds several models ({names}); pass one of them")
+    return inner[0]

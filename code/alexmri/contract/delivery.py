@@ -1,0 +1,78 @@
+"""How a platform says it delivers the channels, from inputdataconfig.json, and what will not do."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alexmri.contract.channels import NOT_DATA
+from alexmri.contract.hosts import Hosts
+from alexmri.errors import UserError
+
+FILES = "use File or FastFile mode with one folder of images per class"
+# How much of a file is read to tell an augmented manifest.
+FIRST_LINE_BYTES = 65536
+
+
+def check_delivery(config: Mapping[str, Any], data: Path, hosts: Hosts) -> None:
+    """Refuse channels that do not arrive as files.
+
+    Raises:
+        UserError: Pipe mode, an augmented manifest, a channel without its folder, or a data set
+            that is dealt out over several hosts.
+    """
+    for channel, said in config.items():
+        if channel in NOT_DATA:
+            continue
+        if not isinstance(said, Mapping):
+            raise UserError(
+                f"inputdataconfig.json must describe the channel '{channel}' by an object, not by"
+                f" {json.dumps(said)}"
+            )
+        spoken = {str(value).lower() for value in said.values()}
+        if "augmentedmanifestfile" in spoken or "recordio" in spoken:
+            raise _augmented(channel)
+        if "pipe" in spoken:
+            raise _piped(channel)
+        if "shardedbys3key" in spoken and len(hosts.names) > 1:
+            raise UserError(
+                f"the channel '{channel}' is ShardedByS3Key, so that each of the"
+                f" {len(hosts.names)} hosts has only a part of it; use FullyReplicated"
+            )
+    for path in sorted(data.iterdir()) if data.is_dir() else ():
+        if path.is_fifo():
+            raise _piped(path.name.rpartition("_")[0] or path.name)
+        if path.is_dir() and path.name not in NOT_DATA and _holds_augmented_manifest(path):
+            raise _augmented(path.name)
+    for channel in config:
+        if channel not in NOT_DATA and not (data / channel).is_dir():
+            raise UserError(
+                f"inputdataconfig.json names the channel '{channel}', but there is no folder"
+                f" {data / channel}; check the channel's S3 address"
+            )
+
+
+def _piped(channel: str) -> UserError:
+    return UserError(f"the channel '{channel}' comes in Pipe mode, which has no files; {FILES}")
+
+
+def _augmented(channel: str) -> UserError:
+    return UserError(
+        f"the channel '{channel}' is an augmented manifest (S3DataType AugmentedManifestFile);"
+        f" use S3Prefix: {FILES}"
+    )
+
+
+def _holds_augmented_manifest(folder: Path) -> bool:
+    """Whether the files directly in `folder` are JSON lines with references to S3 objects."""
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix.lower() in (".manifest", ".jsonl"):
+            with path.open("rb") as file:
+                line = file.readline(FIRST_LINE_BYTES)
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and any(key.endswith("-ref") for key in record):
+                return True
+    return False

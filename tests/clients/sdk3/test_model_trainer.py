@@ -1,0 +1,64 @@
+"""ModelTrainer of SageMaker's Python SDK 3 on local files."""
+
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from harness import REGION, ROLE, check_answer, failure_in, names_in, run_example
+from sagemaker.core.helper.session_helper import Session
+from sagemaker.core.training.configs import Compute, InputData, SourceCode
+from sagemaker.train.model_trainer import Mode, ModelTrainer
+
+
+def train(image: str, data: Path, work: Path, **more: Any) -> Path:
+    """Train by ModelTrainer; return the folder where it packs what comes out, failed or not."""
+    work.mkdir()
+    trainer = ModelTrainer(
+        training_mode=Mode.LOCAL_CONTAINER,
+        sagemaker_session=Session(boto3.Session(region_name=REGION)),
+        role=ROLE,
+        training_image=image,
+        compute=Compute(instance_type="local", instance_count=1),
+        local_container_root=str(work),
+        **more,
+    )
+    trainer.train([InputData(channel_name="training", data_source=str(data))])
+    return work / "compressed_artifacts"
+
+
+def test_example(image: str, data: Path, root: Path) -> None:
+    """SDK 3: ModelTrainer without source code, endpoint, answer (docs/examples)."""
+    result = run_example("local_mode_sdk3.py", image, data, root)
+    check_answer(result["answer"])
+    packed = root / "sdk3" / "compressed_artifacts"
+    assert {"model.json", "model.safetensors"} <= names_in(packed / "model.tar.gz")
+    assert "data/report.html" in names_in(packed / "output.tar.gz")
+
+
+def test_source_code(image: str, data: Path, root: Path) -> None:
+    """SDK 3: ModelTrainer with SourceCode(command="exec train") and typed hyperparameters."""
+    packed = train(
+        image,
+        data,
+        root / "exec",
+        source_code=SourceCode(command="exec train"),
+        hyperparameters={"epochs": 1, "batch_size": 16, "momentum": 0.9, "wandb_mode": "disabled"},
+    )
+    assert {"model.json", "model.safetensors"} <= names_in(packed / "model.tar.gz")
+
+
+def test_failure(image: str, data: Path, root: Path) -> None:
+    """SDK 3: under its own starter, too, a failed training tells why in output/failure."""
+    with pytest.raises(RuntimeError, match="exited with code: 2"):
+        train(
+            image,
+            data,
+            root / "typo",
+            source_code=SourceCode(command="exec train"),
+            hyperparameters={"epocs": 3},
+        )
+    text = failure_in(root / "typo" / "compressed_artifacts" / "output.tar.gz")
+    assert "epocs" in text
+    assert "epochs" in text
+    assert len(text) <= 1024

@@ -1,0 +1,117 @@
+"""container/train as the first process of a job: stop signals, deaths, several hosts."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from .conftest import PATIENCE, Tree
+
+MANY = ("--epochs", "300")
+
+
+def wait_for_line(process: "subprocess.Popen[str]", start: str) -> str:
+    """Read what the process prints up to the line that starts so; return all of it."""
+    assert process.stdout
+    printed = ""
+    for line in process.stdout:
+        printed += line
+        if line.startswith(start):
+            return printed
+    raise AssertionError(f"it ended without '{start}':\n{printed}")
+
+
+def worker_of(process: "subprocess.Popen[str]") -> int:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return int(children[0])
+
+
+def write_config(tree: Tree, name: str, content: object) -> None:
+    (tree.root / "input" / "config" / name).write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_a_second_sigterm_leaves_out_all_but_the_checkpoint(tree: Tree) -> None:
+    process = tree.start("train", *MANY)
+    wait_for_line(process, "epoch=1;")
+    process.send_signal(signal.SIGTERM)
+    wait_for_line(process, "SIGTERM: stopping")
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 0, printed
+    assert "SIGTERM: hurrying" in printed
+    assert list((tree.root / "checkpoints").glob("*.safetensors"))
+    assert not (tree.root / "output" / "data" / "report.html").exists()
+    assert not (tree.root / "output" / "failure").exists()
+
+
+def test_a_stop_while_pictures_are_decoded_ends_at_once(tree: Tree) -> None:
+    process = tree.start("train", *MANY)
+    wait_for_line(process, "alexmri train:")
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 0, printed
+    assert not list((tree.root / "model").glob("*"))
+    assert not list((tree.root / "output" / "data").glob("report.html"))
+
+
+def test_the_grace_lets_a_platform_fetch_checkpoints_and_a_signal_ends_it(tree: Tree) -> None:
+    (tree.root / "checkpoints").mkdir()
+    tree.extra = {"ALEXMRI_STOP_GRACE_SECONDS": "60"}
+    process = tree.start("train", *MANY)
+    wait_for_line(process, "epoch=1;")
+    stopped = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    wait_for_line(process, "waiting 60 s, so that the platform can fetch the checkpoint")
+    assert list((tree.root / "checkpoints").glob("*.json"))
+    assert (tree.root / "model" / "model.json").is_file()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    assert time.monotonic() - stopped < 90  # the platform's deadline is 120 s
+
+
+def test_a_killed_worker_is_told_and_the_job_can_be_run_again(tree: Tree) -> None:
+    process = tree.start("train", "--checkpoint-every-epochs", "1", *MANY)
+    wait_for_line(process, "epoch=2;")
+    os.kill(worker_of(process), signal.SIGKILL)
+    printed = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 137, printed
+    assert tree.failure.startswith("the training was killed by signal 9 (SIGKILL)")
+    process = tree.start("train", "--checkpoint-every-epochs", "1", *MANY)
+    wait_for_line(process, "resuming at epoch")
+    process.kill()
+    process.communicate(timeout=PATIENCE)
+
+
+def test_the_platforms_other_files_are_read_or_ignored(tree: Tree) -> None:
+    write_config(tree, "resourceconfig.json", {"current_host": "algo-1", "hosts": ["algo-1"]})
+    write_config(tree, "checkpointconfig.json", {"LocalPath": "/opt/ml/checkpoints/here"})
+    for name in ("init-config.json", "profilerconfig.json", "trainingjobconfig.json"):
+        write_config(tree, name, ["nobody", "documents", "this"])
+    result = tree.run("train", "--epochs", "1", "--checkpoint-every-epochs", "1")
+    assert result.returncode == 0, result.stderr
+    assert f"warning: {tree.root}/input/config/inputdataconfig.json is missing" in result.stdout
+    assert "resourceconfig.json is missing" not in result.stdout
+    assert list((tree.root / "checkpoints" / "here").glob("*.json"))
+
+
+def test_pipe_mode_is_refused_with_what_to_use(tree: Tree) -> None:
+    write_config(tree, "inputdataconfig.json", {"training": {"TrainingInputMode": "Pipe"}})
+    assert tree.run("train").returncode == 2
+    assert "Pipe mode, which has no files; use File or FastFile mode" in tree.failure
+
+
+def test_the_first_of_the_hosts_trains_and_the_others_end_with_it(tree: Tree) -> None:
+    names = ["127.0.0.1", "127.0.0.2"]
+    write_config(tree, "resourceconfig.json", {"current_host": names[0], "hosts": names})
+    other = Tree(tree.root.with_name("other"))
+    other.hyperparameters()
+    write_config(other, "resourceconfig.json", {"current_host": names[1], "hosts": names})
+    follower = other.start("train")
+    wait_for_line(follower, "127.0.0.1 trains for all 2 hosts; 127.0.0.2 waits for it")
+    assert tree.run("train", "--epochs", "none").returncode == 2
+    printed = follower.communicate(timeout=PATIENCE)[0]
+    assert follower.returncode == 2, printed
+    assert "127.0.0.1, which trains for all hosts, failed: setting 'epochs'" in other.failure

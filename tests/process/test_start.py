@@ -1,0 +1,71 @@
+"""What serve and preflight find out and say before torch is imported."""
+
+import json
+from pathlib import Path
+
+from ..fake_cuda import FakeCuda
+from .conftest import Tree
+
+NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "all"}
+
+
+def on_a_gpu_instance_with_an_old_driver(root: Path) -> Tree:
+    library = FakeCuda(12040).install(root / "lib", "550.163.01")
+    tree = Tree(root / "ml", {"LD_LIBRARY_PATH": str(library)})
+    config = tree.root / "input" / "config" / "resourceconfig.json"
+    config.parent.mkdir(parents=True)
+    config.write_text(json.dumps({"current_instance_type": "ml.g5.xlarge"}), encoding="utf-8")
+    return tree
+
+
+def test_serve_ends_at_once_where_the_gpu_it_needs_cannot_work(tmp_path: Path) -> None:
+    result = on_a_gpu_instance_with_an_old_driver(tmp_path).run("serve")
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ml.g5.xlarge is a GPU instance, but the NVIDIA driver is ")
+    assert "InferenceAmiVersion to al2023-ami-sagemaker-inference-gpu-4-1" in line
+
+
+def test_serve_refuses_a_switch_it_does_not_know(tmp_path: Path) -> None:
+    result = Tree(tmp_path, {"ALEXMRI_CUDA_COMPAT": "maybe"}).run("serve")
+    assert result.returncode == 2
+    assert result.stderr == "error: ALEXMRI_CUDA_COMPAT is 'maybe'; it takes auto, on or off\n"
+
+
+def test_serve_says_what_it_has_before_it_starts(tmp_path: Path) -> None:
+    result = Tree(tmp_path, NO_GPU).run("serve")
+    assert result.stdout.splitlines()[1].startswith("resources: ")
+    assert "the CPU computes" in result.stdout.splitlines()[2]
+    assert "is no model" in result.stderr
+
+
+def test_preflight_prints_a_fact_per_line(tree: Tree) -> None:
+    tree.extra |= NO_GPU
+    (tree.root / "model").mkdir()
+    result = tree.run("preflight")
+    assert result.returncode == 0, result.stderr
+    *lines, last = result.stdout.splitlines()
+    facts = dict(line.split(": ", 1) for line in lines)
+    assert facts["channel training"] == "3 entries"
+    assert facts[str(tree.root / "model")].startswith("writable, ")
+    assert facts[str(tree.root / "checkpoints")] == "not there"
+    assert facts["torch built for cards"].startswith("7.5, 8.0, ")
+    assert {"NVIDIA driver", "cuda-compat", "shared memory free", "user"} <= set(facts)
+    assert "the CPU computes" in last
+
+
+def test_preflight_tells_all_it_found_before_it_fails(tmp_path: Path) -> None:
+    result = on_a_gpu_instance_with_an_old_driver(tmp_path).run("preflight")
+    assert result.returncode == 2
+    facts = dict(line.split(": ", 1) for line in result.stdout.splitlines())
+    assert facts["CUDA of the driver"] == "12.4"
+    assert facts["cards"] == "Tesla T4 (compute capability 7.5, 16.0 GiB)"
+    assert facts["channels"] == f"none in {tmp_path / 'ml' / 'input' / 'data'}"
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ml.g5.xlarge is a GPU instance, but ")
+
+
+def test_preflight_fails_where_a_gpu_is_required_and_none_is_there(tmp_path: Path) -> None:
+    result = Tree(tmp_path, NO_GPU | {"ALEXMRI_REQUIRE_GPU": "1"}).run("preflight")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ALEXMRI_REQUIRE_GPU is 1, but ")
