@@ -1,95 +1,170 @@
-"""Measure how fast this machine trains: the whole epoch beside the bare arithmetic of its steps.
+"""Measure how fast this machine trains: the engine beside its arithmetic, textbook and peers.
 
-    python bench/train.py [--images 2048] [--repeats 5] [--json FILE]
+    python bench/train.py --data DIR --json FILE [--repeats 3] [--full]
 
-`limit` is forward, backward and optimiser on one random batch that never changes; `engine` is a
-whole epoch of the default recipe with order, augmentation and metrics. Both in images per second,
-medians over interleaved repeats on the same machine, after one warm-up each.
+`limit` is forward, backward and optimiser on one batch that never changes; `engine` a whole epoch
+of the default recipe (order, augmentation, step, sums), validation not counted; `textbook` the same
+recipe written as tutorials write it (bench/peers/). All are images per second: medians over rounds
+in which each is measured once, so that what else the machine does hits all of them; ratios are
+medians of the rounds' ratios. Without --data synthetic slices are drawn. `--full` adds the default
+job to its end and three seeds of the recipe by engine and by textbook, which takes hours on two
+cores. The peers besides the textbook need requirements/bench.txt, see there.
 """
 
 import argparse
 import json
 import statistics
+import subprocess
+import tempfile
 import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import arithmetic
 import torch
+from arithmetic import summary
+from engine import COMMAND, decoding, epochs_of, large, make_run, start_and_memory
+from opponents import ask, best_workers, speed_of
+from subject import Bench, bench_of
 
-from alexmri.contract.resources import cpu_cores
-from alexmri.contract.signals import StopRequest
-from alexmri.data.augment import Augmenter
-from alexmri.data.dataset import Part
-from alexmri.model.alexnet import build
-from alexmri.model.forward import Compute, choose_compute
-from alexmri.settings import Layer, Settings, resolve
-from alexmri.terminal import PlainTerminal
-from alexmri.training.estimate import seconds_per_image
-from alexmri.training.loop import Run
+from alexmri.contract.resources import ask_for_large_pages, cpu_cores
+from alexmri.data.phantom import write_demo_data
 from alexmri.training.provenance import machine_document
 
-
-def random_part(images: int, settings: Settings) -> Part:
-    generator = np.random.default_rng(0)
-    shape = (images, settings.channels, settings.image_size, settings.image_size)
-    pixels_NCHW = generator.integers(0, 256, shape, dtype=np.uint8)
-    return Part(pixels_NCHW, generator.integers(0, 4, images), None, ("",) * images)
+FULL_SEEDS = (0, 1, 2)
 
 
-def measure_epochs(images: int, repeats: int, settings: Settings, compute: Compute) -> list[float]:
-    """Return images per second of each of `repeats` epochs, validation not counted."""
-    network = build(
-        classes=4,
-        image_size=settings.image_size,
-        channels=settings.channels,
-        dropout=settings.dropout,
-        seed=0,
-    )
-    validation = random_part(settings.batch_size, settings)
-    run = Run(
-        network, random_part(images, settings), validation, settings, compute, Augmenter(settings)
-    )
-    return [row["images_per_second"] for row in run.epochs(StopRequest(), PlainTerminal())][
-        -repeats:
-    ]
+def measure(bench: Bench, repeats: int) -> dict[str, Any]:
+    """Return the table, measured in `repeats` rounds."""
+    say = partial(print, flush=True)
+    gemm = arithmetic.best_gemm(bench.compute)
+    workers, by_workers = best_workers(bench, "fp32")
+    workers_bf16, by_workers_bf16 = best_workers(bench, "bf16")
+    say(f"textbook by workers: fp32 {by_workers}, bf16 {by_workers_bf16}")
+    run = make_run(bench, bench.dataset.part("train"), bench.dataset.part("validation"))
+    epochs = epochs_of(run)
+    next(epochs)  # the warm-up
+    textbook = partial(speed_of, bench, "textbook")
+    columns: dict[str, Callable[[], float]] = {
+        "limit": lambda: arithmetic.limit(bench.settings, bench.classes, bench.compute),
+        "engine": lambda: next(epochs)["images_per_second"],
+        "textbook": partial(textbook, workers=workers, precision="fp32"),
+        "textbook_bf16": partial(textbook, workers=workers_bf16, precision="bf16"),
+    }
+    could_not: dict[str, str] = {}
+    for peer in ("with_timm", "with_lightning"):
+        try:
+            speed_of(bench, peer, workers=workers, precision="fp32")
+        except RuntimeError as error:
+            could_not[peer] = f"{error} (pip install the requirements/bench.txt, see there)"
+            continue
+        columns[peer] = partial(speed_of, bench, peer, workers=workers, precision="fp32")
+    runs: dict[str, list[float]] = {name: [] for name in columns}
+    for number in range(1, repeats + 1):
+        for name, column in columns.items():
+            runs[name].append(column())
+        shown = ", ".join(f"{name} {speeds[-1]:.0f}" for name, speeds in runs.items())
+        say(f"round {number}/{repeats}, images/s: {shown}")
+    medians = {name: statistics.median(speeds) for name, speeds in runs.items()}
+    operations = arithmetic.operations_per_image(bench.settings, bench.classes)
+    rate = medians["limit"] * operations["step"]
+    return {
+        **{name: medians[name] for name in ("limit", "engine", "textbook", "textbook_bf16")},
+        "limit_gemm_fraction": rate / gemm,
+        "engine_over_limit": ratio(runs, "engine", "limit"),
+        "engine_over_textbook": ratio(runs, "engine", "textbook"),
+        "engine_over_textbook_bf16": ratio(runs, "engine", "textbook_bf16"),
+        "peers": {
+            **{name: medians[name] for name in columns if name.startswith("with_")},
+            "could_not_run": could_not,
+        },
+        "runs": {name: summary(speeds) for name, speeds in runs.items()},
+        "textbook_by_workers": {"fp32": by_workers, "bf16": by_workers_bf16},
+        "floor": {
+            "gemm_operations_per_second": gemm,
+            "operations_per_image": operations,
+            **arithmetic.bytes_per_step(bench.settings, bench.classes, bench.compute),
+            "images_per_second_at_gemm_rate": gemm / operations["step"],
+        },
+    }
+
+
+def ratio(runs: Mapping[str, list[float]], above: str, below: str) -> float:
+    return statistics.median(a / b for a, b in zip(runs[above], runs[below], strict=True))
+
+
+def train_to_the_end(bench: Bench, *options: str) -> dict[str, Any]:
+    """Run `alexmri train` with the default recipe; return its figures and how long it took."""
+    out = Path(tempfile.mkdtemp(dir=bench.scratch))
+    started = time.perf_counter()
+    command = [*COMMAND, "train", "--data", bench.data, "--out", out, *options]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    seconds = time.perf_counter() - started
+    test = json.loads((out / "evaluation.json").read_text())["test"]
+    training = json.loads((out / "run.json").read_text())["training_seconds"]
+    return {
+        "seconds": seconds,
+        "training_seconds": training,
+        "accuracy": test["accuracy"]["value"],
+        "macro_f1": test["macro_f1"]["value"],
+    }
+
+
+def accuracy(bench: Bench, workers: int) -> dict[str, Any]:
+    """Return test figures of engine and textbook for the same seeds, which are other splits."""
+    rows: dict[str, list[dict[str, Any]]] = {"engine": [], "textbook": []}
+    for seed in FULL_SEEDS:
+        rows["engine"].append(train_to_the_end(bench, "--seed", str(seed)))
+        seeded = bench_of(bench.data, bench.scratch, seed=seed)
+        epochs, fp32 = bench.settings.epochs, {"workers": workers, "precision": "fp32"}
+        rows["textbook"].append(ask(seeded, "textbook", epochs=epochs, **fp32))
+        print(f"seed {seed}: {rows['engine'][-1]}, textbook {rows['textbook'][-1]}", flush=True)
+    means = {
+        who: {
+            f"{figure}_{name}": compute([row[figure] for row in found])
+            for figure in ("accuracy", "macro_f1")
+            for name, compute in (("mean", statistics.mean), ("sd", statistics.stdev))
+        }
+        for who, found in rows.items()
+    }
+    return {"seeds": rows, **means}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=2048)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--data", type=Path, help="folder of class folders")
+    parser.add_argument("--json", type=Path, help="write all figures there")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--full", action="store_true", help="hours: the whole job, and accuracy")
     options = parser.parse_args()
+    ask_for_large_pages()
     torch.set_num_threads(cpu_cores())
-    settings = resolve([Layer("bench", {"epochs": 2})]).settings
-    compute = choose_compute(settings.precision)
-    network = build(classes=4, image_size=32, channels=1, dropout=settings.dropout, seed=0)
-    limits: list[float] = []
-    engines: list[float] = []
-    for repeat in range(options.repeats):
-        started = time.monotonic()
-        limits.append(
-            1
-            / seconds_per_image(network.to(compute.device), settings.batch_size, settings, compute)
-        )
-        engines += measure_epochs(options.images, 1, settings, compute)
-        print(
-            f"repeat {repeat + 1}/{options.repeats}: limit {limits[-1]:.0f}, engine"
-            f" {engines[-1]:.0f} images/s ({time.monotonic() - started:.0f} s)",
-            flush=True,
-        )
-    limit, engine = statistics.median(limits), statistics.median(engines)
-    document = {
-        "limit": limit,
-        "engine": engine,
-        "engine_over_limit": engine / limit,
-        "limit_runs": limits,
-        "engine_runs": engines,
-        "images": options.images,
-        "settings": settings.model_dump(mode="json"),
-        "machine": machine_document(compute.device, compute.precision),
-    }
-    print(f"limit {limit:.0f} images/s, engine {engine:.0f}: {engine / limit:.2f} of the limit")
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        data = options.data
+        if data is None:
+            data = scratch / "slices"
+            print(f"no --data: {write_demo_data(data)} synthetic slices are used", flush=True)
+        bench = bench_of(data, scratch, seed=0)
+        document = {
+            **measure(bench, options.repeats),
+            "end_to_end": start_and_memory(bench),
+            "decoding": decoding(bench),
+            "large": large(bench),
+        }
+        if options.full:
+            document["end_to_end"] |= {"default_job": train_to_the_end(bench)}
+            workers = document["textbook_by_workers"]["fp32"]
+            document["accuracy"] = accuracy(bench, int(max(workers, key=workers.get)))
+        document |= {
+            "data": "synthetic" if options.data is None else str(options.data.name),
+            "images": len(bench.dataset.folder.images),
+            "settings": bench.settings.model_dump(mode="json"),
+            "machine": machine_document(bench.compute.device, bench.compute.precision),
+        }
+    print(json.dumps({k: v for k, v in document.items() if isinstance(v, float)}, indent=2))
     if options.json:
         options.json.write_text(json.dumps(document, indent=2) + "\n")
 

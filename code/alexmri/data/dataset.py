@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from alexmri.data.folders import Folder, discover_channels
 from alexmri.data.groups import Groups, find_groups
-from alexmri.data.pixels import Pixels
+from alexmri.data.pixels import PixelRows, Pixels
 from alexmri.data.split import SPLITS, Split, split_as_given, split_randomly, subjects_shared
 from alexmri.data.store import Store, open_store
 from alexmri.errors import UserError
@@ -21,10 +21,24 @@ from alexmri.terminal import Terminal
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """The images of one split; `pixels_NCHW` are `uint8`."""
+class Rows:
+    """Some rows of an array, copied into memory only when asked for; indexed by slice or array."""
 
-    pixels_NCHW: Pixels
+    array_NCHW: Pixels
+    rows_N: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows_N)
+
+    def __getitem__(self, wanted: slice | NDArray[np.int64]) -> Pixels:
+        return self.array_NCHW[self.rows_N[wanted]]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The images of one split; `pixels_NCHW` are `uint8`, and may lie on disk."""
+
+    pixels_NCHW: PixelRows
     labels_N: NDArray[np.int64]
     subjects: tuple[str, ...] | None
     names: tuple[str, ...]
@@ -52,11 +66,12 @@ class Dataset:
         return np.array([number[image.label] for image in self.folder.images], dtype=np.int64)
 
     def part(self, split: str) -> Part:
-        """Return the images of `split`, copied into memory."""
+        """Return the images of `split`; their pixels stay in the memory-mapped store."""
         rows = self.split.indices(split)
+        rows_N = np.array(rows, dtype=np.int64)
         return Part(
-            np.ascontiguousarray(self.store.pixels_NCHW[rows]),
-            self.labels_N[rows],
+            Rows(self.store.pixels_NCHW, rows_N),
+            self.labels_N[rows_N],
             tuple(self.groups.subjects[i] for i in rows) if self.groups else None,
             tuple(self.folder.images[i].name for i in rows),
         )
@@ -140,7 +155,9 @@ def load_dataset(
         channels=settings.channels,
         workers=workers,
         terminal=terminal,
+        skip_bad=settings.on_bad_image == "skip",
     )
+    folder, groups = _without(store.skipped, folder, groups)
     split = _divide(folder, groups, store, settings)
     for name in ("train", "validation"):
         if not split.indices(name):
@@ -149,6 +166,16 @@ def load_dataset(
                 f" {name}; add more"
             )
     return Dataset(folder, groups, store, split)
+
+
+def _without(
+    skipped: Collection[str], folder: Folder, groups: Groups | None
+) -> tuple[Folder, Groups | None]:
+    """Return both without the images named in `skipped`, as if these had never been there."""
+    kept = [i for i, image in enumerate(folder.images) if image.name not in skipped]
+    if groups:
+        groups = replace(groups, subjects=tuple(groups.subjects[i] for i in kept))
+    return replace(folder, images=tuple(folder.images[i] for i in kept)), groups
 
 
 def _divide(folder: Folder, groups: Groups | None, store: Store, settings: Settings) -> Split:

@@ -6,7 +6,6 @@ and how alike slices are within and between subjects. Where it gives none, the a
 eye and the lengths are tuned to those likenesses. Nothing here says anything about a person.
 """
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from PIL import Image
 from scipy import ndimage
 
 from alexmri.errors import UserError
+from alexmri.files import filling
 
 Floats = npt.NDArray[np.float32]
 
@@ -97,29 +97,17 @@ def write_demo_data(
     if not 1 <= slices <= SLICES:
         raise UserError(f"A demo subject has 1 to {SLICES} slices, not {slices}; change `slices`.")
     _refuse_occupied(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     people = [(name, number) for name, n in subjects.items() for number in range(1, n + 1)]
     depth_SHW = draw_outline()
-    # An existing folder is kept and filled from within: it may be a mount, which cannot be renamed.
-    exists = folder.is_dir()
-    with tempfile.TemporaryDirectory(
-        prefix=f".{folder.name}-", dir=folder if exists else folder.parent
-    ) as temporary:
-        # One level deeper, because TemporaryDirectory's own mode shuts out every other user.
-        new = Path(temporary) / "new"
+    with filling(folder) as new:
         for name in subjects:
-            (new / name).mkdir(parents=True)
+            (new / name).mkdir()
         for name, number in track(people, len(people), "Drawing subjects"):
             slices_SHW = draw_subject(seed, name, number, depth_SHW)[:slices]
             for index, slice_HW in enumerate(slices_SHW, start=1):
                 path = new / name / f"{index} ({number}).jpg"
                 Image.fromarray(slice_HW).save(path, quality=75, comment=COMMENT)
         (new / README).write_text(README_TEXT.format(seed=seed))
-        if exists:
-            for path in new.iterdir():
-                path.replace(folder / path.name)
-        else:
-            new.rename(folder)
     return len(people) * slices
 
 

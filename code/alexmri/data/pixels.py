@@ -6,6 +6,7 @@ for. Importing this module costs numpy and Pillow, nothing else.
 
 import io
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,13 +34,29 @@ TURNS = {
 Pixels = NDArray[np.uint8]
 
 
+class PixelRows(Protocol):
+    """Images that can be read piece by piece: an array, or rows of one on disk."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, wanted: slice | NDArray[np.int64], /) -> Pixels: ...
+
+
 def decode(source: bytes | Path, *, image_size: int, channels: int) -> Pixels:
     """Decode one picture to `uint8` pixels of shape (channels, image_size, image_size).
 
+    One channel is ITU-R 601 luma. The picture is stretched to the square by an antialiased bilinear
+    filter. What `read_picture` says holds here too.
+    """
+    return fit(read_picture(source), image_size=image_size, channels=channels)
+
+
+def read_picture(source: bytes | Path) -> Image.Image:
+    """Return one picture, upright, with 8 bits per value, gray or in colour (mode L or RGB).
+
     EXIF rotation is applied; transparency lies on black; palettes and CMYK become RGB; 16-bit
     pictures are scaled so that their brightest pixel becomes 255, because MR intensities have no
-    unit; of several frames the first counts. One channel is ITU-R 601 luma. The picture is
-    stretched to the square by an antialiased bilinear filter.
+    unit; of several frames the first counts.
 
     Raises:
         UserError: not a picture in one of FORMATS, truncated, too large, or floating point.
@@ -48,27 +65,22 @@ def decode(source: bytes | Path, *, image_size: int, channels: int) -> Pixels:
     opened = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         with Image.open(opened, formats=FORMATS) as picture:
-            return _to_pixels(picture, name, image_size, channels)
+            width, height = picture.size
+            if width * height > LARGEST_PIXELS:
+                raise UserError(
+                    f"{name} has {width} x {height} pixels; at most {LARGEST_PIXELS // 10**6}"
+                    " million are read"
+                )
+            picture.load()
+            eight_bit = _to_eight_bit(_upright(picture), name)
+            return eight_bit if eight_bit.mode in ("L", "RGB") else eight_bit.convert("L")
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise UserError(f"{name} cannot be read as a picture: {_reason(error, name)}") from None
 
 
-def picture_size(data: bytes) -> tuple[int, int]:
-    """Return width and height from the header of a picture `decode` has taken."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-        return picture.size
-
-
-def _to_pixels(picture: Image.Image, name: str, image_size: int, channels: int) -> Pixels:
-    width, height = picture.size
-    if width * height > LARGEST_PIXELS:
-        raise UserError(
-            f"{name} has {width} x {height} pixels; at most {LARGEST_PIXELS // 10**6} million are"
-            " read"
-        )
-    picture.load()
-    eight_bit = _to_eight_bit(_upright(picture), name)
-    plain = eight_bit.convert("L" if channels == 1 else "RGB")
+def fit(picture: Image.Image, *, image_size: int, channels: int) -> Pixels:
+    """Return a picture of `read_picture` as `uint8` pixels (channels, image_size, image_size)."""
+    plain = picture.convert("L" if channels == 1 else "RGB")
     resized = plain.resize((image_size, image_size), Image.Resampling.BILINEAR)
     pixels = np.asarray(resized, dtype=np.uint8).reshape(image_size, image_size, channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -1,25 +1,40 @@
 """Decode a data set once, in parallel, into a memory-mapped array that later runs reuse."""
 
+import ctypes
 import hashlib
 import json
+import multiprocessing
 import os
+import signal
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from alexmri.contract.resources import free_disk_bytes, size_text
 from alexmri.data.folders import Folder, ImageFile
-from alexmri.data.pixels import PREPROCESSING, Pixels, decode, picture_size
+from alexmri.data.pixels import PREPROCESSING, Pixels, fit, read_picture
 from alexmri.errors import UserError
 from alexmri.files import appearing, write_json
 from alexmri.terminal import Terminal
 
-SCHEMA = "alexmri.store/1"
-# How many unreadable images one message names.
+SCHEMA = "alexmri.store/2"
+# How many unreadable images one message names, and which share of them may be left out.
 NAMED_FAULTS = 5
+LARGEST_SKIPPED_SHARE = 0.05
+# Images per task of a worker, and from how many on the workers are processes. Threads wait for one
+# another during half of the work; starting processes takes as long as decoding 2,000 images.
+CHUNK = 128
+PROCESSES_FROM = 4000
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +42,23 @@ class Store:
     """The decoded images of a data set, in the order of its files.
 
     Attributes:
-        pixels_NCHW: memory-mapped `uint8` array.
-        sha256: hex digest of the bytes of every file.
+        pixels_NCHW: memory-mapped `uint8` array, without the images left out.
+        sha256: hex digest of the bytes of every file, without those left out.
+        skipped: images left out because they cannot be read: name -> reason.
         enlarged: names of the images that have fewer pixels than the network takes.
-        reused: whether an earlier run had decoded them already.
+        seconds: how long decoding took; None where an earlier run had done it already.
     """
 
     pixels_NCHW: Pixels
     sha256: tuple[str, ...]
+    skipped: Mapping[str, str]
     enlarged: tuple[str, ...]
-    reused: bool
+    seconds: float | None
+
+    @property
+    def reused(self) -> bool:
+        """Whether an earlier run had decoded the images."""
+        return self.seconds is None
 
 
 def cache_folder() -> Path:
@@ -57,14 +79,22 @@ def cache_folder() -> Path:
 
 
 def open_store(
-    folder: Folder, *, image_size: int, channels: int, workers: int, terminal: Terminal
+    folder: Folder,
+    *,
+    image_size: int,
+    channels: int,
+    workers: int,
+    terminal: Terminal,
+    skip_bad: bool = False,
 ) -> Store:
     """Return the decoded images of `folder`, from the cache where no file has changed since.
 
-    A file counts as unchanged while its name, size and modification time are.
+    A file counts as unchanged while its name, size and modification time are. With `skip_bad`,
+    images that cannot be read are left out.
 
     Raises:
-        UserError: images that cannot be read, by name.
+        UserError: images that cannot be read, by name; with `skip_bad`, too many of them; a disk
+            that cannot hold them decoded.
     """
     state = [_state(image) for image in folder.images]
     description = json.dumps(
@@ -73,75 +103,186 @@ def open_store(
     key = hashlib.sha256(description.encode()).hexdigest()[:32]
     array_path = cache_folder() / f"{key}.npy"
     index_path = cache_folder() / f"{key}.json"
-    reused = array_path.is_file() and index_path.is_file()
-    if not reused:
-        index = _decode_all(folder, array_path, image_size, channels, workers, terminal)
+    index, seconds = _usable_index(index_path, array_path, folder), None
+    if index is None:
+        started = time.monotonic()
+        index = _decode_all(
+            folder,
+            array_path,
+            image_size=image_size,
+            channels=channels,
+            workers=workers,
+            terminal=terminal,
+            skip_bad=skip_bad,
+        )
         write_json(index_path, {"schema": SCHEMA, "root": str(folder.root), **index})
-    index = json.loads(index_path.read_text(encoding="utf-8"))
+        seconds = time.monotonic() - started
+    _refuse(index["skipped"], folder, skip_bad)
     return Store(
-        np.load(array_path, mmap_mode="r"), tuple(index["sha256"]), tuple(index["enlarged"]), reused
+        np.load(array_path, mmap_mode="r")[: len(index["sha256"])],
+        tuple(index["sha256"]),
+        index["skipped"],
+        tuple(index["enlarged"]),
+        seconds,
     )
 
 
 def _state(image: ImageFile) -> tuple[str, int, int]:
     try:
         status = image.path.stat()
-    except OSError as error:
-        raise UserError(f"{image.path} cannot be read: {error.strerror}") from None
+    except OSError:
+        return image.name, -1, -1
     return image.name, status.st_size, status.st_mtime_ns
+
+
+def _usable_index(index_path: Path, array_path: Path, folder: Folder) -> dict[str, Any] | None:
+    """Return what was found when the images were decoded, where that still holds."""
+    if not (array_path.is_file() and index_path.is_file()):
+        return None
+    index: dict[str, Any] = json.loads(index_path.read_text(encoding="utf-8"))
+    # A file that could not be opened may be readable today though nothing in it has changed.
+    left_out = [image.path for image in folder.images if image.name in index["skipped"]]
+    return index if all(isinstance(_read(path), str) for path in left_out) else None
 
 
 def _decode_all(
     folder: Folder,
     array_path: Path,
+    *,
     image_size: int,
     channels: int,
     workers: int,
     terminal: Terminal,
-) -> dict[str, list[str]]:
-    shape = (len(folder.images), channels, image_size, image_size)
+    skip_bad: bool,
+) -> dict[str, Any]:
+    """Write the pixels of the readable images, one after the other; return what was found."""
+    images = len(folder.images)
     sha256: list[str] = []
     enlarged: list[str] = []
-    faults: list[str] = []
-
-    def read(image: ImageFile) -> tuple[str, bool, Pixels] | str:
-        try:
-            data = image.path.read_bytes()
-            pixels = decode(data, image_size=image_size, channels=channels)
-        except UserError as error:
-            return str(error).replace("the picture", str(image.path), 1)
-        except OSError as error:
-            return f"{image.path} cannot be read: {error.strerror}"
-        return hashlib.sha256(data).hexdigest(), min(picture_size(data)) < image_size, pixels
-
+    skipped: dict[str, str] = {}
+    _require_disk(array_path.parent, images * channels * image_size**2)
     with appearing(array_path) as temporary:
-        pixels_NCHW = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+        shape = (images, channels, image_size, image_size)
+        np.lib.format.open_memmap(temporary, "w+", np.uint8, shape).flush()
         # A full disk must be an error here; met while writing to the map, it would end the process.
         with temporary.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
-        # Threads suffice: Pillow lets go of the interpreter lock while it decodes and resizes.
-        with ThreadPoolExecutor(workers) as pool:
-            results = pool.map(read, folder.images)
-            tracked = terminal.track(results, len(folder.images), "decoding")
-            for i, (image, result) in enumerate(zip(folder.images, tracked, strict=True)):
+        decode_chunk = partial(
+            _decode_chunk, array_path=temporary, image_size=image_size, channels=channels
+        )
+        starts = range(0, images, CHUNK)
+        paths = ([image.path for image in folder.images[i : i + CHUNK]] for i in starts)
+        pool = _pool(workers, images)
+        try:
+            results = chain.from_iterable(pool.map(decode_chunk, starts, paths))
+            tracked = terminal.track(results, images, "decoding")
+            for image, result in zip(folder.images, tracked, strict=True):
                 if isinstance(result, str):
-                    faults.append(result)
+                    skipped[image.name] = result
                     continue
-                digest, small, pixels_NCHW[i] = result
+                digest, small = result
                 sha256.append(digest)
                 if small:
                     enlarged.append(image.name)
-        pixels_NCHW.flush()
-        del pixels_NCHW
-        _refuse(faults, len(folder.images))
-    return {"sha256": sha256, "enlarged": enlarged}
+        finally:
+            # Where a signal ends the work, the pictures that wait are not decoded first.
+            pool.shutdown(cancel_futures=True)
+        _refuse(skipped, folder, skip_bad)
+        if skipped:
+            _close_ranks(temporary, [image.name not in skipped for image in folder.images])
+    return {"sha256": sha256, "skipped": skipped, "enlarged": enlarged}
 
 
-def _refuse(faults: Sequence[str], images: int) -> None:
-    if not faults:
+def _close_ranks(array_path: Path, readable: Sequence[bool]) -> None:
+    """Move the rows of the readable images to the front, in order."""
+    pixels_NCHW = np.load(array_path, mmap_mode="r+")
+    for target, source in enumerate(np.flatnonzero(readable)):
+        pixels_NCHW[target] = pixels_NCHW[source]
+    pixels_NCHW.flush()
+
+
+def _require_disk(folder: Path, needed: int) -> None:
+    free = free_disk_bytes(folder)
+    if needed > free:
+        raise UserError(
+            f"the decoded images need {size_text(needed)} on disk, and {folder} has"
+            f" {size_text(free)}; make room there, or name a folder on a larger disk in"
+            " ALEXMRI_CACHE_DIR"
+        )
+
+
+def _pool(workers: int, images: int) -> Executor:
+    if workers == 1 or images < PROCESSES_FROM:
+        return ThreadPoolExecutor(workers)
+    # A fork would copy the locks of torch's threads as they happen to stand.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, initializer=_stay_with_parent)
+
+
+def _stay_with_parent() -> None:
+    """Leave Ctrl-C to the parent, and do not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _decode_chunk(
+    start: int, paths: Sequence[Path], *, array_path: Path, image_size: int, channels: int
+) -> list[tuple[str, bool] | str]:
+    """Decode `paths` into the rows of the array from `start` on.
+
+    Returns:
+        For each: the digest of its bytes and whether it has fewer pixels than the network takes,
+        or what is wrong with it.
+    """
+    pixels_NCHW = np.load(array_path, mmap_mode="r+")
+    results: list[tuple[str, bool] | str] = []
+    for row, path in enumerate(paths, start):
+        read = _read(path)
+        if isinstance(read, str):
+            results.append(read)
+            continue
+        data, picture = read
+        pixels_NCHW[row] = fit(picture, image_size=image_size, channels=channels)
+        results.append((hashlib.sha256(data).hexdigest(), min(picture.size) < image_size))
+    return results
+
+
+def _read(path: Path) -> tuple[bytes, Image.Image] | str:
+    """Return the bytes of a file and the picture in them, or why it cannot be read."""
+    try:
+        data = path.read_bytes()
+        return data, read_picture(data)
+    except UserError as error:
+        return str(error).removeprefix("the picture ")
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def _refuse(skipped: Mapping[str, str], folder: Folder, skip_bad: bool) -> None:
+    """Raise UserError for images that cannot be read, unless they may and can be left out."""
+    if not skipped:
         return
-    if len(faults) == 1:
-        raise UserError(f"{faults[0]}; repair or remove it")
-    shown = "; ".join(faults[:NAMED_FAULTS])
+    paths = {image.name: str(image.path) for image in folder.images}
+    faults = [f"{paths[name]} {reason}" for name, reason in skipped.items()]
+    found = f"{len(faults)} of {len(paths)} images cannot be used: {shortened(faults)}"
+    if not skip_bad:
+        found = f"{faults[0]}; repair or remove it" if len(faults) == 1 else found
+        raise UserError(f"{found} (on_bad_image=skip trains without such images)")
+    if len(faults) > LARGEST_SKIPPED_SHARE * len(paths):
+        raise UserError(
+            f"{found}; on_bad_image=skip leaves out at most {100 * LARGEST_SKIPPED_SHARE:.0f} % of"
+            " the images, since more would be another data set"
+        )
+    whole = {(image.split, image.label) for image in folder.images if image.name not in skipped}
+    for image in folder.images:
+        if (image.split, image.label) not in whole:
+            raise UserError(
+                f"no image of class '{image.label}'{f' in {image.split}' if image.split else ''}"
+                f" can be read: {found}"
+            )
+
+
+def shortened(faults: Sequence[str]) -> str:
+    """Return the first few of `faults` in one line, and how many more there are."""
     more = f"; and {len(faults) - NAMED_FAULTS} more" if len(faults) > NAMED_FAULTS else ""
-    raise UserError(f"{len(faults)} of {images} images cannot be used: {shown}{more}")
+    return "; ".join(faults[:NAMED_FAULTS]) + more

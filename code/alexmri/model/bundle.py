@@ -147,7 +147,7 @@ def load_bundle(folder: Path) -> Bundle:
 
 
 def _check_promises(folder: Path, document: Mapping[str, Any]) -> None:
-    schema = document.get("schema")
+    schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
         raise UserError(f"{folder} has schema {schema}; this version reads {SCHEMA}")
     preprocessing = document["preprocessing"]["name"]

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from alexmri.data.pixels import MEAN, STD, Pixels
+from alexmri.data.pixels import MEAN, STD, PixelRows
 from alexmri.errors import UserError
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -23,19 +23,24 @@ class Compute:
     device: torch.device
     precision: Precision
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.precision]
+
     def autocast(self) -> torch.autocast:
         """Return the context in which a forward pass uses this arithmetic."""
         reduced = self.precision != "fp32"
         return torch.autocast(
-            self.device.type, dtype=DTYPES[self.precision] if reduced else None, enabled=reduced
+            self.device.type, dtype=self.dtype if reduced else None, enabled=reduced
         )
 
 
 def choose_compute(precision: Literal["auto", "fp32", "bf16", "fp16"]) -> Compute:
     """Return the GPU if there is one, else the CPU, with the precision asked for.
 
-    `auto` is bf16 on GPUs that compute it (Ampere and newer), else fp32: on a CPU with AVX512-BF16
-    but without AMX bf16 is slower (measured: 161 against 237 images/s at batch 128).
+    `auto` is bf16 where the hardware multiplies it: GPUs from Ampere on, CPUs with AVX512-BF16
+    (which those with AMX have too), where a training step takes 0.6 of its time in fp32 (measured
+    on an AMD EPYC of the Zen 4 kind, see docs/performance.md). Else it is fp32.
 
     Raises:
         UserError: fp16 on a CPU.
@@ -45,7 +50,7 @@ def choose_compute(precision: Literal["auto", "fp32", "bf16", "fp16"]) -> Comput
         fast_bf16 = torch.cuda.get_device_capability() >= (8, 0)
     else:
         device = torch.device("cpu")
-        fast_bf16 = False
+        fast_bf16 = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
         if precision == "fp16":
             raise UserError("precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
     if precision == "auto":
@@ -53,24 +58,23 @@ def choose_compute(precision: Literal["auto", "fp32", "bf16", "fp16"]) -> Comput
     return Compute(device, precision)
 
 
-def to_input(pixels_NCHW: Pixels, device: torch.device) -> Tensor:
+def to_input(pixels_NCHW: Tensor) -> Tensor:
     """Return `uint8` pixels 0..255 as float images (value / 255 - mean) / std, that is -1..1."""
-    images_NCHW = torch.from_numpy(pixels_NCHW).to(device).float()
-    return images_NCHW.div_(255 * STD).sub_(MEAN / STD)
+    return pixels_NCHW.float().div_(255 * STD).sub_(MEAN / STD)
 
 
 @torch.inference_mode()
 def predict_logits(
-    network: nn.Module, pixels_NCHW: Pixels, compute: Compute
+    network: nn.Module, pixels_NCHW: PixelRows, compute: Compute
 ) -> NDArray[np.float32]:
     """Return logits (N, K) of `uint8` images by the network in evaluation mode."""
     was_training = network.training
     network.eval()
     logits: list[Tensor] = []
     for start in range(0, len(pixels_NCHW), BATCH):
-        batch = np.ascontiguousarray(pixels_NCHW[start : start + BATCH])
+        batch = torch.from_numpy(np.array(pixels_NCHW[start : start + BATCH]))
         with compute.autocast():
-            logits.append(network(to_input(batch, compute.device)).float())
+            logits.append(network(to_input(batch.to(compute.device))).float())
     network.train(was_training)
     result: NDArray[np.float32] = torch.cat(logits).cpu().numpy()
     return result

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
+from alexmri.contract.archive import model_folder
 from alexmri.data.pixels import Pixels, decode
 from alexmri.model.bundle import Bundle, load_bundle
 from alexmri.model.forward import Compute, choose_compute, predict_logits
@@ -35,13 +36,14 @@ class Predictor:
 
     def __init__(self, bundle: Bundle, compute: Compute | None = None) -> None:
         self.bundle = bundle
-        self._compute = compute or choose_compute("fp32")
-        self._network = bundle.network.to(self._compute.device)
+        self.compute = compute or choose_compute("fp32")
+        self._network = bundle.network.to(self.compute.device)
 
     @classmethod
-    def load(cls, folder: Path) -> "Predictor":
-        """Load the model directory `folder`; UserError as by `load_bundle`."""
-        return cls(load_bundle(folder))
+    def load(cls, source: Path) -> "Predictor":
+        """Load a model directory or a packed one; UserError as by `model_folder`, `load_bundle`."""
+        with model_folder(source) as folder:
+            return cls(load_bundle(folder))
 
     def pixels(self, source: bytes | Path) -> Pixels:
         """Decode one picture to `uint8` (channels, size, size), as in training."""
@@ -49,7 +51,7 @@ class Predictor:
 
     def probabilities(self, pixels_NCHW: Pixels) -> NDArray[np.float64]:
         """Return calibrated probabilities (N, K) of `uint8` images."""
-        logits_NK = predict_logits(self._network, pixels_NCHW, self._compute)
+        logits_NK = predict_logits(self._network, pixels_NCHW, self.compute)
         return softmax(logits_NK, self.bundle.temperature)
 
 

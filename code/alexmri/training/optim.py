@@ -25,13 +25,26 @@ def build_optimizer(network: nn.Module, settings: Settings) -> torch.optim.Optim
         {"params": weights, "weight_decay": settings.weight_decay},
         {"params": rest, "weight_decay": 0.0},
     ]
+    rate, momentum = settings.learning_rate, settings.momentum
+    optimizer: torch.optim.Optimizer
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(
-            groups, lr=settings.learning_rate, betas=(settings.momentum, 0.999), fused=True
-        )
-    return torch.optim.SGD(
-        groups, lr=settings.learning_rate, momentum=settings.momentum, fused=True
-    )
+        optimizer = torch.optim.AdamW(groups, lr=rate, betas=(momentum, 0.999), fused=True)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=rate, momentum=momentum, fused=True)
+    optimizer.register_load_state_dict_post_hook(_lay_out_like_weights)
+    return optimizer
+
+
+@torch.no_grad()
+def _lay_out_like_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Give state that was read from a file the memory layout of its weight.
+
+    The fused optimisers on a CPU walk through both in memory order, whatever the strides say.
+    """
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                state[name] = torch.empty_like(weight).copy_(value)
 
 
 def learning_rate_at(step: int, steps_per_epoch: int, settings: Settings) -> float:

@@ -1,0 +1,127 @@
+"""Measure the engine: whole epochs, its start, its memory, decoding, and a million slices."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import arithmetic
+import numpy as np
+from subject import Bench
+
+from alexmri.contract.resources import cpu_cores
+from alexmri.contract.signals import StopRequest
+from alexmri.data import feed
+from alexmri.data.augment import choose_augment
+from alexmri.data.dataset import Part, Rows
+from alexmri.data.folders import discover
+from alexmri.data.store import open_store
+from alexmri.terminal import PlainTerminal
+from alexmri.training.loop import Run
+
+COMMAND = [sys.executable, "-c", "from alexmri.cli import main; main()"]
+LARGE_IMAGES = 1_000_000
+LARGE_STEPS = 24
+
+
+def make_run(bench: Bench, train: Part, validation: Part) -> Run:
+    network = arithmetic.network_of(bench.settings, bench.classes, bench.compute)
+    augment = choose_augment(bench.settings)
+    return Run(network, train, validation, bench.settings, bench.compute, augment)
+
+
+def epochs_of(run: Run) -> Iterator[dict[str, float]]:
+    return run.epochs(StopRequest(), PlainTerminal())
+
+
+def start_and_memory(bench: Bench) -> dict[str, float]:
+    """Train for one epoch in a process of its own; time its start, measure its peak memory."""
+    started = time.perf_counter()
+    out = tempfile.mkdtemp(dir=bench.scratch)
+    command = [*COMMAND, "train", "--data", bench.data, "--out", out, "--epochs", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    first_step = next(time.perf_counter() for line in process.stdout if " to go" in line)
+    process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return {
+        "seconds_to_first_step": first_step - started,
+        "peak_memory_mib": usage.ru_maxrss / 1024,
+    }
+
+
+def decoding(bench: Bench) -> dict[str, float]:
+    """Return microseconds per image of decoding everything anew, by one core and by all."""
+    before = os.environ.get("ALEXMRI_CACHE_DIR")
+    result = {"cores": float(cpu_cores())}
+    for name, workers in (("one_core", 1), ("all_cores", cpu_cores())):
+        os.environ["ALEXMRI_CACHE_DIR"] = tempfile.mkdtemp(dir=bench.scratch)
+        folder, size = discover(bench.data), bench.settings.image_size
+        store = open_store(
+            folder, image_size=size, channels=1, workers=workers, terminal=PlainTerminal()
+        )
+        assert store.seconds is not None
+        result[f"microseconds_{name}"] = store.seconds / len(folder.images) * 1e6
+    os.environ.pop("ALEXMRI_CACHE_DIR")
+    if before is not None:
+        os.environ["ALEXMRI_CACHE_DIR"] = before
+    return result
+
+
+def large(bench: Bench) -> dict[str, float]:
+    """Train on a million memory-mapped slices for a few steps, reading them from disk."""
+    side, share = bench.settings.image_size, feed.LARGEST_SHARE
+    path = Path(tempfile.mkdtemp(dir=bench.scratch)) / "slices.npy"
+    shape = (LARGE_IMAGES, bench.settings.channels, side, side)
+    array_NCHW = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    generator = np.random.default_rng(0)
+    for start in range(0, LARGE_IMAGES, 10_000):
+        block_NCHW = array_NCHW[start : start + 10_000]
+        block_NCHW[:] = generator.integers(0, 256, block_NCHW.shape, dtype=np.uint8)
+    array_NCHW.flush()
+    del array_NCHW
+    rows = Rows(np.load(path, mmap_mode="r"), np.arange(LARGE_IMAGES))
+    labels = generator.integers(0, bench.classes, LARGE_IMAGES)
+    small = bench.dataset.part("validation")
+    part = Part(rows, labels, None, ("",) * LARGE_IMAGES)
+    feed.LARGEST_SHARE = 0.0
+    run = make_run(bench, part, small)
+    stop = AfterSteps(run, LARGE_STEPS)
+    list(run.epochs(stop, PlainTerminal()))
+    feed.LARGEST_SHARE = share
+    path.unlink()
+    return {
+        "images": float(LARGE_IMAGES),
+        "images_per_second": stop.images_per_second,
+        "memory_growth_mib": (anonymous_memory() - stop.memory_at_start) / 2**20,
+        "mapped_mib": rows.array_NCHW.nbytes / 2**20,
+    }
+
+
+class AfterSteps(StopRequest):
+    """Asks the run to stop after some steps; times them, and looks at memory, from the fifth on."""
+
+    def __init__(self, run: Run, steps: int) -> None:
+        super().__init__()
+        self._run, self._steps, self._started = run, steps, 0.0
+
+    def __bool__(self) -> bool:
+        step = self._run.progress.step
+        if step == 4 and not self._started:
+            self._started = time.perf_counter()
+            self.memory_at_start = anonymous_memory()
+        if step < self._steps:
+            return False
+        seconds = time.perf_counter() - self._started
+        self.images_per_second = (step - 4) * self._run.settings.batch_size / seconds
+        return True
+
+
+def anonymous_memory() -> int:
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.split("RssAnon:")[1].split()[0]) * 1024

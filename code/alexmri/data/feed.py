@@ -1,0 +1,60 @@
+"""Hand out the batches of an epoch from where they lie: on the device, or else on disk."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alexmri.contract.resources import free_memory_bytes
+from alexmri.data.batches import Indices
+from alexmri.data.dataset import Part
+from alexmri.data.pixels import Pixels
+
+# The largest share of the device's free memory that images may take.
+LARGEST_SHARE = 0.5
+# How many batches are read from disk before they are needed.
+AHEAD = 2
+
+
+class Feed:
+    """The images and labels of a split.
+
+    Images that fit are copied to the device once, as `uint8`, and batches are gathered there.
+    Others stay memory-mapped, and a thread reads batches ahead. The batches are the same.
+    """
+
+    def __init__(self, part: Part, device: torch.device) -> None:
+        self._device = device
+        self._pixels = part.pixels_NCHW
+        self._labels_N = torch.from_numpy(part.labels_N).to(device)
+        one = part.pixels_NCHW[:1]
+        self.resident = len(part) * one.nbytes <= LARGEST_SHARE * _free_bytes(device)
+        if self.resident:
+            self._resident_NCHW = torch.from_numpy(part.pixels_NCHW[:]).to(device)
+
+    def batches(self, batches: Sequence[Indices]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield `uint8` images and labels of each batch of rows, on the device."""
+        if not batches:
+            return
+        # The whole order goes to the device at once, and no step waits for its part.
+        sizes = [len(rows_N) for rows_N in batches]
+        order = torch.from_numpy(np.concatenate(batches)).to(self._device)
+        steps = torch.split(order, sizes)
+        if self.resident:
+            for rows in steps:
+                yield self._resident_NCHW.index_select(0, rows), self._labels_N[rows]
+            return
+        with ThreadPoolExecutor(1, "reader") as reader:
+            coming: deque[Future[Pixels]] = deque()
+            for step, rows in enumerate(steps):
+                for rows_N in batches[step + len(coming) : step + AHEAD + 1]:
+                    coming.append(reader.submit(self._pixels.__getitem__, rows_N))
+                pixels_NCHW = torch.from_numpy(coming.popleft().result())
+                yield pixels_NCHW.to(self._device), self._labels_N[rows]
+
+
+def _free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory_bytes()
