@@ -1,14 +1,22 @@
 """Fixtures that several test modules share."""
 
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import boto3
 import numpy as np
 import pytest
+from moto.server import DomainDispatcherApplication, create_backend_app
 from PIL import Image
+from werkzeug.serving import make_server
 
 from alexmri.data.phantom import write_demo_data
 
+# Those run in environments of their own, without alexmri: `make conformance-clients`.
+collect_ignore = ["clients"]
 REAL_SLICES = Path(__file__).parents[2] / "shared" / "data" / "alzheimer-mri"
 
 
@@ -17,8 +25,12 @@ def own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give every test its own cache, and no settings or keys from whoever runs the tests."""
     monkeypatch.setenv("ALEXMRI_CACHE_DIR", str(tmp_path / "cache"))
     for name in os.environ:
-        if name.startswith(("WANDB_", "ALEXMRI_")) and name != "ALEXMRI_CACHE_DIR":
+        if name.startswith(("WANDB_", "ALEXMRI_", "AWS_")) and name != "ALEXMRI_CACHE_DIR":
             monkeypatch.delenv(name)
+    # No machine's own keys or role either.
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +48,89 @@ def real_slices() -> Path:
     if not REAL_SLICES.is_dir():
         pytest.skip(f"the real slices are not in {REAL_SLICES}")
     return REAL_SLICES
+
+
+class S3Server:
+    """moto's S3 on this machine's loopback; what it holds outlives its stops."""
+
+    def __init__(self) -> None:
+        self._port = 0
+        self._open = threading.Event()
+        self.start()
+        self.endpoint = f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        application = DomainDispatcherApplication(create_backend_app)
+
+        def gate(environment: Any, start_response: Any) -> Any:
+            self._open.wait()
+            return application(environment, start_response)
+
+        self._server = make_server("127.0.0.1", self._port, gate, threaded=True)
+        self._port = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread.start()
+        self.resume()
+
+    def stop(self) -> None:
+        """Refuse connections until `start`."""
+        self._server.shutdown()
+        self._thread.join()
+
+    def pause(self) -> None:
+        """Keep callers waiting until `resume`: connections are taken and not answered."""
+        self._open.clear()
+
+    def resume(self) -> None:
+        self._open.set()
+
+
+class Bucket:
+    """A bucket of one test: what others may do to it behind alexmri's back."""
+
+    def __init__(self, server: S3Server, name: str) -> None:
+        self.server = server
+        self.client: Any = boto3.client("s3")
+        self.client.create_bucket(Bucket=name)
+        self.name = name
+        self.url = f"s3://{name}/runs/one"
+
+    def names(self) -> list[str]:
+        found = self.client.list_objects_v2(Bucket=self.name).get("Contents", [])
+        return [each["Key"].removeprefix("runs/one/") for each in found]
+
+    def read(self, name: str) -> bytes:
+        answer = self.client.get_object(Bucket=self.name, Key=f"runs/one/{name}")
+        return bytes(answer["Body"].read())
+
+    def put(self, name: str, data: bytes, **more: object) -> None:
+        self.client.put_object(Bucket=self.name, Key=f"runs/one/{name}", Body=data, **more)
+
+    def remove(self, name: str) -> None:
+        self.client.delete_object(Bucket=self.name, Key=f"runs/one/{name}")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    server = S3Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def bucket(
+    s3_server: S3Server, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Bucket:
+    """An empty bucket, with the variables by which boto3 finds it."""
+    for name, value in {
+        "AWS_ENDPOINT_URL_S3": s3_server.endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return Bucket(s3_server, f"bucket-{abs(hash(request.node.nodeid)):x}")
 
 
 @pytest.fixture

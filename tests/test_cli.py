@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ImageMaker
+from .conftest import ImageMaker
 
 COMMAND = [sys.executable, "-c", "from alexmri.cli import main; main()"]
 TINY = ("--epochs", "2", "--batch-size", "16", "--wandb-mode", "disabled")
@@ -69,7 +69,7 @@ def test_a_run_leaves_what_is_promised(finished: tuple[Path, str]) -> None:
 
 def test_the_lines_are_those_log_readers_parse(finished: tuple[Path, str]) -> None:
     _, printed = finished
-    number = r"[0-9.e+-]+"
+    number = r"\d+(?:\.\d+)?"
     names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_macro_f1")
     shape = " ".join(f"{name}={number};" for name in names)
     epochs = re.findall(rf"^epoch=\d+; {shape} images_per_second=\d+;$", printed, re.MULTILINE)
@@ -130,6 +130,10 @@ def test_predict_and_evaluate_use_the_model(
         assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
     assert answer["predictions"][3]["image"] == "all 3 as one person"
     assert "NonDemented" in run("predict", out / "model", *images).stdout
+    packed = tmp_path / "model.tar.gz"
+    subprocess.run(["tar", "czf", packed, "-C", out / "model", "."], check=True)
+    again = json.loads(run("predict", packed, *images, "--json", "--one-person").stdout)
+    assert again == answer
 
     done = run("evaluate", out / "model", demo, "--json", tmp_path / "evaluation.json")
     assert "macro F1" in done.stdout
@@ -305,8 +309,11 @@ def test_a_run_away_loss_is_told(demo: Path, tmp_path: Path) -> None:
         "--epochs", "20", check=False,
     )  # fmt: skip
     assert refused.returncode == 2
+    assert refused.stdout.count("going back to the weights of") == 2
     assert re.search(
-        r"the loss is (nan|inf) in epoch \d+; lower learning_rate \(100\)", refused.stderr
+        r"the loss is no finite number in epoch \d+, even with 0.09 times the learning rate;"
+        r" lower learning_rate \(100\)",
+        refused.stderr,
     )
     assert list((tmp_path / "out" / "model").iterdir()) == []
 

@@ -13,7 +13,8 @@ from alexmri.data.pixels import decode
 from alexmri.errors import UserError
 from alexmri.settings import Layer, Settings, resolve
 from alexmri.terminal import PlainTerminal
-from conftest import ImageMaker
+
+from .conftest import ImageMaker
 
 
 def load(folder: Path, **values: object) -> Dataset:
@@ -31,6 +32,14 @@ def audit(folder: Path, **values: object) -> dict[str, object]:
     return audit_document(dataset, probe_leak(dataset, settings_of(**values)))
 
 
+@pytest.fixture(params=["threads", "processes"])
+def decoders(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "processes":
+        monkeypatch.setattr("alexmri.data.store.PROCESSES_FROM", 1)
+        monkeypatch.setattr("alexmri.data.store.CHUNK", 5)
+
+
+@pytest.mark.usefixtures("decoders")
 def test_every_image_is_decoded_as_serving_would(demo: Path) -> None:
     dataset = load(demo)
     for i in (0, 41, len(dataset.folder.images) - 1):
@@ -80,6 +89,7 @@ def test_renaming_files_changes_neither_fingerprint_nor_split(make_images: Image
     assert dict(zip(after.store.sha256, after.split.assigned, strict=True)) == places
 
 
+@pytest.mark.usefixtures("decoders")
 def test_unreadable_images_are_named_together(make_images: ImageMaker) -> None:
     root = make_images(*(f"{label}/{i}.png" for label in "AB" for i in range(9)))
     whole = (root / "A" / "3.png").read_bytes()
@@ -99,6 +109,92 @@ def test_an_image_that_cannot_be_opened_is_named(make_images: ImageMaker) -> Non
     (root / "A" / "3.png").symlink_to(root / "gone.png")
     with pytest.raises(UserError, match=r"A/3\.png cannot be read: No such file"):
         load(root)
+
+
+def spoil(path: Path) -> bytes:
+    """Truncate a picture; return what it was."""
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    return whole
+
+
+def test_skipping_bad_images_equals_removing_them_and_is_told(
+    make_images: ImageMaker, tmp_path: Path
+) -> None:
+    root = make_images(*(f"{label}/{i} ({i % 5}).png" for label in "AB" for i in range(60)))
+    before = load(root)
+    spoil(root / "A" / "3 (3).png")
+    (root / "A" / "9 (4).png").write_text("no picture")
+    (root / "B" / "7 (2).png").unlink()
+    (root / "B" / "7 (2).png").symlink_to(root / "gone.png")
+    dataset = load(root, on_bad_image="skip")
+    assert dict(dataset.store.skipped) == {
+        "A/3 (3).png": "cannot be read as a picture: image file is truncated",
+        "A/9 (4).png": "cannot be read as a picture: it is none of JPEG, PNG, BMP, TIFF, WEBP,"
+        " or damaged",
+        "B/7 (2).png": "cannot be read: No such file or directory",
+    }
+    found = audit(root, on_bad_image="skip")
+    assert found["images"] == 117
+    assert found["skipped_images"] == dataset.store.skipped
+    assert found["warnings"][0].startswith(
+        "3 of 120 images are left out, because on_bad_image is skip: A/3 (3).png cannot be read as"
+    )
+    assert str(tmp_path) not in str(found["warnings"])  # they stand in the model file too
+
+    for name in dataset.store.skipped:
+        (root / name).unlink()
+    removed = load(root)
+    assert dataset.fingerprint == removed.fingerprint
+    assert dataset.split_fingerprint == removed.split_fingerprint
+    assert dataset.groups == removed.groups
+    assert dataset.folder.images == removed.folder.images
+    assert np.array_equal(dataset.store.pixels_NCHW, removed.store.pixels_NCHW)
+    places = dict(zip(before.store.sha256, before.split.assigned, strict=True))
+    for sha, place in zip(dataset.store.sha256, dataset.split.assigned, strict=True):
+        assert places[sha] == place
+
+
+def test_skipped_images_are_remembered_until_they_can_be_read(make_images: ImageMaker) -> None:
+    root = make_images(*(f"{label}/{i}.png" for label in "AB" for i in range(30)))
+    bad = root / "A" / "3.png"
+    whole = bad.read_bytes()
+    bad.write_bytes(b"x" * len(whole))
+    os.utime(bad, ns=(0, 0))
+    assert not load(root, on_bad_image="skip").store.reused
+    again = load(root, on_bad_image="skip")
+    assert again.store.reused
+    assert list(again.store.skipped) == ["A/3.png"]
+    assert len(again.store.pixels_NCHW) == 59
+    with pytest.raises(UserError, match=r"A/3\.png cannot be read .*on_bad_image=skip trains"):
+        load(root)
+    bad.write_bytes(whole)
+    os.utime(bad, ns=(0, 0))  # as after a fault of the disk or of rights: the file is as it was
+    assert len(load(root).store.pixels_NCHW) == 60
+
+
+def test_too_many_bad_images_are_refused_even_if_they_may_be_skipped(
+    make_images: ImageMaker,
+) -> None:
+    root = make_images(*(f"{label}/{i}.png" for label in "AB" for i in range(50)))
+    for i in range(5):
+        spoil(root / "A" / f"{i}.png")
+    assert len(load(root, on_bad_image="skip").store.skipped) == 5
+    spoil(root / "B" / "0.png")
+    with pytest.raises(UserError, match=r"6 of 100 .*A/0\.png .*; and 1 more; .*most 5 %"):
+        load(root, on_bad_image="skip")
+
+
+def test_a_class_may_not_be_skipped_away(make_images: ImageMaker) -> None:
+    root = make_images(*(f"{label}/{i}.png" for label in "AB" for i in range(50)), "C/0.png")
+    spoil(root / "C" / "0.png")
+    with pytest.raises(UserError, match=r"no image of class 'C' can be read: 1 of 101 .*C/0\.png"):
+        load(root, on_bad_image="skip")
+    names = [f"train/{label}/{i}.png" for label in "AB" for i in range(50)]
+    root = make_images(*names, "test/A/0.png", "test/B/0.png")
+    spoil(root / "test" / "B" / "0.png")
+    with pytest.raises(UserError, match="no image of class 'B' in test can be read"):
+        load(root, on_bad_image="skip")
 
 
 def test_small_images_are_enlarged_and_told(make_images: ImageMaker) -> None:
@@ -197,6 +293,17 @@ def test_the_probe_sees_a_leak_by_slice_and_none_by_person(demo: Path) -> None:
         assert probe["slice"] > 0.9
         assert probe["shuffled"] > 0.9
         assert probe["subject"] < 0.75
+
+
+def test_the_probe_of_a_large_set_looks_at_a_sample_and_says_so(
+    demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alexmri.data.audit.LARGEST_PROBE", 40)
+    found = audit(demo)
+    note = "the most similar slices were looked for among 32 of 96 images"
+    assert note in found["warnings"]
+    assert 0 <= found["leak_probe"]["slice"] <= 1
+    assert 0 <= found["leak_probe"]["shuffled"] <= 1
 
 
 def test_the_probe_is_null_where_people_are_unknown(make_images: ImageMaker) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from alexmri.data.folders import discover, discover_channels, discover_for_test
 from alexmri.errors import UserError
-from conftest import ImageMaker
+
+from .conftest import ImageMaker
 
 
 def test_finds_every_format_in_any_case_and_nested_folders(make_images: ImageMaker) -> None:

@@ -66,8 +66,8 @@ def test_weights_are_a_function_of_the_seed_and_leave_no_trace() -> None:
 
 
 def test_normalisation_maps_black_and_white_to_plus_minus_one() -> None:
-    pixels = np.array([0, 255], dtype=np.uint8).reshape(1, 1, 1, 2)
-    assert to_input(pixels, torch.device("cpu")).flatten().tolist() == [-1.0, 1.0]
+    pixels = torch.tensor([0, 255], dtype=torch.uint8).reshape(1, 1, 1, 2)
+    assert to_input(pixels).flatten().tolist() == [-1.0, 1.0]
 
 
 def test_batches_do_not_change_an_answer() -> None:
@@ -202,6 +202,9 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         load_bundle(tmp_path)
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(UserError, match=r"model\.json cannot be read"):
+        load_bundle(tmp_path)
+    (tmp_path / "model.json").write_text("[]")
+    with pytest.raises(UserError, match="has schema None; this version reads"):
         load_bundle(tmp_path)
 
 

@@ -18,6 +18,13 @@ from alexmri.evaluation.report import DISCLAIMER, render_report, verdict
 
 CLASSES = ("Mild", "Moderate", "NonDemented", "VeryMild")
 LEAKY = {"slice": 0.992, "subject": 0.462, "shuffled": 0.989}
+EXISTING = {
+    "split_by": "none",
+    "subjects": 40,
+    "subjects_shared": None,
+    "groups_from": "names",
+    "trained_on_these_images": False,
+}
 UNKNOWN = {"slice": None, "subject": None, "shuffled": None}
 SHARED = {"split_by": "slice", "subjects": 200, "subjects_shared": 198, "groups_from": "names"}
 APART = {"split_by": "subject", "subjects": 200, "subjects_shared": 0, "groups_from": "names"}
@@ -184,6 +191,16 @@ def test_unknown_people_are_said_to_be_unknown() -> None:
     assert "say which image is whose (group_regex)" in words
 
 
+def test_of_an_existing_model_it_is_said_what_cannot_be_known() -> None:
+    words = said(EXISTING, UNKNOWN, result(0.98, 0.97, 0.99))
+    assert words.startswith("An existing model was measured. Whether it was trained on images of")
+    assert "Who is who was taken from: names" in words
+    assert "split_by=subject" not in words
+    trained_on = EXISTING | {"trained_on_these_images": True}
+    words = said(trained_on, UNKNOWN, result(0.98, 0.97, 0.99))
+    assert words.startswith("These are the very images the model was trained with: this is no test")
+
+
 def test_people_kept_apart_are_said_to_be_new_and_need_no_advice() -> None:
     words = said(APART, LEAKY, result(0.60, 0.55, 0.65))
     assert "none of the 200 people has images in both training and test" in words
@@ -301,6 +318,19 @@ def test_missing_test_set_missing_plots_missing_people() -> None:
     assert ">None<" not in page
     neither = render_report(given | {"validation": None})
     assert "Class by class" not in neither
+
+
+def test_without_a_training_only_what_was_measured_is_shown() -> None:
+    given = facts(
+        protocol=EXISTING, leak_probe=UNKNOWN, validation=None, history=[], best_epoch=None
+    )
+    given["data"]["counts"] = {"test": given["data"]["counts"]["test"]}
+    page = render_report(given)
+    Page(page)
+    for absent in ("<h2>Training</h2>", "Validation", ">Training<", "epoch", ">None<"):
+        assert absent not in page.replace('<th scope="row">epochs</th>', "")
+    assert page.count('<th scope="col">Test</th>') == 2
+    assert "Class by class (test set)" in page
 
 
 def test_undefined_figures_are_dashes() -> None:

@@ -60,6 +60,8 @@ def test_the_recipes_are_those_promised() -> None:
         ("group_regex", "null", None),
         ("time_budget_seconds", "", None),
         ("batch-size", "16", 16),
+        ("checkpoint_s3", "s3://my-bucket/runs/one/", "s3://my-bucket/runs/one"),
+        ("checkpoint_s3", "none", None),
     ],
 )
 def test_texts_become_values(key: str, value: str, expected: object) -> None:
@@ -89,6 +91,9 @@ def test_old_spellings_still_work_and_platform_keys_are_ignored() -> None:
         ({"split_ratios": "1,0,0"}, "validation"),
         ({"epochs": 3, "warmup_epochs": 3}, "must be less than epochs"),
         ({"model_name": "resnet"}, "'model_name' is 'resnet'"),
+        ({"checkpoint_s3": "s3://bucket"}, "'s3://bucket' .*: it must look like s3://bucket/pre"),
+        ({"checkpoint_s3": "s3://Big/x"}, "it must look like s3://bucket/prefix"),
+        ({"checkpoint_s3": "s3://bucket/a//b"}, "with a prefix for this run alone"),
     ],
 )
 def test_mistakes_end_in_one_sentence(values: dict[str, object], message: str) -> None:

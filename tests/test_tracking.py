@@ -102,6 +102,17 @@ def test_no_network_falls_back_to_offline(
     assert list((tmp_path / "wandb").glob("offline-run-*"))
 
 
+def test_there_are_no_links_for_a_platform_to_stumble_over(
+    tmp_path: Path, warnings: list[str]
+) -> None:
+    sink = WandbSink(settings_of(wandb_mode="offline"), tmp_path, None, {}, warnings.append)
+    sink.log({"epoch": 1, "loss": 0.5})
+    sink.finish({}, {})
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert [path for path in tmp_path.rglob("*") if path.is_symlink()] == []
+    assert warnings == []
+
+
 def test_a_failure_half_way_is_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
 ) -> None:

@@ -5,24 +5,17 @@ import os
 import signal
 from pathlib import Path
 
-import albumentations
-import cv2
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from alexmri.contract.metric_lines import metric_line
-from alexmri.contract.resources import cpu_cores
 from alexmri.contract.signals import StopRequest
-from alexmri.data.augment import Augmenter
 from alexmri.data.batches import epoch_order, steps_per_epoch, train_batches
-from alexmri.errors import UserError
 from alexmri.files import appearing, write_atomically, write_json
 from alexmri.model.alexnet import build
 from alexmri.settings import Layer, Settings, resolve
-from alexmri.training.checkpoint import Progress, load_newest, save_checkpoint
 from alexmri.training.folders import clear
 from alexmri.training.loop import best_epoch
 from alexmri.training.optim import AveragedWeights, build_optimizer, class_weights, learning_rate_at
@@ -52,59 +45,6 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
     assert np.array_equal(epoch_order(50, seed=1, epoch=2), epoch_order(50, seed=1, epoch=2))
     assert not np.array_equal(epoch_order(50, seed=1, epoch=2), epoch_order(50, seed=1, epoch=3))
     assert not np.array_equal(epoch_order(50, seed=1, epoch=2), epoch_order(50, seed=2, epoch=2))
-
-
-# --- augmentation
-
-
-def slices(count: int) -> np.ndarray:
-    rows, columns = np.indices((32, 32))
-    disc = ((rows - 15) ** 2 + (columns - 17) ** 2 < 120) * 200
-    return np.repeat(disc[None, None].astype(np.uint8), count, axis=0)
-
-
-def test_augmentation_is_a_function_of_seed_epoch_and_index() -> None:
-    augment = Augmenter(settings_of(augment_probability=1))
-    whole = augment(slices(6), 3, range(6))
-    assert np.array_equal(augment(slices(2), 3, [4, 5]), whole[4:])
-    assert np.array_equal(
-        Augmenter(settings_of(augment_probability=1))(slices(6), 3, range(6)), whole
-    )
-    assert not np.array_equal(augment(slices(6), 4, range(6)), whole)
-    assert len({image.tobytes() for image in whole}) == 6
-
-
-def test_the_probability_is_the_share_of_changed_images() -> None:
-    augment = Augmenter(settings_of(augment_probability=0.2))
-    images = slices(1000)
-    changed = (augment(images, 1, range(1000)) != images).any(axis=(1, 2, 3)).mean()
-    assert changed == pytest.approx(0.2, abs=0.05)
-    none = Augmenter(settings_of(augment_probability=0))
-    assert np.array_equal(none(images, 1, range(1000)), images)
-
-
-def test_it_is_the_librarys_shift_scale_rotate() -> None:
-    chosen = settings_of(augment_probability=1)
-    ours = Augmenter(chosen)
-    with pytest.warns(UserWarning, match="special case of Affine"):
-        library = albumentations.ShiftScaleRotate(
-            shift_limit=chosen.shift_limit,
-            scale_limit=chosen.scale_limit,
-            rotate_limit=chosen.rotate_limit,
-            border_mode=cv2.BORDER_CONSTANT,
-            fill=0,
-            p=1,
-        )
-    ours._compose.transforms[0] = library
-    assert np.array_equal(
-        ours(slices(50), 1, range(50)), Augmenter(chosen)(slices(50), 1, range(50))
-    )
-
-
-def test_the_border_is_black() -> None:
-    white = np.full((200, 1, 32, 32), 255, dtype=np.uint8)
-    moved = Augmenter(settings_of(augment_probability=1))(white, 1, range(200))
-    assert moved.min() == 0
 
 
 # --- learning rates, optimiser, averages
@@ -184,61 +124,7 @@ def test_the_best_epoch_breaks_ties_by_loss_then_takes_the_first() -> None:
     assert best_epoch([], "loss") == 0
 
 
-# --- checkpoints and files
-
-
-def checkpoint(folder: Path, step: int, keep: int = 2) -> Path:
-    tensors = {"network/w": torch.full((3,), float(step)), "scale": torch.tensor(2.0)}
-    progress = Progress(step=step, loss_sum=0.1 + 0.2, history=[{"epoch": 1.0}])
-    return save_checkpoint(folder, progress, tensors, {"data": "x"}, keep=keep)
-
-
-def test_a_checkpoint_comes_back_exactly(tmp_path: Path) -> None:
-    checkpoint(tmp_path, 7)
-    found = load_newest(tmp_path, pytest.fail)
-    assert found is not None
-    assert found.progress == Progress(step=7, loss_sum=0.1 + 0.2, history=[{"epoch": 1.0}])
-    assert torch.equal(found.tensors["network/w"], torch.full((3,), 7.0))
-    assert found.manifest == {"data": "x"}
-
-
-def test_the_newest_stay_and_older_ones_go(tmp_path: Path) -> None:
-    for step in (9, 10, 100):
-        checkpoint(tmp_path, step)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        f"step-{step:08d}.{suffix}" for step in (10, 100) for suffix in ("json", "safetensors")
-    ]
-
-
-@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "garble"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
-    tmp_path: Path, damage: str
-) -> None:
-    checkpoint(tmp_path, 1)
-    document = checkpoint(tmp_path, 2)
-    tensors = document.with_suffix(".safetensors")
-    data = bytearray(tensors.read_bytes())
-    if damage == "truncate":
-        tensors.write_bytes(data[:-1])
-    elif damage == "flip":
-        data[-1] ^= 1
-        tensors.write_bytes(data)
-    elif damage == "remove":
-        tensors.unlink()
-    else:
-        document.write_text("{")
-    warnings: list[str] = []
-    found = load_newest(tmp_path, warnings.append)
-    assert found is not None
-    assert found.progress.step == 1
-    assert "step-00000002.json is damaged" in warnings[0]
-
-
-def test_no_checkpoint_is_none_and_a_future_one_is_refused(tmp_path: Path) -> None:
-    assert load_newest(tmp_path / "nowhere", pytest.fail) is None
-    write_json(tmp_path / "step-00000001.json", {"schema": "alexmri.checkpoint/9"})
-    with pytest.raises(UserError, match="has schema alexmri.checkpoint/9"):
-        load_newest(tmp_path, pytest.fail)
+# --- files
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -284,30 +170,9 @@ def test_a_signal_asks_once_and_handlers_come_back() -> None:
     before = signal.getsignal(signal.SIGUSR1)
     with StopRequest().on(signal.SIGUSR1) as stop:
         assert not stop
+        assert stop.seconds_ago == 0
         os.kill(os.getpid(), signal.SIGUSR1)
         assert stop
         assert stop.signal is signal.SIGUSR1
+        assert stop.seconds_ago > 0
     assert signal.getsignal(signal.SIGUSR1) == before
-
-
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({"cpu.max": "100000 100000\n"}, 1),
-        ({"cpu.max": "50000 100000\n"}, 1),
-        ({"cpu.max": "max 100000\n"}, None),
-        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
-        ({}, None),
-    ],
-)
-def test_cores_follow_the_quota(tmp_path: Path, files: dict[str, str], cores: int | None) -> None:
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(content)
-    assert cpu_cores(tmp_path) == (cores or len(os.sched_getaffinity(0)))
-
-
-def test_safetensors_reads_a_checkpoint_without_us(tmp_path: Path) -> None:
-    document = checkpoint(tmp_path, 1)
-    assert set(load_file(document.with_suffix(".safetensors"))) == {"network/w", "scale"}

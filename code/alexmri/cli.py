@@ -19,6 +19,7 @@ from alexmri.errors import UserError
 from alexmri.settings import Layer, Resolved, Settings, environment_layer, resolve
 
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+MODEL = click.Path(exists=True, path_type=Path)
 Command = Callable[..., Any]
 
 
@@ -88,7 +89,7 @@ def demo_data(folder: Path, seed: int) -> None:
 def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **options: Any) -> None:
     """Train and measure a model; the same command resumes a run that was stopped."""
     settings = read_settings(config_file, options).settings
-    from alexmri.contract.signals import StopRequest
+    from alexmri.contract.signals import Stopped, StopRequest
     from alexmri.terminal import choose_terminal
     from alexmri.training.folders import is_finished
     from alexmri.training.job import Job, run_job
@@ -110,7 +111,11 @@ def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **op
     )
     terminal = choose_terminal()
     with StopRequest().on(signal.SIGINT, signal.SIGTERM) as stop:
-        outcome = run_job(job, terminal, stop, model_when_stopped=False)
+        try:
+            outcome = run_job(job, terminal, stop, model_when_stopped=False)
+        except Stopped:
+            terminal.say("stopped before the training began: there was nothing to save")
+            sys.exit(0 if stop.signal is signal.SIGTERM else 130)
     if outcome.stopped:
         again = [argument for argument in sys.argv if argument != "--overwrite"]
         terminal.say(f"to resume: {shlex.join(again)}")
@@ -126,38 +131,62 @@ def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **op
 
 
 @cli.command()
-@click.argument("bundle", type=EXISTING_FOLDER)
+@click.argument("data", type=EXISTING_FOLDER)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--copies", type=click.IntRange(min=1), required=True, help="copies per image")
+@settings_options
+def augment(data: Path, out: Path, copies: int, config_file: Path | None, **options: Any) -> None:
+    """Write DATA to OUT with augmented copies of its training images.
+
+    The other way to augment; train on OUT with --augment none. DATA must hold train, valid and
+    (optionally) test folders. Images for validation and test are copied as they are: changed ones
+    would measure something else.
+    """
+    settings = read_settings(config_file, options).settings
+    from alexmri.contract.resources import cpu_cores
+    from alexmri.data.augment_copies import write_copies
+    from alexmri.terminal import choose_terminal
+
+    terminal = choose_terminal()
+    found, added = write_copies(
+        data, out, copies=copies, settings=settings, workers=cpu_cores(), terminal=terminal
+    )
+    terminal.say(f"{out}: {found} images of {data} and {added} augmented copies")
+
+
+@cli.command()
+@click.argument("bundle", type=MODEL)
 @click.argument("folder", type=EXISTING_FOLDER)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="also write the figures")
 def evaluate(bundle: Path, folder: Path, json_file: Path | None) -> None:
-    """Measure the model directory BUNDLE on the class folders in FOLDER.
+    """Measure the model BUNDLE, a directory or a model.tar.gz, on the class folders in FOLDER.
 
     Of a FOLDER that holds train, valid and test folders only test is measured. The figures mean
     something only for images, and people, that the model was not trained on.
     """
     from alexmri.contract.resources import cpu_cores
-    from alexmri.evaluation.on_folder import evaluate_folder
+    from alexmri.evaluation.on_folder import evaluate_folder, evaluation_document
     from alexmri.files import write_json
     from alexmri.model.predictor import Predictor
     from alexmri.terminal import choose_terminal
 
-    document, _ = evaluate_folder(
+    facts = evaluate_folder(
         Predictor.load(bundle), folder, workers=cpu_cores(), terminal=choose_terminal()
     )
     if json_file:
-        write_json(json_file, document)
-    show_measured(document["test"], f"images in {folder}")
+        write_json(json_file, evaluation_document(facts))
+    show_measured(facts["test"], f"images in {folder}")
 
 
 @cli.command()
-@click.argument("bundle", type=EXISTING_FOLDER)
+@click.argument("bundle", type=MODEL)
 @click.argument("images", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
 @click.option(
     "--one-person", is_flag=True, help="also average over all IMAGES: one person's slices"
 )
 def predict(bundle: Path, images: tuple[Path, ...], as_json: bool, one_person: bool) -> None:
-    """Print what the model directory BUNDLE says about IMAGES."""
+    """Print what the model BUNDLE, a directory or a model.tar.gz, says about IMAGES."""
     if not images:
         raise UserError("no image was given; pass at least one after the model directory")
     import numpy as np
@@ -205,6 +234,26 @@ def serve(bundle: Path, port: int) -> None:
     command = [sys.executable, "-m", "gunicorn", "--config", "python:alexmri.serving.gunicorn_conf"]
     application = f"alexmri.serving.app:serve({str(bundle.resolve())!r})"
     os.execv(sys.executable, [*command, "--bind", f"127.0.0.1:{port}", application])  # noqa: S606
+
+
+@cli.group()
+def aws() -> None:
+    """Prepare jobs for Amazon SageMaker."""
+
+
+@aws.command("metric-definitions")
+@click.option("--tuning", is_flag=True, help="also the objective of a tuning job")
+def metric_definitions(tuning: bool) -> None:
+    """Print as JSON how SageMaker finds the metrics in a training's log.
+
+    This is MetricDefinitions in the AlgorithmSpecification of training and tuning jobs; with
+    --tuning the HyperParameterTuningJobObjective stands beside it.
+    """
+    from alexmri.aws.metric_definitions import METRIC_DEFINITIONS, OBJECTIVE
+
+    definitions = list(METRIC_DEFINITIONS)
+    document = {"HyperParameterTuningJobObjective": OBJECTIVE, "MetricDefinitions": definitions}
+    click.echo(json.dumps(document if tuning else definitions, indent=2))
 
 
 @cli.command()

@@ -3,11 +3,19 @@
 import hashlib
 import json
 import os
+import re
 import secrets
+import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+# The temporary names of `appearing`.
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+KILL_VARIABLE = "ALEXMRI_TEST_KILL_IN_WRITE"
+_written: list[Path] = []
 
 
 @contextmanager
@@ -25,7 +33,9 @@ def appearing(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         # safetensors makes files only their owner can read; a model is for whoever owns the folder.
         temporary.chmod(0o644)
+        _die_if_told(path, "before")
         temporary.replace(path)
+        _die_if_told(path, "after")
     finally:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -33,6 +43,47 @@ def appearing(path: Path) -> Iterator[Path]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process had not finished writing; nobody else may be writing there."""
+    for path in folder.glob(".*.tmp"):
+        if LEFTOVER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def _die_if_told(path: Path, moment: str) -> None:
+    """Kill this process where tests and bench/chaos.py want it killed: `PATTERN:COUNT:MOMENT`."""
+    told = os.environ.get(KILL_VARIABLE)
+    if not told:
+        return
+    pattern, count, when = told.split(":")
+    if when == moment and path.match(pattern):
+        _written.append(path)
+        if len(_written) == int(count):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder; what was put there appears in `folder`, new or not, at the end.
+
+    A folder that exists is kept and filled from within: it may be a mount, which cannot be renamed.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    exists = folder.is_dir()
+    with tempfile.TemporaryDirectory(
+        prefix=f".{folder.name}-", dir=folder if exists else folder.parent
+    ) as temporary:
+        # One level deeper, because TemporaryDirectory's own mode shuts out every other user.
+        new = Path(temporary) / "new"
+        new.mkdir()
+        yield new
+        if exists:
+            for path in new.iterdir():
+                path.replace(folder / path.name)
+        else:
+            new.rename(folder)
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:

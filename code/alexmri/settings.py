@@ -2,12 +2,21 @@
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from alexmri.errors import UserError
 
@@ -16,6 +25,12 @@ ENVIRONMENT_PREFIX = "ALEXMRI_"
 SWITCHES = {
     "ALEXMRI_CACHE_DIR": "folder for decoded pictures (default: ~/.cache/alexmri)",
     "ALEXMRI_DEMO_DATA": "1: `train` makes demo data where the data folder is empty",
+    "ALEXMRI_STOP_GRACE_SECONDS": "how long a stopped `train` waits for the platform to fetch"
+    " checkpoints (default: 10 where the folder was there before, else 0)",
+    "ALEXMRI_TEST_KILL_IN_WRITE": "PATTERN:COUNT:before|after: die while such a file is written",
+    "ALEXMRI_PARENT": "process number of `train`, for the worker it starts",
+    "ALEXMRI_CUDA_COMPAT": "on, off: use NVIDIA's cuda-compat libraries or not (default: auto)",
+    "ALEXMRI_REQUIRE_GPU": "1: fail without a usable GPU; 0: never (default: auto)",
 }
 # Spellings of the seed project that still work.
 OLD_SPELLINGS = {"resize": "image_size"}
@@ -32,9 +47,19 @@ def _nothing(value: object) -> object:
     return None if isinstance(value, str) and value.lower() in ("", "none", "null") else value
 
 
+def _s3_address(value: str | None) -> str | None:
+    if value is None:
+        return None
+    address = value.rstrip("/")
+    if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/]+)+", address):
+        raise ValueError("it must look like s3://bucket/prefix, with a prefix for this run alone")
+    return address
+
+
 Ratios = Annotated[tuple[float, float, float], BeforeValidator(_ratios)]
 OptionalText = Annotated[str | None, BeforeValidator(_nothing)]
 OptionalNumber = Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_nothing)]
+OptionalS3Address = Annotated[str | None, BeforeValidator(_nothing), AfterValidator(_s3_address)]
 OptionalCount = Annotated[Annotated[int, Field(ge=2)] | None, BeforeValidator(_nothing)]
 
 
@@ -71,6 +96,9 @@ class Settings(BaseModel):
     )
 
     augment: Literal["none", "shift-scale-rotate"] = Field("none", description="augmentation")
+    augment_backend: Literal["batched", "albumentations"] = Field(
+        "batched", description="who augments: batched = a batch at once, on the device of the net"
+    )
     augment_probability: float = Field(0.2, ge=0, le=1, description="share of images augmented")
     shift_limit: float = Field(0.05, ge=0, le=1, description="largest shift, share of the side")
     scale_limit: float = Field(0.05, ge=0, lt=1, description="largest change of scale")
@@ -95,16 +123,29 @@ class Settings(BaseModel):
     groups_file: OptionalText = Field(
         None, description="CSV with the columns path and subject, here or in the data folder"
     )
+    on_bad_image: Literal["fail", "skip"] = Field(
+        "fail", description="what to do with unreadable images; skip = leave out at most 5 %"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of split, weights, order, augmentation")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="arithmetic of the network; auto = bf16 on GPUs that have it, else fp32"
+        "auto", description="arithmetic of the network; auto = bf16 where the hardware has it"
     )
 
-    checkpoint_every_epochs: int = Field(5, ge=0, description="epochs between checkpoints; 0 = off")
+    checkpoint_every_epochs: int = Field(
+        0, ge=0, description="epochs between checkpoints; 0 = by time alone"
+    )
     checkpoint_every_seconds: OptionalNumber = Field(
-        None, description="also save at the first epoch end after so many seconds"
+        60, description="seconds between checkpoints, also within an epoch; none = by epochs alone"
     )
     keep_checkpoints: int = Field(2, ge=1, description="how many checkpoints stay on disk")
+    resume: Literal["auto", "changed", "never"] = Field(
+        "auto",
+        description="what to do with checkpoints: auto = go on if settings and data are the same;"
+        " changed = go on with other settings; never = remove them and start anew",
+    )
+    checkpoint_s3: OptionalS3Address = Field(
+        None, description="s3://bucket/prefix that keeps the checkpoints too, for another machine"
+    )
     time_budget_seconds: OptionalNumber = Field(
         None, description="start no epoch that would end after so many seconds of training"
     )
@@ -230,7 +271,8 @@ def _explain(error: ValidationError, sources: Mapping[str, str]) -> str:
     if not finding["loc"]:
         return finding["msg"].removeprefix("Value error, ")
     key = str(finding["loc"][0])
-    wish = finding["msg"][0].lower() + finding["msg"][1:]
+    message = finding["msg"].removeprefix("Value error, ")
+    wish = message[0].lower() + message[1:]
     hint = ""
     if finding["type"] == "int_from_float" or (
         finding["type"] == "int_parsing" and "." in str(finding["input"])

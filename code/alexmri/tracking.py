@@ -11,6 +11,8 @@ from alexmri.files import write_atomically
 from alexmri.settings import Settings
 
 ONLINE_TIMEOUT_S = 20
+# Without a limit the end of a run waits for a lost network, and a stopped one has 85 s in all.
+FINISH_TIMEOUT_S = 15
 
 
 class MetricsFile:
@@ -72,7 +74,7 @@ class WandbSink:
             }
             if images:
                 self._run.log(images)
-            self._run.finish()
+            self._finish()
 
         if self._run:
             self._try(send)
@@ -80,7 +82,16 @@ class WandbSink:
     def close(self) -> None:
         """End the run as it stands, for one that will be resumed."""
         if self._run:
-            self._try(lambda: self._run.finish())
+            self._try(self._finish)
+
+    def _finish(self) -> None:
+        try:
+            self._run.finish()
+        except TimeoutError:
+            self._warn(
+                f"W&B did not take everything within {FINISH_TIMEOUT_S} s; to send the rest:"
+                f" wandb sync {self._run.settings.sync_dir}"
+            )
 
     def _start(
         self,
@@ -103,7 +114,13 @@ class WandbSink:
                 mode=mode,  # type: ignore[arg-type]
                 config={**settings.model_dump(mode="json"), **facts},
                 settings=wandb.Settings(
-                    init_timeout=ONLINE_TIMEOUT_S, console="off", disable_git=True, save_code=False
+                    init_timeout=ONLINE_TIMEOUT_S,
+                    finish_timeout=FINISH_TIMEOUT_S,
+                    finish_timeout_raises=True,
+                    console="off",
+                    disable_git=True,
+                    save_code=False,
+                    symlink=False,
                 ),
             )
 
@@ -114,6 +131,7 @@ class WandbSink:
                 raise
             self._warn(f"W&B cannot be reached ({_brief(error)}); the run is kept offline")
             self._run = start("offline")
+        _remove_links(folder / "wandb")
 
     def _try(self, action: Callable[[], None]) -> None:
         """Do `action`; at a failure warn and leave W&B alone for the rest of the run."""
@@ -131,6 +149,16 @@ def _mode(settings: Settings) -> str:
     if chosen in ("online", "offline", "disabled"):
         return chosen
     return "online" if os.environ.get("WANDB_API_KEY") else "offline"
+
+
+def _remove_links(folder: Path) -> None:
+    """Remove what W&B links to its log outside the run, whatever its settings say.
+
+    A platform takes no links among the results, and outside this machine they lead nowhere.
+    """
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            path.unlink()
 
 
 def _line(row: Mapping[str, float]) -> str:

@@ -23,6 +23,7 @@ class Tree:
 
     root: Path
     extra: dict[str, str] = field(default_factory=dict)
+    printed: str = ""
 
     @property
     def failure(self) -> str:
@@ -79,8 +80,9 @@ def tree(tmp_path: Path) -> Tree:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Tree:
-    """A tree in which `train` has run; tests leave it as it is."""
+    """A tree in which `train` has run, with what it printed; tests leave it as it is."""
     tree = grow_tree(tmp_path_factory.mktemp("trained") / "ml")
     result = tree.run("train")
     assert result.returncode == 0, result.stdout + result.stderr
+    tree.printed = result.stdout
     return tree

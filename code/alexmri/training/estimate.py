@@ -10,6 +10,7 @@ from alexmri.model.forward import Compute
 from alexmri.settings import Settings
 from alexmri.training.optim import AveragedWeights, build_optimizer
 from alexmri.training.step import train_step
+from alexmri.training.twin import Twin
 
 WARMUP_STEPS = 1
 TIMED_STEPS = 2
@@ -25,17 +26,29 @@ def estimate_seconds(network: AlexNet, images: int, settings: Settings, compute:
     )
 
 
-def seconds_per_image(network: AlexNet, batch: int, settings: Settings, compute: Compute) -> float:
-    """Return the seconds an image takes in a batch of `batch`; `network` is left as it is."""
-    twin = copy.deepcopy(network)
-    optimizer = build_optimizer(twin, settings)
-    average = AveragedWeights(twin, settings.ema_decay) if settings.ema_decay else None
+def seconds_per_image(
+    network: AlexNet,
+    batch: int,
+    settings: Settings,
+    compute: Compute,
+    *,
+    timed_steps: int = TIMED_STEPS,
+) -> float:
+    """Return the seconds an image takes in steps on one random batch that stays where it is.
+
+    `network` is left as it is.
+    """
+    spare = copy.deepcopy(network)
+    twin = Twin(spare, compute.dtype)
+    optimizer = build_optimizer(spare, settings)
+    average = AveragedWeights(spare, settings.ema_decay) if settings.ema_decay else None
     scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16")
     size, channels = settings.image_size, settings.channels
-    images_NCHW = torch.zeros(batch, channels, size, size, device=compute.device)
+    generator = torch.Generator().manual_seed(0)
+    images_NCHW = torch.rand(batch, channels, size, size, generator=generator).to(compute.device)
     labels_N = torch.zeros(batch, dtype=torch.int64, device=compute.device)
     started = time.monotonic()
-    for step in range(WARMUP_STEPS + TIMED_STEPS):
+    for step in range(WARMUP_STEPS + timed_steps):
         if step == WARMUP_STEPS:
             _wait(compute.device)
             started = time.monotonic()
@@ -45,14 +58,13 @@ def seconds_per_image(network: AlexNet, batch: int, settings: Settings, compute:
             scaler,
             images_NCHW,
             labels_N,
-            compute=compute,
             class_weights_K=None,
             label_smoothing=settings.label_smoothing,
         )
         if average:
             average.update(step)
     _wait(compute.device)
-    return (time.monotonic() - started) / (TIMED_STEPS * batch)
+    return (time.monotonic() - started) / (timed_steps * batch)
 
 
 def _wait(device: torch.device) -> None:

@@ -1,11 +1,19 @@
 """What stands in the folders a job writes to, before it writes: nothing, a run, a finished run."""
 
+import fcntl
 import json
 import os
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alexmri.errors import UserError
+from alexmri.files import remove_leftovers
+
+# How long a killed training may take to be gone.
+DYING_SECONDS = 10.0
 
 # What a run leaves beside its model and its checkpoints.
 RESULTS = (
@@ -31,7 +39,7 @@ def clear(output: Path, model: Path, checkpoints: Path) -> None:
     for name in RESULTS:
         (output / name).unlink(missing_ok=True)
     shutil.rmtree(model, ignore_errors=True)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    remove_checkpoints(checkpoints)
 
 
 def set_aside(output: Path, model: Path, checkpoints: Path, earlier: Path) -> Path:
@@ -48,8 +56,49 @@ def set_aside(output: Path, model: Path, checkpoints: Path, earlier: Path) -> Pa
     # What is inside moves, not the folder: the folder may be a mount.
     for path in sorted(output.iterdir()):
         shutil.move(path, aside / "data" / path.name)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    remove_checkpoints(checkpoints)
     return aside
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove every checkpoint in `folder`, and nothing else there."""
+    for path in folder.glob("step-*"):
+        path.unlink()
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of `folder` inside the block, and clear away a killed one's scraps.
+
+    The lock is the kernel's (flock), so it ends with the process, however that ends.
+
+    Raises:
+        UserError: another training holds it, also after a wait for one that is just dying.
+    """
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + DYING_SECONDS
+        while not _lock(opened):
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"another training is writing to {folder}; wait for it, stop it, or choose"
+                    " another output folder"
+                )
+            time.sleep(0.1)
+        remove_leftovers(folder)
+        yield
+    finally:
+        os.close(opened)
+
+
+def _lock(opened: int) -> bool:
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system without locks
+    return True
 
 
 def make_writable(folder: Path) -> None:

@@ -10,22 +10,32 @@ from typing import Any
 import torch
 
 from alexmri.contract.metric_lines import metric_line
-from alexmri.contract.resources import cpu_cores
-from alexmri.contract.signals import StopRequest
+from alexmri.contract.resources import ask_for_large_pages, cpu_cores, resources_line
+from alexmri.contract.signals import Stopped, StopRequest
 from alexmri.data.audit import LeakProbe, audit_document, probe_leak, warnings_of
+from alexmri.data.augment import choose_augment
 from alexmri.data.dataset import Dataset, load_dataset
+from alexmri.data.store import cache_folder
 from alexmri.errors import UserError
 from alexmri.evaluation.report import verdict
-from alexmri.files import write_json
+from alexmri.files import remove_leftovers, write_json
 from alexmri.model.alexnet import build
 from alexmri.model.forward import Compute, choose_compute
 from alexmri.settings import Settings
 from alexmri.terminal import Terminal
 from alexmri.tracking import MetricsFile, WandbSink
-from alexmri.training.checkpoint import Checkpoint, load_newest
+from alexmri.training.checkpoint import Checkpoint, CheckpointWriter, load_newest
 from alexmri.training.estimate import estimate_seconds
-from alexmri.training.folders import clear, is_finished, make_writable, set_aside
+from alexmri.training.folders import (
+    claimed,
+    clear,
+    is_finished,
+    make_writable,
+    remove_checkpoints,
+    set_aside,
+)
 from alexmri.training.loop import Run
+from alexmri.training.mirror import Mirror, open_mirror
 from alexmri.training.provenance import machine_document, version
 from alexmri.training.results import (
     draw_plots,
@@ -42,11 +52,23 @@ FREE_ON_RESUME = frozenset(
         "checkpoint_every_epochs",
         "checkpoint_every_seconds",
         "keep_checkpoints",
+        "checkpoint_s3",
+        "on_bad_image",
+        "resume",
         "time_budget_seconds",
         "wandb_project",
         "wandb_mode",
     }
 )
+# Settings that make the network or deal out the images: no run can go on with others.
+FIXED_ON_RESUME = frozenset(
+    {
+        *("image_size", "channels", "num_classes", "seed"),
+        *("split_by", "split_ratios", "group_regex", "groups_file"),
+    }
+)
+# A stopped training is killed after 85 s (contract.supervisor); this much of it is for S3 at most.
+LAST_UPLOAD_SECONDS = 75.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,56 +103,82 @@ def run_job(
     """Train, evaluate and write everything; a job with checkpoints is resumed.
 
     When `stop` comes, a checkpoint is saved; on SIGTERM, and else with `model_when_stopped`, the
-    best model so far is evaluated and written too.
+    best model so far is evaluated and written too, until a second signal comes.
 
     Raises:
-        UserError: for bad data, and for a checkpoint of other settings or other data.
+        UserError: for bad data, for a checkpoint of other settings or other data, and where
+            another training is writing to the same folders.
+        Stopped: by a signal before the training began; nothing was written that counts.
     """
+    for folder in (job.output, job.model, job.checkpoints):
+        make_writable(folder)
+    with claimed(job.checkpoints):
+        remove_leftovers(job.output)
+        remove_leftovers(job.model)
+        with stop.interrupts(at=1):
+            mirror = open_mirror(job.settings.checkpoint_s3, job.checkpoints, terminal)
+        try:
+            return _run(job, mirror, terminal, stop, model_when_stopped)
+        finally:
+            mirror.close(within=LAST_UPLOAD_SECONDS - stop.seconds_ago)
+
+
+def _run(
+    job: Job, mirror: Mirror, terminal: Terminal, stop: StopRequest, model_when_stopped: bool
+) -> Outcome:
     started = time.monotonic()
     settings = job.settings
     cores = cpu_cores()
+    ask_for_large_pages()
     torch.set_num_threads(cores)
     compute = choose_compute(settings.precision)
 
-    for folder in (job.output, job.model, job.checkpoints):
-        make_writable(folder)
-    dataset = load_dataset(job.channels, settings, workers=cores, terminal=terminal)
-    probe = probe_leak(dataset, settings)
+    with stop.interrupts(at=1):
+        dataset = load_dataset(job.channels, settings, workers=cores, terminal=terminal)
+        probe = probe_leak(dataset, settings)
     _introduce(dataset, probe, compute, terminal)
+    if settings.resume == "never":
+        remove_checkpoints(job.checkpoints)
+        mirror.clear()
     if job.start_anew:
         clear(job.output, job.model, job.checkpoints)
+        mirror.clear()
     elif job.earlier and is_finished(job.output):
         aside = set_aside(job.output, job.model, job.checkpoints, job.earlier)
+        mirror.clear()
         terminal.say(f"a finished run was here: it is kept in {aside}, and training starts anew")
     run_facts = {**machine_document(compute.device, compute.precision), "finished": False}
     write_json(job.output / "audit.json", audit_document(dataset, probe))
     write_json(job.output / "split.json", dataset.split_document())
     write_json(job.output / "run.json", run_facts)
 
-    run = _prepare_run(job, dataset, compute, terminal)
-    wandb = _train(job, run, dataset, terminal, stop)
+    with stop.interrupts(at=1):
+        mirror.restore()
+        run = _prepare_run(job, dataset, compute, terminal)
+    wandb = _train(job, run, dataset, mirror, terminal, stop)
     stopped = bool(stop) and not run.is_over()
     wanted = model_when_stopped or stop.signal is signal.SIGTERM
     if stopped and not (wanted and run.progress.best_epoch):
         wandb.close()
         return Outcome(stopped=True, evaluation=None, report=None)
 
-    facts = measure_run(run, dataset, probe)
-    plots = draw_plots(facts)
-    write_model(job.model, run, dataset, facts)
-    run_facts |= {
-        "finished": not stopped,
-        "training_seconds": round(run.progress.seconds, 1),
-        "total_seconds": round(time.monotonic() - started, 1),
-    }
-    evaluation = write_results(job.output, facts, plots, run_facts)
-    best = run.progress.history[run.progress.best_epoch - 1]
-    final = {
-        "epoch": run.progress.best_epoch,
-        "val_macro_f1": best["val_macro_f1"],
-        **test_metrics(facts["test"]),
-    }
-    wandb.finish(final, plots)
+    try:
+        with stop.interrupts(at=2):
+            if stopped:  # a model before all else: the platform may not wait for the figures
+                write_model(job.model, run, dataset, measure_run(run, dataset, probe, test=False))
+            facts = measure_run(run, dataset, probe)
+            write_model(job.model, run, dataset, facts)
+            plots = draw_plots(facts)
+            run_facts |= {
+                "finished": not stopped,
+                "training_seconds": round(run.progress.seconds, 1),
+                "total_seconds": round(time.monotonic() - started, 1),
+            }
+            evaluation = write_results(job.output, facts, plots, run_facts)
+            final = _last_metrics(run, facts)
+            wandb.finish(final, plots)
+    except Stopped:
+        return Outcome(stopped=True, evaluation=None, report=None)
     terminal.say(metric_line(final))
     return Outcome(stopped=stopped, evaluation=evaluation, report=job.output / "report.html")
 
@@ -146,10 +194,13 @@ def _prepare_run(job: Job, dataset: Dataset, compute: Compute, terminal: Termina
         seed=settings.seed,
     )
     train = dataset.part("train")
-    run = Run(network, train, dataset.part("validation"), settings, compute, _augmenter(settings))
+    run = Run(
+        network, train, dataset.part("validation"), settings, compute, choose_augment(settings)
+    )
     checkpoint = load_newest(job.checkpoints, terminal.warn)
     if checkpoint:
-        _refuse_other_run(checkpoint, _manifest(settings, dataset), job.checkpoints)
+        for change in _compare(checkpoint, _manifest(settings, dataset), job):
+            terminal.warn(f"resuming although {change}")
         run.restore(checkpoint)
         terminal.say(f"resuming at epoch {run.progress.epoch}, step {run.progress.step_in_epoch}")
     seconds = estimate_seconds(run.network, len(train), settings, compute) * (1 - run.done_share)
@@ -160,7 +211,7 @@ def _prepare_run(job: Job, dataset: Dataset, compute: Compute, terminal: Termina
 
 
 def _train(
-    job: Job, run: Run, dataset: Dataset, terminal: Terminal, stop: StopRequest
+    job: Job, run: Run, dataset: Dataset, mirror: Mirror, terminal: Terminal, stop: StopRequest
 ) -> WandbSink:
     """Train to the end or to `stop`, recording every epoch and saving checkpoints."""
     record = MetricsFile(job.output / "metrics.jsonl", run.progress.history)
@@ -172,16 +223,25 @@ def _train(
         terminal.warn,
     )
     run.progress.tracking_id = wandb.run_id
-    manifest = _manifest(job.settings, dataset)
-    for metrics in run.epochs(stop, terminal):
-        terminal.say(metric_line({k: v for k, v in metrics.items() if k != "learning_rate"}))
-        record.append(metrics)
-        wandb.log(metrics)
-        if run.checkpoint_is_due():
-            run.save(job.checkpoints, manifest)
-    if stop and not run.is_over():
-        path = run.save(job.checkpoints, manifest)
-        terminal.say(f"stopped in epoch {run.progress.epoch}; checkpoint {path.stem} is saved")
+    writer = CheckpointWriter(
+        job.checkpoints,
+        _manifest(job.settings, dataset),
+        keep=job.settings.keep_checkpoints,
+        saved=mirror.saved,
+    )
+    try:
+        for metrics in run.epochs(stop, terminal, writer):
+            terminal.say(metric_line({k: v for k, v in metrics.items() if k != "learning_rate"}))
+            record.append(metrics)
+            wandb.log(metrics)
+    except torch.OutOfMemoryError:
+        size = job.settings.batch_size
+        raise UserError(
+            f"the GPU is out of memory at batch_size {size}; {max(1, size // 2)} is likely to fit"
+        ) from None
+    saved = writer.wait()
+    if saved and stop and not run.is_over():
+        terminal.say(f"stopped in epoch {run.progress.epoch}; checkpoint {saved.stem} is saved")
     return wandb
 
 
@@ -189,6 +249,7 @@ def _introduce(dataset: Dataset, probe: LeakProbe, compute: Compute, terminal: T
     folder = dataset.folder
     people = f", {dataset.groups.count} people" if dataset.groups else ", people unknown"
     terminal.say(f"alexmri {version()}: research software, not a diagnostic device")
+    terminal.say(resources_line(cache_folder()))
     terminal.say(
         f"device: {compute.device.type}, precision {compute.precision},"
         f" {torch.get_num_threads()} threads"
@@ -196,7 +257,7 @@ def _introduce(dataset: Dataset, probe: LeakProbe, compute: Compute, terminal: T
     terminal.say(
         f"data: {len(folder.images)} images in {len(folder.classes)} classes{people};"
         f" {folder.ignored_files} other files ignored;"
-        f" {'decoded before' if dataset.store.reused else 'decoded now'}"
+        f" {_decoding(dataset)}"
     )
     for split, counts in dataset.counts().items():
         shown = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -217,12 +278,21 @@ def _introduce(dataset: Dataset, probe: LeakProbe, compute: Compute, terminal: T
         terminal.say(f"looking up the most similar training slice scores {', '.join(scores)}")
 
 
-def _augmenter(settings: Settings) -> Any:
-    if settings.augment == "none":
-        return None
-    from alexmri.data.augment import Augmenter  # importing albumentations costs a second
+def _last_metrics(run: Run, facts: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the metrics of the model that was saved, for the last metric line."""
+    return {
+        "epoch": run.progress.best_epoch,
+        "val_macro_f1": facts["validation"]["macro_f1"]["value"],
+        **test_metrics(facts["test"]),
+    }
 
-    return Augmenter(settings)
+
+def _decoding(dataset: Dataset) -> str:
+    seconds = dataset.store.seconds
+    if seconds is None:
+        return "decoded before"
+    each = seconds / len(dataset.folder.images) * 1e6
+    return f"decoded now in {seconds:.1f} s, {each:.0f} microseconds each"
 
 
 def _manifest(settings: Settings, dataset: Dataset) -> dict[str, Any]:
@@ -234,23 +304,28 @@ def _manifest(settings: Settings, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _refuse_other_run(checkpoint: Checkpoint, manifest: Mapping[str, Any], folder: Path) -> None:
-    before = checkpoint.manifest
-    differences = [
-        f"{key} was {before['settings'].get(key)}, is {value}"
-        for key, value in manifest["settings"].items()
-        if before["settings"].get(key) != value
-    ]
+def _compare(checkpoint: Checkpoint, manifest: Mapping[str, Any], job: Job) -> list[str]:
+    """Return in words which settings changed since `checkpoint`.
+
+    Raises:
+        UserError: changes that were not allowed, or that no run can go on with.
+    """
+    before, now = checkpoint.manifest, manifest["settings"]
+    changed = [key for key, value in now.items() if before["settings"].get(key) != value]
+    words = {key: f"{key} was {before['settings'].get(key)}, is {now[key]}" for key in changed}
+    fixed = [words[key] for key in changed if key in FIXED_ON_RESUME]
     if before["data"] != manifest["data"]:
-        differences.append("the images are not the same")
+        fixed.append("the images are not the same")
     elif before["split"] != manifest["split"]:
-        differences.append("the images are not split or ordered as before")
-    if differences:
+        fixed.append("the images are not split or ordered as before")
+    if fixed or (changed and job.settings.resume != "changed"):
+        allow = "" if fixed else " go on with them by resume=changed,"
         raise UserError(
-            f"the checkpoints in {folder} belong to another run: {'; '.join(differences)};"
-            " undo the change, choose another output folder, or start anew: empty that folder (what"
-            " --overwrite does for `alexmri train`)"
+            f"the checkpoints in {job.checkpoints} belong to another run:"
+            f" {'; '.join(fixed or words.values())}; undo the change,{allow} choose another output"
+            " folder, or start anew by resume=never (--overwrite for `alexmri train`)"
         )
+    return list(words.values())
 
 
 def _duration(seconds: float) -> str:

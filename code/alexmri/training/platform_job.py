@@ -5,7 +5,7 @@ from pathlib import Path
 
 from alexmri.contract.channels import find_channels
 from alexmri.contract.hyperparameters import read_arguments, read_hyperparameters
-from alexmri.contract.paths import Paths
+from alexmri.contract.paths import UNFETCHED, Paths, checkpoint_folder
 from alexmri.contract.signals import StopRequest
 from alexmri.data.phantom import write_demo_data
 from alexmri.errors import UserError
@@ -44,12 +44,15 @@ def run_platform_job(
         channels = channels_or_demo(paths.data, terminal)
     else:
         channels = find_channels(paths.data)
+    checkpoints = checkpoint_folder(paths)
+    if checkpoints == UNFETCHED:
+        terminal.warn(f"no folder for checkpoints can be made in {paths.root}: they are not kept")
     job = Job(
         channels=channels,
         settings=settings,
         output=paths.results,
         model=paths.model,
-        checkpoints=paths.checkpoints,
+        checkpoints=checkpoints,
         earlier=paths.output / "earlier",
     )
     return run_job(job, terminal, stop, model_when_stopped=True)

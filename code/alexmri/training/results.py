@@ -11,10 +11,9 @@ from alexmri.data.audit import LeakProbe, warnings_of
 from alexmri.data.dataset import Dataset, Part
 from alexmri.evaluation.calibration import fit_temperature
 from alexmri.evaluation.card import model_card
-from alexmri.evaluation.metrics import Predictions, measure, statistics
-from alexmri.evaluation.plots import confusion, curves, reliability, roc
-from alexmri.evaluation.report import render_report
-from alexmri.files import write_atomically, write_json
+from alexmri.evaluation.metrics import Predictions, measure
+from alexmri.evaluation.output import write_measured
+from alexmri.files import write_json
 from alexmri.model.bundle import save_bundle
 from alexmri.model.forward import Compute, predict_logits
 from alexmri.model.predictor import softmax
@@ -32,18 +31,23 @@ def protocol_document(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def measure_run(run: Run, dataset: Dataset, probe: LeakProbe) -> dict[str, Any]:
-    """Return everything the report, the card and the model file are made from."""
+def measure_run(
+    run: Run, dataset: Dataset, probe: LeakProbe, *, test: bool = True
+) -> dict[str, Any]:
+    """Return everything the report, the card and the model file are made from.
+
+    Without `test` the test split is left alone, for a model that must be written soon.
+    """
     settings, network = run.settings, run.best_network()
     served = Compute(run.compute.device, "fp32")
-    validation, test = dataset.part("validation"), dataset.part("test")
+    validation, held_out = dataset.part("validation"), dataset.part("test")
     logits_NK = predict_logits(network, validation.pixels_NCHW, served)
     temperature = fit_temperature(logits_NK, validation.labels_N)
     on_validation = _predictions(validation, dataset.classes, logits_NK, temperature)
     on_test = None
-    if len(test):
-        logits_NK = predict_logits(network, test.pixels_NCHW, served)
-        on_test = _predictions(test, dataset.classes, logits_NK, temperature)
+    if test and len(held_out):
+        logits_NK = predict_logits(network, held_out.pixels_NCHW, served)
+        on_test = _predictions(held_out, dataset.classes, logits_NK, temperature)
     return {
         "protocol": protocol_document(dataset),
         "leak_probe": probe.document(),
@@ -58,7 +62,8 @@ def measure_run(run: Run, dataset: Dataset, probe: LeakProbe) -> dict[str, Any]:
             "fingerprint": dataset.fingerprint,
             "warnings": warnings_of(dataset),
         },
-        "settings": settings.model_dump(mode="json"),
+        # Where checkpoints were kept says nothing about the model, and names somebody's bucket.
+        "settings": settings.model_dump(mode="json", exclude={"checkpoint_s3"}),
         "model": {
             "parameters": sum(p.numel() for p in network.parameters()),
             "temperature": temperature,
@@ -68,14 +73,14 @@ def measure_run(run: Run, dataset: Dataset, probe: LeakProbe) -> dict[str, Any]:
 
 def draw_plots(facts: Mapping[str, Any]) -> dict[str, bytes]:
     """Return PNG pictures by name."""
+    # matplotlib and scikit-learn: seconds that no training step waits for.
+    from alexmri.evaluation.plots import curves, measured_plots
+
     measured = facts["test"] or facts["validation"]
     title = "test split" if facts["test"] else "validation split"
-    matrix = measured["confusion_matrix"]
     return {
         "curves": curves(facts["history"], best_epoch=facts["best_epoch"]),
-        "confusion": confusion(matrix["counts"], matrix["classes"], title),
-        "reliability": reliability(measured["reliability"]["bins"]),
-        "roc": roc(facts["predictions"]),
+        **measured_plots(measured, facts["predictions"], title),
     }
 
 
@@ -113,21 +118,17 @@ def write_results(
         **{key: facts[key] for key in ("protocol", "test", "validation", "leak_probe")},
         "best_epoch": facts["best_epoch"],
     }
-    write_json(output / "evaluation.json", evaluation)
-    if facts["test"]:
-        write_json(output / "statistics.json", statistics(facts["test"]))
-    for name, png in plots.items():
-        write_atomically(output / f"{name}.png", png)
-    report = render_report(
+    write_measured(
+        output,
+        evaluation,
         {
             **facts,
             "title": "AlexNet on brain-MRI slices",
             "generated": run_facts["started"],
             "run": run_facts,
             "plots": plots,
-        }
+        },
     )
-    write_atomically(output / "report.html", report)
     write_json(output / "run.json", run_facts)
     return evaluation
 

@@ -1,0 +1,205 @@
+"""Kill a training again and again, resume it, and compare the end with a run nobody touched.
+
+    python bench/chaos.py [--kills 200] [--data DIR] [--json FILE] [--epochs 6] [--seed 0]
+
+The real `train` of container/ is killed by SIGKILL at random moments, or in the middle of writing a
+file; now and then the newest checkpoint is damaged too. After every 30 kills a run may come to its
+end. `identical` says whether model and figures are, byte for byte, those of the untouched run.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from alexmri.data.phantom import write_demo_data
+from alexmri.files import KILL_VARIABLE, write_json
+from alexmri.training.provenance import machine_document
+
+TRAIN = Path(__file__).parents[1] / "container" / "train"
+KILLS_PER_ROUND = 30
+# The longest a run lives before it is killed, counted from when its steps begin.
+LIFE_SECONDS = 3.0
+SHARE_IN_WRITE = 0.3
+SHARE_DAMAGED = 0.1
+# Files in whose writing a kill is forced, with the moment: before or after the name appears.
+WRITES = ("step-*.safetensors", "step-*.json", "model.safetensors", "model.json", "run.json")
+# What may differ between equal runs: how fast they were.
+SPEED = "images_per_second"
+
+
+@dataclass
+class Tally:
+    """What happened to the runs."""
+
+    kills: int = 0
+    in_write: int = 0
+    damaged: int = 0
+    resumes: int = 0
+    rounds: int = 0
+    lives_seconds: list[float] = field(default_factory=list)
+
+
+class Job:
+    """A /opt/ml tree and the program that trains in it."""
+
+    def __init__(self, root: Path, data: Path, epochs: int) -> None:
+        self.root = root
+        (root / "input" / "data").mkdir(parents=True)
+        (root / "input" / "data" / "training").symlink_to(data.resolve())
+        self._environment = os.environ | {
+            "SAGEMAKER_BASE_DIR": str(root),
+            "ALEXMRI_CACHE_DIR": str(root / "cache"),
+            "ALEXMRI_EPOCHS": str(epochs),
+            "ALEXMRI_CHECKPOINT_EVERY_SECONDS": "0.5",
+            "ALEXMRI_STOP_GRACE_SECONDS": "0",
+            "ALEXMRI_WANDB_MODE": "disabled",
+        }
+
+    def start(self, **more: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, TRAIN],
+            env=self._environment | more,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def finish(self) -> tuple[float, float]:
+        """Train to the end; return after how many seconds the steps began, and it was done."""
+        began = ready = time.monotonic()
+        process = self.start()
+        assert process.stdout
+        printed = ""
+        for line in process.stdout:
+            printed += line
+            if line.endswith("to go\n"):
+                ready = time.monotonic()
+        if process.wait() != 0:
+            raise SystemExit(f"the training failed:\n{printed}")
+        return ready - began, time.monotonic() - began
+
+    def result(self) -> dict[str, object]:
+        """Everything that equal runs have in common."""
+        results = self.root / "output" / "data"
+        rows = [json.loads(line) for line in (results / "metrics.jsonl").read_text().splitlines()]
+        return {
+            **{path.name: path.read_bytes() for path in sorted((self.root / "model").iterdir())},
+            "evaluation.json": (results / "evaluation.json").read_bytes(),
+            "split.json": (results / "split.json").read_bytes(),
+            "metrics.jsonl": [{k: v for k, v in row.items() if k != SPEED} for row in rows],
+        }
+
+
+def kill_often(
+    job: Job, kills: int, life_seconds: float, tally: Tally, chance: random.Random
+) -> None:
+    """Start and kill `job` so many times, at most `life_seconds` after each start."""
+    for _ in range(kills):
+        in_write = chance.random() < SHARE_IN_WRITE
+        moment = chance.uniform(0.0, life_seconds)
+        if in_write:
+            pattern, when = chance.choice(WRITES), chance.choice(("before", "after"))
+            process = job.start(**{KILL_VARIABLE: f"{pattern}:{chance.randint(1, 3)}:{when}"})
+        else:
+            process = job.start()
+        began = time.monotonic()
+        try:
+            # A write that never comes ends like the rest.
+            printed = process.communicate(timeout=moment + (life_seconds if in_write else 0))[0]
+            tally.in_write += in_write
+        except subprocess.TimeoutExpired:
+            process.kill()
+            printed = process.communicate()[0]  # ends when the worker is gone too
+        if process.returncode == 0:
+            return  # it came to its end before it was killed
+        if process.returncode not in (-9, 137):
+            raise SystemExit(f"the training failed by itself ({process.returncode}):\n{printed}")
+        tally.kills += 1
+        tally.resumes += "resuming at epoch" in printed
+        tally.lives_seconds.append(time.monotonic() - began)
+        if chance.random() < SHARE_DAMAGED:
+            tally.damaged += damage_newest(job.root / "checkpoints", chance)
+
+
+def damage_newest(checkpoints: Path, chance: random.Random) -> bool:
+    """Flip a bit of the newest checkpoint, or cut it short, where another one is behind it."""
+    documents = sorted(checkpoints.glob("step-*.json"))
+    if len(documents) < 2:
+        return False
+    path = documents[-1].with_suffix(chance.choice((".json", ".safetensors")))
+    if chance.random() < 0.5:
+        os.truncate(path, chance.randrange(path.stat().st_size))
+        return True
+    with path.open("r+b") as file:
+        place = chance.randrange(path.stat().st_size)
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1 << chance.randrange(8)]))
+    return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--data", type=Path, help="folder of class folders (default: demo data)")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments to kill at")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    chance, tally, identical = random.Random(options.seed), Tally(), True  # noqa: S311
+    with tempfile.TemporaryDirectory(prefix="alexmri-chaos-") as folder:
+        data = options.data
+        if data is None:
+            data = Path(folder) / "demo"
+            write_demo_data(data, subjects={"MildDemented": 5, "NonDemented": 5}, slices=16)
+        untouched = Job(Path(folder) / "untouched", data, options.epochs)
+        ready, seconds = untouched.finish()
+        expected = untouched.result()
+        print(
+            f"the untouched run took {seconds:.1f} s, its start {ready:.1f} s of that", flush=True
+        )
+        while tally.kills < options.kills:
+            before = tally.kills
+            job = Job(Path(folder) / f"round-{tally.rounds}", data, options.epochs)
+            wanted = min(KILLS_PER_ROUND, options.kills - tally.kills)
+            kill_often(job, wanted, min(seconds, ready + LIFE_SECONDS), tally, chance)
+            job.finish()
+            tally.rounds += 1
+            same = job.result() == expected
+            identical = identical and same
+            print(
+                f"round {tally.rounds}: {tally.kills - before} kills, then"
+                f" {'the same bytes' if same else 'OTHER BYTES'}",
+                flush=True,
+            )
+    document = {
+        "kills": tally.kills,
+        "identical": identical,
+        "resumes": tally.resumes,
+        "rounds": tally.rounds,
+        "killed_in_write": tally.in_write,
+        "checkpoints_damaged": tally.damaged,
+        "median_life_seconds": round(statistics.median(tally.lives_seconds), 2),
+        "untouched_seconds": round(seconds, 2),
+        "seed": options.seed,
+        "machine": machine_document(torch.device("cpu"), "fp32"),
+    }
+    print(json.dumps(document, indent=2))
+    if options.json:
+        write_json(options.json, document)
+    raise SystemExit(0 if identical else 1)
+
+
+if __name__ == "__main__":
+    main()

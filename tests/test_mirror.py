@@ -1,0 +1,298 @@
+"""Checkpoints in S3: always a whole one, from one writer, and never in the training's way."""
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from alexmri import s3_lease
+from alexmri.errors import UserError
+from alexmri.s3_lease import LEASE
+from alexmri.terminal import PlainTerminal
+from alexmri.training.checkpoint import Progress, load_newest, save_checkpoint
+from alexmri.training.mirror import S3Mirror, open_mirror
+
+from .conftest import Bucket
+
+# Seconds; far more than anything here needs, for machines under load.
+PATIENCE = 20.0
+
+
+class Notes(PlainTerminal):
+    """Remembers what was said, and lets tests wait for it."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._heard = threading.Condition()
+
+    def say(self, line: str) -> None:
+        with self._heard:
+            self.lines.append(line)
+            self._heard.notify_all()
+
+    def wait_for(self, words: str) -> None:
+        with self._heard:
+            found = self._heard.wait_for(lambda: any(words in x for x in self.lines), PATIENCE)
+        assert found, self.lines
+
+    @property
+    def warnings(self) -> list[str]:
+        return [line for line in self.lines if line.startswith("warning: ")]
+
+
+class Machine:
+    """A folder of checkpoints and its mirror."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.notes = Notes()
+        self.mirror = S3Mirror(url, folder, self.notes)
+
+    def save(self, step: int, keep: int = 2) -> Path:
+        tensors = {"network/w": torch.full((3,), float(step))}
+        path = save_checkpoint(self.folder, Progress(step=step), tensors, {}, keep=keep)
+        self.mirror.saved(path)
+        return path
+
+    def close(self) -> None:
+        self.mirror.close(within=PATIENCE)
+
+    def newest(self) -> int:
+        found = load_newest(self.folder, pytest.fail)
+        assert found
+        assert found.tensors["network/w"][0] == found.progress.step
+        return found.progress.step
+
+
+@pytest.fixture
+def machine(bucket: Bucket, tmp_path: Path) -> Iterator[Callable[[str], Machine]]:
+    machines: list[Machine] = []
+
+    def start(name: str) -> Machine:
+        machines.append(Machine(tmp_path / name, bucket.url))
+        return machines[-1]
+
+    yield start
+    for machine in machines:
+        machine.close()
+
+
+def files(*steps: int) -> list[str]:
+    return [f"step-{step:08d}.{end}" for step in steps for end in ("json", "safetensors")]
+
+
+def wait_until_there(bucket: Bucket, *steps: int) -> None:
+    """Wait for exactly these checkpoints, which must be whole whenever they are seen."""
+    deadline = threading.Event()
+    timer = threading.Timer(PATIENCE, deadline.set)
+    timer.start()
+    while not deadline.is_set():
+        names = bucket.names()
+        for name in names:
+            if name.startswith("step-") and name.endswith(".json"):
+                assert name.replace(".json", ".safetensors") in names
+        if names == [*files(*steps), LEASE]:
+            break
+    timer.cancel()
+    assert names == [*files(*steps), LEASE]
+
+
+def test_another_machine_goes_on_where_the_first_stopped(
+    machine: Callable[[str], Machine], bucket: Bucket
+) -> None:
+    first = machine("a")
+    for step in (5, 10, 15):
+        first.save(step)
+        wait_until_there(bucket, *((step - 5, step) if step > 5 else (step,)))
+    first.close()
+    assert first.notes.lines == [f"checkpoint step-00000015 is in {bucket.url}"]
+    assert bucket.names() == files(10, 15)
+
+    second = machine("b")
+    second.mirror.restore()
+    assert sorted(path.name for path in second.folder.iterdir()) == files(15)
+    assert second.newest() == 15
+    assert second.notes.lines == [f"checkpoint step-00000015 is restored from {bucket.url}"]
+
+
+def test_what_others_keep_below_the_prefix_stays(
+    machine: Callable[[str], Machine], bucket: Bucket
+) -> None:
+    for name in ("notes.txt", "model/step-1.json"):
+        bucket.put(name, b"mine")
+    first = machine("a")
+    first.save(1)
+    first.close()
+    second = machine("b")
+    second.mirror.clear()
+    second.close()
+    assert bucket.names() == ["model/step-1.json", "notes.txt"]
+
+
+def test_the_folder_wins_unless_s3_knows_more(machine: Callable[[str], Machine]) -> None:
+    first = machine("a")
+    for step in (5, 10):
+        first.save(step)
+    first.close()
+    second = machine("b")
+    for step, expected in ((7, 10), (12, 12)):
+        shutil.rmtree(second.folder)
+        save_checkpoint(
+            second.folder, Progress(step=step), {"network/w": torch.full((3,), step)}, {}, keep=2
+        )
+        second.mirror.restore()
+        assert second.newest() == expected
+    (second.folder / files(12)[1]).write_bytes(b"rot")
+    second.mirror.restore()
+    assert load_newest(second.folder, second.notes.warn).progress.step == 10
+    assert second.notes.warnings[0].startswith("warning: checkpoint step-00000012.json is damaged")
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "garble"])
+def test_a_damaged_checkpoint_in_s3_is_named_and_the_one_before_taken(
+    machine: Callable[[str], Machine], bucket: Bucket, damage: str
+) -> None:
+    first = machine("a")
+    for step in (5, 10):
+        first.save(step)
+        wait_until_there(bucket, *((5, 10) if step == 10 else (5,)))
+    first.close()
+    document, tensors = files(10)
+    data = bytearray(bucket.read(tensors))
+    if damage == "remove":
+        bucket.remove(tensors)
+    elif damage == "garble":
+        bucket.put(document, b"{")
+    elif damage == "truncate":
+        bucket.put(tensors, data[:-1])
+    else:
+        data[-1] ^= 1
+        bucket.put(tensors, bytes(data))
+
+    second = machine("b")
+    second.mirror.restore()
+    assert second.newest() == 5
+    assert sorted(path.name for path in second.folder.iterdir()) == files(5)
+    assert f"checkpoint step-00000010 in {bucket.url} is damaged" in second.notes.warnings[0]
+    second.save(7)
+    second.close()
+    assert bucket.names() == files(5, 7)  # what the run goes on to write counts
+
+
+def test_while_s3_is_away_training_goes_on_and_says_so_once(
+    machine: Callable[[str], Machine], bucket: Bucket
+) -> None:
+    first = machine("a")
+    first.save(5)
+    wait_until_there(bucket, 5)
+    bucket.server.stop()
+    try:
+        first.save(10)
+        first.notes.wait_for("warning: checkpoint step-00000010 is not in S3")
+        first.save(15)
+    finally:
+        bucket.server.start()
+    first.save(20)
+    first.notes.wait_for("uploading works again: step-000000")
+    first.close()
+    assert len(first.notes.warnings) == 1
+    assert f"{bucket.url}: S3 cannot be reached (" in first.notes.warnings[0]
+    assert "training goes on" in first.notes.warnings[0]
+    assert files(20) == bucket.names()[-2:]
+
+
+def test_what_s3_refuses_stops_nothing(machine: Callable[[str], Machine], bucket: Bucket) -> None:
+    first = machine("a")
+    policy = {"Bucket": bucket.name}
+    bucket.remove(LEASE)
+    bucket.client.delete_bucket(**policy)
+    first.save(5)
+    first.notes.wait_for("is not in S3")
+    assert "there is no such bucket" in first.notes.warnings[0]
+    bucket.client.create_bucket(**policy)
+
+
+def test_a_slow_s3_gets_the_newest_and_leaves_out_what_came_between(
+    machine: Callable[[str], Machine], bucket: Bucket
+) -> None:
+    first = machine("a")
+    bucket.server.pause()
+    try:
+        for step in (5, 10, 15, 20):  # none of these waits, or the test would never end
+            first.save(step)
+    finally:
+        bucket.server.resume()
+    first.close()
+    assert bucket.names()[-2:] == files(20)
+    assert first.notes.warnings == []
+
+
+def test_the_end_waits_only_as_long_as_it_may(
+    machine: Callable[[str], Machine], bucket: Bucket
+) -> None:
+    first = machine("a")
+    first.save(5)
+    wait_until_there(bucket, 5)
+    bucket.server.pause()
+    try:
+        first.save(10)
+        first.mirror.close(within=0.1)
+    finally:
+        bucket.server.resume()
+    assert first.notes.warnings == [
+        f"warning: the last checkpoint is not in {bucket.url}; the newest sent is step-00000005"
+    ]
+    # It may still be writing, so it keeps the lease, which then runs out by itself.
+    assert LEASE in bucket.names()
+
+
+def test_a_state_the_run_went_back_from_goes(
+    machine: Callable[[str], Machine], bucket: Bucket
+) -> None:
+    first = machine("a")
+    for step in (10, 15):
+        first.save(step)
+        wait_until_there(bucket, *((10, 15) if step == 15 else (10,)))
+    for name in files(15):
+        (first.folder / name).unlink()
+    first.save(12)
+    wait_until_there(bucket, 10, 12)
+
+
+def test_a_writer_that_lost_its_lease_uploads_no_more(
+    machine: Callable[[str], Machine], bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = machine("a")
+    first.save(5)
+    wait_until_there(bucket, 5)
+    bucket.remove(LEASE)  # the way to take over, as the refusal says
+    second = machine("b")
+    second.mirror.restore()
+    first.save(10)
+    first.notes.wait_for("was taken over by a training on ")
+    second.save(6)
+    wait_until_there(bucket, 5, 6)
+    first.save(15)
+    first.close()
+    assert first.notes.warnings[0].endswith("this training goes on, and uploads nothing any more")
+    wait_until_there(bucket, 5, 6)
+
+    monkeypatch.setattr(s3_lease, "POLL_SECONDS", 0.1)
+    busy = threading.Thread(target=lambda: [second.save(step) for step in range(7, 60)])
+    busy.start()
+    with pytest.raises(UserError, match="is written by another training"):
+        machine("c")
+    busy.join()
+
+
+def test_without_the_setting_nothing_happens(tmp_path: Path) -> None:
+    mirror = open_mirror(None, tmp_path, PlainTerminal())
+    mirror.restore()
+    mirror.saved(tmp_path / "step-1.json")
+    mirror.clear()
+    mirror.close(within=0)
+    assert list(tmp_path.iterdir()) == []
