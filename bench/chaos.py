@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -131,6 +132,19 @@ def kill_often(
             tally.damaged += damage_newest(job.root / "checkpoints", chance)
 
 
+def differences(expected: dict[str, object], found: dict[str, object]) -> list[str]:
+    """Say which files differ, and for metrics the first row that does."""
+    others = []
+    for name in sorted(expected.keys() | found.keys()):
+        one, other = expected.get(name), found.get(name)
+        if isinstance(one, list) and isinstance(other, list):
+            rows = [pair for pair in zip_longest(one, other) if pair[0] != pair[1]]
+            others += [f"{name}: {rows[0][0]} became {rows[0][1]}"] if rows else []
+        elif one != other:
+            others.append(f"{name} differs")
+    return others
+
+
 def damage_newest(checkpoints: Path, chance: random.Random) -> bool:
     """Flip a bit of the newest checkpoint, or cut it short, where another one is behind it."""
     documents = sorted(checkpoints.glob("step-*.json"))
@@ -176,11 +190,11 @@ def main() -> None:
             kill_often(job, wanted, min(seconds, ready + LIFE_SECONDS), tally, chance)
             job.finish()
             tally.rounds += 1
-            same = job.result() == expected
-            identical = identical and same
+            others = differences(expected, job.result())
+            identical = identical and not others
             print(
                 f"round {tally.rounds}: {tally.kills - before} kills, then"
-                f" {'the same bytes' if same else 'OTHER BYTES'}",
+                f" {'; '.join(['OTHER BYTES', *others]) if others else 'the same bytes'}",
                 flush=True,
             )
     document = {

@@ -1,5 +1,7 @@
 """A run that is stopped, resumed, changed or led astray, on a few random pictures."""
 
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,10 @@ def resumed(folder: Path, **changes: Any) -> Run:
     return run
 
 
+def without_speed(rows: Iterable[dict[str, float]]) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+
+
 def weights(run: Run) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in run.best_network().state_dict().items()}
 
@@ -84,12 +90,35 @@ def test_a_run_stopped_at_any_step_ends_as_if_it_had_not_been(
     first = go_on(stopped, tmp_path / "stopped", StopAtStep(steps))
     again = resumed(tmp_path / "stopped", ema_decay=ema_decay)
     second = go_on(again, tmp_path / "stopped")
-    without_speed = [
-        [{k: v for k, v in row.items() if k != "images_per_second"} for row in all_rows]
-        for all_rows in (rows, first + second)
-    ]
-    assert without_speed[0] == without_speed[1]
+    assert without_speed(first + second) == without_speed(rows)
     assert all(torch.equal(v, weights(again)[k]) for k, v in weights(whole).items())
+
+
+class Patient(CheckpointWriter):
+    """Is never busy: the next step waits."""
+
+    @property
+    def busy(self) -> bool:
+        self.wait()
+        return False
+
+
+def test_a_run_killed_after_any_checkpoint_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    often = {"checkpoint_every_seconds": 1e-9, "epochs": 2}
+    whole = new_run(**often)
+    writer = Patient(tmp_path / "all", manifest(whole.settings), keep=99)
+    rows = without_speed(whole.epochs(StopRequest(), PlainTerminal(), writer))
+    writer.wait()
+    saved = sorted((tmp_path / "all").glob("*.json"))
+    assert len(saved) == 6  # every step, also the last one of an epoch
+    for document in saved:
+        alone = tmp_path / document.stem
+        alone.mkdir()
+        for path in (document, document.with_suffix(".safetensors")):
+            shutil.copy(path, alone)
+        again = resumed(alone, **often)
+        assert without_speed([*again.progress.history, *go_on(again, alone)]) == rows
+        assert all(torch.equal(v, weights(again)[k]) for k, v in weights(whole).items())
 
 
 def test_checkpoints_by_time_come_within_an_epoch(tmp_path: Path) -> None:

@@ -83,17 +83,32 @@ def test_hosts_know_each_other_and_share_the_objects(image: str, tmp_path: Path)
     script = """
     grep -o '"hosts": [^]]*' /opt/ml/input/config/resourceconfig.json | head -1
     ls -m /opt/ml/input/data/train
-    until getent hosts algo-1 algo-2 > /dev/null; do sleep 0.1; done; sleep 2
+    until getent hosts algo-1 algo-2 > /dev/null; do sleep 0.1; done; echo both
+    until [ -e /opt/ml/output/leave ]; do sleep 0.1; done
     echo "$HOSTNAME" > /opt/ml/model/same
     """
-    channels = {"train": Channel(files, distribution="ShardedByS3Key")}
-    job, end = run(image, tmp_path / "disks", script, channels=channels, hosts=["algo-2", "algo-1"])
+    job = TrainingJob(
+        image=image,
+        folder=tmp_path / "disks",
+        channels={"train": Channel(files, distribution="ShardedByS3Key")},
+        entrypoint=["bash", "-c", script],
+        hosts=["algo-2", "algo-1"],
+    )
+    with job:
+        # A name is gone with its host, so nobody leaves before all have seen each other.
+        for container in job.containers:
+            container.wait_for("both")
+        for host in job.hosts:
+            (job.disk(host) / "output" / "leave").touch()
+        end = job.wait()
     assert end.status == "Completed", end.log
     assert end.log.splitlines() == [
         '"hosts": ["algo-1", "algo-2"',
         "a, c, e",
+        "both",
         '"hosts": ["algo-1", "algo-2"',
         "b, d",
+        "both",
     ]
     with pytest.raises(AssertionError, match="two hosts have same"):
         job.artifact()

@@ -137,8 +137,8 @@ class Run:
                 break
             if self._augment:
                 pixels_NCHW = self._augment(pixels_NCHW, progress.epoch, rows_N)
-            learning_rate = learning_rate_at(progress.step, len(batches), settings)
-            self._set_learning_rate(learning_rate * progress.learning_rate_factor)
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._learning_rate(progress.step)
             # Dropout draws from the default generator, so that is set anew for every step.
             _generator(device).manual_seed(_step_seed(settings.seed, progress.step))
             loss, batch_right = train_step(
@@ -210,7 +210,7 @@ class Run:
             "train_loss": progress.loss_sum / images,
             "train_accuracy": progress.right / images,
             **_validation_metrics(logits_NK, self._validation.labels_N),
-            "learning_rate": self._optimizer.param_groups[0]["lr"],
+            "learning_rate": self._learning_rate(progress.step - 1),
             "images_per_second": images_per_second,
         }
         progress.history.append(metrics)
@@ -304,9 +304,9 @@ class Run:
     def _evaluated(self) -> AlexNet:
         return self._average.network if self._average else self.network
 
-    def _set_learning_rate(self, learning_rate: float) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+    def _learning_rate(self, step: int) -> float:
+        steps = steps_per_epoch(len(self._train), self.settings.batch_size)
+        return learning_rate_at(step, steps, self.settings) * self.progress.learning_rate_factor
 
 
 def best_epoch(history: Sequence[Mapping[str, float]], metric: str) -> int:
