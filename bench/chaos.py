@@ -20,10 +20,9 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 
-import torch
-
 from alexmri.data.phantom import write_demo_data
 from alexmri.files import KILL_VARIABLE, write_json
+from alexmri.model.forward import choose_compute
 from alexmri.training.provenance import machine_document
 
 TRAIN = Path(__file__).parents[1] / "container" / "train"
@@ -171,6 +170,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments to kill at")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    compute = choose_compute("auto")
     chance, tally, identical = random.Random(options.seed), Tally(), True  # noqa: S311
     with tempfile.TemporaryDirectory(prefix="alexmri-chaos-") as folder:
         data = options.data
@@ -207,7 +207,7 @@ def main() -> None:
         "median_life_seconds": round(statistics.median(tally.lives_seconds), 2),
         "untouched_seconds": round(seconds, 2),
         "seed": options.seed,
-        "machine": machine_document(torch.device("cpu"), "fp32"),
+        "machine": machine_document(compute.device, compute.precision),
     }
     print(json.dumps(document, indent=2))
     if options.json:
