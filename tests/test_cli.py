@@ -298,7 +298,7 @@ def test_options_train(demo: Path, tmp_path: Path, options: Sequence[str]) -> No
 def test_early_stopping_ends_the_run(demo: Path, tmp_path: Path) -> None:
     done = train(
         demo, tmp_path / "out", "--epochs", "50", "--early-stopping-patience", "1",
-        "--learning-rate", "1e-9", "--optimizer", "sgd",
+        "--learning-rate", "1e-9", "--optimizer", "sgd", "--deterministic",
     )  # fmt: skip
     assert done.stdout.count("images_per_second=") < 10
 
@@ -321,11 +321,13 @@ def test_a_run_away_loss_is_told(demo: Path, tmp_path: Path) -> None:
 def test_config_shows_values_sources_and_layers(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("momentum = 0.5\n")
     shown = run(
-        "config", "--show-sources", "--epochs", "7", "--config", tmp_path / "mine.toml",
+        "config", "--show-sources", "--epochs", "7", "--deterministic",
+        "--config", tmp_path / "mine.toml",
         ALEXMRI_SEED="11", COLUMNS="200",
     ).stdout  # fmt: skip
     for name, value, source in (
         ("epochs", "7", "command line"),
+        ("deterministic", "true", "command line"),
         ("momentum", "0.5", "mine.toml"),
         ("seed", "11", "environment"),
         ("schedule", '"onecycle"', "recipe best"),

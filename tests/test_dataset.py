@@ -35,8 +35,8 @@ def audit(folder: Path, **values: object) -> dict[str, object]:
 @pytest.fixture(params=["threads", "processes"])
 def decoders(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "processes":
-        monkeypatch.setattr("alexmri.data.store.PROCESSES_FROM", 1)
-        monkeypatch.setattr("alexmri.data.store.CHUNK", 5)
+        monkeypatch.setattr("alexmri.data.decode.PROCESSES_FROM", 1)
+        monkeypatch.setattr("alexmri.data.decode.CHUNK", 5)
 
 
 @pytest.mark.usefixtures("decoders")

@@ -245,7 +245,7 @@ def test_where_the_images_lie_does_not_change_a_weight(
         )
         metrics = next(run.epochs(StopRequest(), PlainTerminal()))
         del metrics["images_per_second"]
-        found.append((metrics, run.best_network().state_dict()))
+        found.append((metrics, run.state.best_network().state_dict()))
     assert found[0][0] == found[1][0]
     for name, value in found[0][1].items():
         assert torch.equal(value, found[1][1][name]), name

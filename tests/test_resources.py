@@ -163,7 +163,7 @@ def test_too_small_a_disk_is_told_before_anything_is_decoded(
 ) -> None:
     root = make_images(*(f"{label}/{i}.png" for label in "AB" for i in range(100)))
     (root / "A" / "0.png").write_bytes(b"not decoded")
-    monkeypatch.setattr("alexmri.data.store.free_disk_bytes", lambda folder: MEBIBYTE)
+    monkeypatch.setattr("alexmri.data.decode.free_disk_bytes", lambda folder: MEBIBYTE)
     # 200 images x 3 channels x 64 x 64 pixels
     words = f"need 2 MiB on disk, and {tmp_path / 'cache'} has 1 MiB; .* in ALEXMRI_CACHE_DIR"
     with pytest.raises(UserError, match=words):

@@ -64,7 +64,7 @@ def without_speed(rows: Iterable[dict[str, float]]) -> list[dict[str, float]]:
 
 
 def weights(run: Run) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in run.best_network().state_dict().items()}
+    return {name: value.clone() for name, value in run.state.best_network().state_dict().items()}
 
 
 class StopAtStep(StopRequest):

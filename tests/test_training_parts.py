@@ -17,8 +17,8 @@ from alexmri.files import appearing, write_atomically, write_json
 from alexmri.model.alexnet import build
 from alexmri.settings import Layer, Settings, resolve
 from alexmri.training.folders import clear
-from alexmri.training.loop import best_epoch
 from alexmri.training.optim import AveragedWeights, build_optimizer, class_weights, learning_rate_at
+from alexmri.training.validation import best_epoch
 
 
 def settings_of(**values: object) -> Settings:

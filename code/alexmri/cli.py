@@ -35,9 +35,12 @@ def cli() -> None:
 def settings_options(command: Command) -> Command:
     """Give `command` one option for each setting; those that were given arrive in `options`."""
     for name, field in reversed(Settings.model_fields.items()):
-        command = click.option(
-            f"--{name.replace('_', '-')}", name, metavar="VALUE", help=field.description
-        )(command)
+        option, text = name.replace("_", "-"), field.description
+        if field.annotation is bool:
+            switch = f"--{option}/--no-{option}"
+            command = click.option(switch, name, default=None, help=text)(command)
+        else:
+            command = click.option(f"--{option}", name, metavar="VALUE", help=text)(command)
     return click.option(
         "--config",
         "config_file",

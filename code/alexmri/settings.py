@@ -131,6 +131,10 @@ class Settings(BaseModel):
         "auto", description="arithmetic of the network; auto = bf16 where the hardware has it"
     )
 
+    deterministic: bool = Field(
+        False, description="on a GPU, only kernels that round alike in every run; slower"
+    )
+
     checkpoint_every_epochs: int = Field(
         0, ge=0, description="epochs between checkpoints; 0 = by time alone"
     )

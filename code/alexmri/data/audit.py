@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from alexmri.data.dataset import Dataset
+from alexmri.data.decode import shortened
 from alexmri.data.split import Split, split_randomly
-from alexmri.data.store import shortened
 from alexmri.settings import Settings
 
 PROBE_SIZE = 32

@@ -1,5 +1,6 @@
 """The whole journey of a training job: from folders of slices to a model, a report, figures."""
 
+import os
 import signal
 import time
 from collections.abc import Mapping
@@ -10,21 +11,19 @@ from typing import Any
 import torch
 
 from alexmri.contract.metric_lines import metric_line
-from alexmri.contract.resources import ask_for_large_pages, cpu_cores, resources_line
+from alexmri.contract.resources import ask_for_large_pages, cpu_cores
 from alexmri.contract.signals import Stopped, StopRequest
-from alexmri.data.audit import LeakProbe, audit_document, probe_leak, warnings_of
+from alexmri.data.audit import audit_document, probe_leak
 from alexmri.data.augment import choose_augment
 from alexmri.data.dataset import Dataset, load_dataset
-from alexmri.data.store import cache_folder
 from alexmri.errors import UserError
-from alexmri.evaluation.report import verdict
 from alexmri.files import remove_leftovers, write_json
 from alexmri.model.alexnet import build
 from alexmri.model.forward import Compute, choose_compute
 from alexmri.settings import Settings
 from alexmri.terminal import Terminal
 from alexmri.tracking import MetricsFile, WandbSink
-from alexmri.training.checkpoint import Checkpoint, CheckpointWriter, load_newest
+from alexmri.training.checkpoint import CheckpointWriter, load_newest
 from alexmri.training.estimate import estimate_seconds
 from alexmri.training.folders import (
     claimed,
@@ -34,39 +33,19 @@ from alexmri.training.folders import (
     remove_checkpoints,
     set_aside,
 )
+from alexmri.training.introduction import introduce
 from alexmri.training.loop import Run
+from alexmri.training.manifest import changes, manifest_of
 from alexmri.training.mirror import Mirror, open_mirror
-from alexmri.training.provenance import machine_document, version
+from alexmri.training.provenance import machine_document
 from alexmri.training.results import (
     draw_plots,
     measure_run,
-    protocol_document,
     test_metrics,
     write_model,
     write_results,
 )
 
-# Settings that steer the run but not its result: a resumed run may change them.
-FREE_ON_RESUME = frozenset(
-    {
-        "checkpoint_every_epochs",
-        "checkpoint_every_seconds",
-        "keep_checkpoints",
-        "checkpoint_s3",
-        "on_bad_image",
-        "resume",
-        "time_budget_seconds",
-        "wandb_project",
-        "wandb_mode",
-    }
-)
-# Settings that make the network or deal out the images: no run can go on with others.
-FIXED_ON_RESUME = frozenset(
-    {
-        *("image_size", "channels", "num_classes", "seed"),
-        *("split_by", "split_ratios", "group_regex", "groups_file"),
-    }
-)
 # A stopped training is killed after 85 s (contract.supervisor); this much of it is for S3 at most.
 LAST_UPLOAD_SECONDS = 75.0
 
@@ -131,12 +110,15 @@ def _run(
     cores = cpu_cores()
     ask_for_large_pages()
     torch.set_num_threads(cores)
+    # cuBLAS reads this when it is first used; kernels on a CPU are deterministic anyway.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(settings.deterministic)
     compute = choose_compute(settings.precision)
 
     with stop.interrupts(at=1):
         dataset = load_dataset(job.channels, settings, workers=cores, terminal=terminal)
         probe = probe_leak(dataset, settings)
-    _introduce(dataset, probe, compute, terminal)
+    introduce(dataset, probe, compute, terminal)
     if settings.resume == "never":
         remove_checkpoints(job.checkpoints)
         mirror.clear()
@@ -199,11 +181,17 @@ def _prepare_run(job: Job, dataset: Dataset, compute: Compute, terminal: Termina
     )
     checkpoint = load_newest(job.checkpoints, terminal.warn)
     if checkpoint:
-        for change in _compare(checkpoint, _manifest(settings, dataset), job):
+        for change in changes(
+            checkpoint.manifest,
+            manifest_of(settings, dataset),
+            job.checkpoints,
+            allowed=settings.resume == "changed",
+        ):
             terminal.warn(f"resuming although {change}")
         run.restore(checkpoint)
         terminal.say(f"resuming at epoch {run.progress.epoch}, step {run.progress.step_in_epoch}")
-    seconds = estimate_seconds(run.network, len(train), settings, compute) * (1 - run.done_share)
+    whole = estimate_seconds(run.state.network, len(train), settings, compute)
+    seconds = whole * (1 - run.done_share)
     terminal.say(
         f"{settings.epochs} epochs of {len(train)} images: about {_duration(seconds)} to go"
     )
@@ -225,7 +213,7 @@ def _train(
     run.progress.tracking_id = wandb.run_id
     writer = CheckpointWriter(
         job.checkpoints,
-        _manifest(job.settings, dataset),
+        manifest_of(job.settings, dataset),
         keep=job.settings.keep_checkpoints,
         saved=mirror.saved,
     )
@@ -245,39 +233,6 @@ def _train(
     return wandb
 
 
-def _introduce(dataset: Dataset, probe: LeakProbe, compute: Compute, terminal: Terminal) -> None:
-    folder = dataset.folder
-    people = f", {dataset.groups.count} people" if dataset.groups else ", people unknown"
-    terminal.say(f"alexmri {version()}: research software, not a diagnostic device")
-    terminal.say(resources_line(cache_folder()))
-    terminal.say(
-        f"device: {compute.device.type}, precision {compute.precision},"
-        f" {torch.get_num_threads()} threads"
-    )
-    terminal.say(
-        f"data: {len(folder.images)} images in {len(folder.classes)} classes{people};"
-        f" {folder.ignored_files} other files ignored;"
-        f" {_decoding(dataset)}"
-    )
-    for split, counts in dataset.counts().items():
-        shown = ", ".join(f"{name} {count}" for name, count in counts.items())
-        terminal.say(f"  {split}: {sum(counts.values())} ({shown})")
-    for warning in warnings_of(dataset):
-        terminal.warn(warning)
-    terminal.say(verdict(protocol_document(dataset), probe.document(), None)[0])
-    scores = [
-        f"{score:.3f} {title}"
-        for score, title in (
-            (probe.slice, "on this split" if dataset.folder.is_split else "on a slice split"),
-            (probe.subject, "on a split by person"),
-            (probe.shuffled, "with labels shuffled between people"),
-        )
-        if score is not None
-    ]
-    if scores:
-        terminal.say(f"looking up the most similar training slice scores {', '.join(scores)}")
-
-
 def _last_metrics(run: Run, facts: Mapping[str, Any]) -> dict[str, float | None]:
     """Return the metrics of the model that was saved, for the last metric line."""
     return {
@@ -285,47 +240,6 @@ def _last_metrics(run: Run, facts: Mapping[str, Any]) -> dict[str, float | None]
         "val_macro_f1": facts["validation"]["macro_f1"]["value"],
         **test_metrics(facts["test"]),
     }
-
-
-def _decoding(dataset: Dataset) -> str:
-    seconds = dataset.store.seconds
-    if seconds is None:
-        return "decoded before"
-    each = seconds / len(dataset.folder.images) * 1e6
-    return f"decoded now in {seconds:.1f} s, {each:.0f} microseconds each"
-
-
-def _manifest(settings: Settings, dataset: Dataset) -> dict[str, Any]:
-    values = settings.model_dump(mode="json")
-    return {
-        "settings": {k: v for k, v in values.items() if k not in FREE_ON_RESUME},
-        "data": dataset.fingerprint,
-        "split": dataset.split_fingerprint,
-    }
-
-
-def _compare(checkpoint: Checkpoint, manifest: Mapping[str, Any], job: Job) -> list[str]:
-    """Return in words which settings changed since `checkpoint`.
-
-    Raises:
-        UserError: changes that were not allowed, or that no run can go on with.
-    """
-    before, now = checkpoint.manifest, manifest["settings"]
-    changed = [key for key, value in now.items() if before["settings"].get(key) != value]
-    words = {key: f"{key} was {before['settings'].get(key)}, is {now[key]}" for key in changed}
-    fixed = [words[key] for key in changed if key in FIXED_ON_RESUME]
-    if before["data"] != manifest["data"]:
-        fixed.append("the images are not the same")
-    elif before["split"] != manifest["split"]:
-        fixed.append("the images are not split or ordered as before")
-    if fixed or (changed and job.settings.resume != "changed"):
-        allow = "" if fixed else " go on with them by resume=changed,"
-        raise UserError(
-            f"the checkpoints in {job.checkpoints} belong to another run:"
-            f" {'; '.join(fixed or words.values())}; undo the change,{allow} choose another output"
-            " folder, or start anew by resume=never (--overwrite for `alexmri train`)"
-        )
-    return list(words.values())
 
 
 def _duration(seconds: float) -> str:

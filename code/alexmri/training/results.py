@@ -38,7 +38,7 @@ def measure_run(
 
     Without `test` the test split is left alone, for a model that must be written soon.
     """
-    settings, network = run.settings, run.best_network()
+    settings, network = run.settings, run.state.best_network()
     served = Compute(run.compute.device, "fp32")
     validation, held_out = dataset.part("validation"), dataset.part("test")
     logits_NK = predict_logits(network, validation.pixels_NCHW, served)
@@ -89,7 +89,7 @@ def write_model(folder: Path, run: Run, dataset: Dataset, facts: Mapping[str, An
     settings = run.settings
     save_bundle(
         folder,
-        run.best_network(),
+        run.state.best_network(),
         classes=dataset.classes,
         image_size=settings.image_size,
         channels=settings.channels,

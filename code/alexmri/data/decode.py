@@ -1,0 +1,183 @@
+"""Decode the pictures of a data set in parallel, and tell which of them cannot be read."""
+
+import ctypes
+import hashlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from alexmri.contract.resources import free_disk_bytes, size_text
+from alexmri.data.folders import Folder
+from alexmri.data.pixels import fit, read_picture
+from alexmri.errors import UserError
+from alexmri.files import appearing
+from alexmri.terminal import Terminal
+
+# How many unreadable images one message names, and which share of them may be left out.
+NAMED_FAULTS = 5
+LARGEST_SKIPPED_SHARE = 0.05
+# Images per task of a worker, and from how many on the workers are processes. Threads wait for one
+# another during half of the work; starting processes takes as long as decoding 2,000 images.
+CHUNK = 128
+PROCESSES_FROM = 4000
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+def decode_all(
+    folder: Folder,
+    array_path: Path,
+    *,
+    image_size: int,
+    channels: int,
+    workers: int,
+    terminal: Terminal,
+    skip_bad: bool,
+) -> dict[str, Any]:
+    """Write the pixels of the readable images to `array_path`, one after the other.
+
+    Returns:
+        `sha256` of their files and names of those `enlarged`, in order; `skipped`: name -> reason.
+
+    Raises:
+        UserError: images that cannot be read, by name; with `skip_bad`, too many of them; a disk
+            that cannot hold them decoded.
+    """
+    images = len(folder.images)
+    sha256: list[str] = []
+    enlarged: list[str] = []
+    skipped: dict[str, str] = {}
+    _require_disk(array_path.parent, images * channels * image_size**2)
+    with appearing(array_path) as temporary:
+        shape = (images, channels, image_size, image_size)
+        np.lib.format.open_memmap(temporary, "w+", np.uint8, shape).flush()
+        # A full disk must be an error here; met while writing to the map, it would end the process.
+        with temporary.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+        decode_chunk = partial(
+            _decode_chunk, array_path=temporary, image_size=image_size, channels=channels
+        )
+        starts = range(0, images, CHUNK)
+        paths = ([image.path for image in folder.images[i : i + CHUNK]] for i in starts)
+        pool = _pool(workers, images)
+        try:
+            results = chain.from_iterable(pool.map(decode_chunk, starts, paths))
+            tracked = terminal.track(results, images, "decoding")
+            for image, result in zip(folder.images, tracked, strict=True):
+                if isinstance(result, str):
+                    skipped[image.name] = result
+                    continue
+                digest, small = result
+                sha256.append(digest)
+                if small:
+                    enlarged.append(image.name)
+        finally:
+            # Where a signal ends the work, the pictures that wait are not decoded first.
+            pool.shutdown(cancel_futures=True)
+        refuse_unreadable(skipped, folder, skip_bad)
+        if skipped:
+            _close_ranks(temporary, [image.name not in skipped for image in folder.images])
+    return {"sha256": sha256, "skipped": skipped, "enlarged": enlarged}
+
+
+def _close_ranks(array_path: Path, readable: Sequence[bool]) -> None:
+    """Move the rows of the readable images to the front, in order."""
+    pixels_NCHW = np.load(array_path, mmap_mode="r+")
+    for target, source in enumerate(np.flatnonzero(readable)):
+        pixels_NCHW[target] = pixels_NCHW[source]
+    pixels_NCHW.flush()
+
+
+def _require_disk(folder: Path, needed: int) -> None:
+    free = free_disk_bytes(folder)
+    if needed > free:
+        raise UserError(
+            f"the decoded images need {size_text(needed)} on disk, and {folder} has"
+            f" {size_text(free)}; make room there, or name a folder on a larger disk in"
+            " ALEXMRI_CACHE_DIR"
+        )
+
+
+def _pool(workers: int, images: int) -> Executor:
+    if workers == 1 or images < PROCESSES_FROM:
+        return ThreadPoolExecutor(workers)
+    # A fork would copy the locks of torch's threads as they happen to stand.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, initializer=_stay_with_parent)
+
+
+def _stay_with_parent() -> None:
+    """Leave Ctrl-C to the parent, and do not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _decode_chunk(
+    start: int, paths: Sequence[Path], *, array_path: Path, image_size: int, channels: int
+) -> list[tuple[str, bool] | str]:
+    """Decode `paths` into the rows of the array from `start` on.
+
+    Returns:
+        For each: the digest of its bytes and whether it has fewer pixels than the network takes,
+        or what is wrong with it.
+    """
+    pixels_NCHW = np.load(array_path, mmap_mode="r+")
+    results: list[tuple[str, bool] | str] = []
+    for row, path in enumerate(paths, start):
+        read = read_image(path)
+        if isinstance(read, str):
+            results.append(read)
+            continue
+        data, picture = read
+        pixels_NCHW[row] = fit(picture, image_size=image_size, channels=channels)
+        results.append((hashlib.sha256(data).hexdigest(), min(picture.size) < image_size))
+    return results
+
+
+def read_image(path: Path) -> tuple[bytes, Image.Image] | str:
+    """Return the bytes of a file and the picture in them, or why it cannot be read."""
+    try:
+        data = path.read_bytes()
+        return data, read_picture(data)
+    except UserError as error:
+        return str(error).removeprefix("the picture ")
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def refuse_unreadable(skipped: Mapping[str, str], folder: Folder, skip_bad: bool) -> None:
+    """Raise UserError for images that cannot be read, unless they may and can be left out."""
+    if not skipped:
+        return
+    paths = {image.name: str(image.path) for image in folder.images}
+    faults = [f"{paths[name]} {reason}" for name, reason in skipped.items()]
+    found = f"{len(faults)} of {len(paths)} images cannot be used: {shortened(faults)}"
+    if not skip_bad:
+        found = f"{faults[0]}; repair or remove it" if len(faults) == 1 else found
+        raise UserError(f"{found} (on_bad_image=skip trains without such images)")
+    if len(faults) > LARGEST_SKIPPED_SHARE * len(paths):
+        raise UserError(
+            f"{found}; on_bad_image=skip leaves out at most {100 * LARGEST_SKIPPED_SHARE:.0f} % of"
+            " the images, since more would be another data set"
+        )
+    whole = {(image.split, image.label) for image in folder.images if image.name not in skipped}
+    for image in folder.images:
+        if (image.split, image.label) not in whole:
+            raise UserError(
+                f"no image of class '{image.label}'{f' in {image.split}' if image.split else ''}"
+                f" can be read: {found}"
+            )
+
+
+def shortened(faults: Sequence[str]) -> str:
+    """Return the first few of `faults` in one line, and how many more there are."""
+    more = f"; and {len(faults) - NAMED_FAULTS} more" if len(faults) > NAMED_FAULTS else ""
+    return "; ".join(faults[:NAMED_FAULTS]) + more

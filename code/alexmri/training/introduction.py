@@ -1,0 +1,55 @@
+"""What a training prints before its first epoch."""
+
+import torch
+
+from alexmri.contract.resources import resources_line
+from alexmri.data.audit import LeakProbe, warnings_of
+from alexmri.data.dataset import Dataset
+from alexmri.data.store import cache_folder
+from alexmri.evaluation.report import verdict
+from alexmri.model.forward import Compute
+from alexmri.terminal import Terminal
+from alexmri.training.provenance import version
+from alexmri.training.results import protocol_document
+
+
+def introduce(dataset: Dataset, probe: LeakProbe, compute: Compute, terminal: Terminal) -> None:
+    """Print machine, data and warnings, and what a look-up scores on this split."""
+    folder = dataset.folder
+    people = f", {dataset.groups.count} people" if dataset.groups else ", people unknown"
+    terminal.say(f"alexmri {version()}: research software, not a diagnostic device")
+    terminal.say(resources_line(cache_folder()))
+    terminal.say(
+        f"device: {compute.device.type}, precision {compute.precision},"
+        f" {torch.get_num_threads()} threads"
+    )
+    terminal.say(
+        f"data: {len(folder.images)} images in {len(folder.classes)} classes{people};"
+        f" {folder.ignored_files} other files ignored;"
+        f" {_decoding(dataset)}"
+    )
+    for split, counts in dataset.counts().items():
+        shown = ", ".join(f"{name} {count}" for name, count in counts.items())
+        terminal.say(f"  {split}: {sum(counts.values())} ({shown})")
+    for warning in warnings_of(dataset):
+        terminal.warn(warning)
+    terminal.say(verdict(protocol_document(dataset), probe.document(), None)[0])
+    scores = [
+        f"{score:.3f} {title}"
+        for score, title in (
+            (probe.slice, "on this split" if dataset.folder.is_split else "on a slice split"),
+            (probe.subject, "on a split by person"),
+            (probe.shuffled, "with labels shuffled between people"),
+        )
+        if score is not None
+    ]
+    if scores:
+        terminal.say(f"looking up the most similar training slice scores {', '.join(scores)}")
+
+
+def _decoding(dataset: Dataset) -> str:
+    seconds = dataset.store.seconds
+    if seconds is None:
+        return "decoded before"
+    each = seconds / len(dataset.folder.images) * 1e6
+    return f"decoded now in {seconds:.1f} s, {each:.0f} microseconds each"
