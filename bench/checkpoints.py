@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(cpu_cores())
+    compute = choose_compute("auto")
     plain = {"epochs": 1, "augment": "none", "checkpoint_every_seconds": None}
     without = resolve([Layer("bench", plain)]).settings
     with_them = resolve([Layer("bench", plain | {"checkpoint_every_seconds": options.every})])
@@ -82,7 +83,7 @@ def main() -> None:
         "default_interval_seconds": interval,
         "share_at_default_interval": statistics.median(costs) / interval,
         "checkpoint_bytes": size,
-        "machine": machine_document(torch.device("cpu"), "fp32"),
+        "machine": machine_document(compute.device, compute.precision),
     }
     print(json.dumps(document, indent=2))
     if options.json:

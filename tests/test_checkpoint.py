@@ -131,7 +131,9 @@ def test_where_a_second_one_does_not_fit_the_first_stays_and_the_user_is_told(
 ) -> None:
     checkpoint(tmp_path, 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(100, 90, 10))
-    with pytest.raises(UserError, match=r"a checkpoint needs \d+ MB, .* are free; what was saved"):
+    with pytest.raises(
+        UserError, match=r"a checkpoint needs \d+ MB, .* are free; step-00000001 is"
+    ):
         checkpoint(tmp_path, 2)
     found = load_newest(tmp_path, pytest.fail)
     assert found is not None

@@ -5,14 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from .conftest import REPOSITORY
 
 MINUTES = 60
 
 
-@pytest.mark.chaos
 def test_a_run_killed_thirty_times_ends_in_the_same_bytes(tmp_path: Path) -> None:
     figures = tmp_path / "chaos.json"
     command = [sys.executable, str(REPOSITORY / "bench" / "chaos.py"), "--kills", "30"]

@@ -205,10 +205,12 @@ def _make_room(folder: Path, needed: int) -> None:
         _remove(old)
     free = shutil.disk_usage(folder).free
     if free < needed * 1.02:
+        newest = max(folder.glob("step-*.json"), default=None)
         raise UserError(
             f"the disk of {folder} is full: a checkpoint needs {needed / 1e6:.0f} MB, and"
-            f" {free / 1e6:.0f} MB are free; what was saved before is intact: make room and run the"
-            " same command again"
+            f" {free / 1e6:.0f} MB are free;"
+            f" {f'{newest.stem} is intact' if newest else 'none was saved before'}: make room and"
+            " run the same command again"
         )
 
 
