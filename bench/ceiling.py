@@ -70,7 +70,7 @@ def forward_ms(predictor: Predictor, pixels: Any, seconds: float) -> dict[int, f
 
 
 def cpu_ms(work: Callable[[], object], seconds: float) -> float:
-    """Return the median CPU-milliseconds of `work`, repeated for about `seconds` after a warm-up."""
+    """Return the median CPU-milliseconds of `work`, repeated for `seconds` after a warm-up."""
     work()
     runs = []
     until = time.perf_counter() + seconds

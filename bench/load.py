@@ -46,7 +46,7 @@ class Job:
     body: str = ""
     """Base64."""
     signal_pid: int | None = None
-    """A process that gets SIGTERM at the end of the load, with the requests of that moment under way."""
+    """A process that gets SIGTERM at the end of the load, while requests are under way."""
 
     def request(self) -> bytes:
         body = base64.b64decode(self.body)

@@ -12,7 +12,7 @@ import tempfile
 import time
 import venv
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -190,7 +190,7 @@ class Server:
         """End all its processes: the peers leave some behind when only their first one ends."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             for pid in self.pids():
-                with _gone_is_fine():
+                with suppress(ProcessLookupError):
                     os.kill(pid, number)
             until = time.monotonic() + 3
             while self.pids() and time.monotonic() < until:
@@ -296,11 +296,3 @@ def _processes() -> Iterator[tuple[int, list[str]]]:
             fields = stat.rpartition(")")[2].split()
             if fields[0] != "Z":
                 yield int(entry.name), fields
-
-
-@contextmanager
-def _gone_is_fine() -> Iterator[None]:
-    try:
-        yield
-    except ProcessLookupError:
-        pass
