@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peers.serve_model import forward
 from servers import Payload, noop, running
 
 from alexmri.contract.resources import cpu_cores
@@ -39,16 +40,16 @@ def costs(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     decode = cpu_ms(lambda: predictor.pixels(payload.body), seconds / 2)
-    forward = forward_ms(predictor, pixels, seconds / 4)
+    one_thread = forward_ms(predictor, pixels, seconds / 4)
     torch.set_num_threads(cpu_cores())
-    forward_all_cores = forward_ms(predictor, pixels, seconds / 4)
+    all_threads = forward_ms(predictor, pixels, seconds / 4)
     torch.set_num_threads(threads)
     return {
         "http": http["server_cpu_ms_per_answer"],
         "decode": decode,
-        "forward": min(forward.values()),
-        "forward_all_cores": min(forward_all_cores.values()),
-        "forward_by_batch": {str(size): each for size, each in forward.items()},
+        "forward": min(one_thread.values()),
+        "forward_all_cores": min(all_threads.values()),
+        "forward_by_batch": {str(size): each for size, each in one_thread.items()},
         "http_throughput": http["throughput"],
         "http_client_cores": http["client_cores"],
     }
@@ -64,7 +65,7 @@ def forward_ms(predictor: Predictor, pixels: Any, seconds: float) -> dict[int, f
     result = {}
     for size in BATCHES:
         batch_NCHW = np.repeat(pixels[None], size, axis=0)
-        each = cpu_ms(lambda batch=batch_NCHW: predictor.probabilities(batch), seconds)
+        each = cpu_ms(lambda batch=batch_NCHW: forward(predictor, batch), seconds)
         result[size] = each / size
     return result
 

@@ -134,8 +134,10 @@ class Load:
         unsent = len(self._waiting)
         under_way = sum(each.under_way for each in self._by_number.values())
         self._finish()
+        seconds_in_all = clock() - began
         return {
             **self._summary(),
+            "seconds_in_all": seconds_in_all,
             "client_cores": cpu / (job.warmup + job.seconds),
             "unsent": unsent,
             "under_way_at_end": under_way,

@@ -29,6 +29,7 @@ from typing import Any
 from arithmetic import summary
 from ceiling import ceiling, costs
 from overload import overload_and_drain
+from peers.serve_model import forward
 from PIL import Image
 from servers import Contender, Payload, Settings, contenders, install_peers, running
 
@@ -68,7 +69,7 @@ class Comparison:
     def __init__(self, bundle: Path, payload: Payload, effort: Effort) -> None:
         self._bundle, self._payload, self._effort = bundle, payload, effort
         predictor = Predictor.load(bundle)
-        probabilities_NK = predictor.probabilities(predictor.pixels(payload.body)[None])
+        probabilities_NK = forward(predictor, predictor.pixels(payload.body)[None])
         self._expected = ranked(predictor.bundle.classes, probabilities_NK[0])
         self.contenders = contenders()
         self.settings: dict[str, dict[int, Settings]] = {}

@@ -182,7 +182,7 @@ class Server:
         cpu = self.cpu_seconds() - before
         return {
             **result,
-            "server_cores": cpu / (job.warmup + job.seconds),
+            "server_cores": cpu / result["seconds_in_all"],
             "server_cpu_ms_per_answer": cpu / max(1, result["answered_in_all"]) * 1e3,
         }
 

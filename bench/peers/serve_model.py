@@ -11,12 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from alexmri.data.pixels import Pixels
 from alexmri.model.predictor import Predictor, ranked
 
-SETTINGS: dict[str, Any] = json.loads(os.environ["BENCH_SERVER"])
+SETTINGS: dict[str, Any] = json.loads(os.environ.get("BENCH_SERVER", "{}"))
 WARMUP_PASSES = 3
+
+
+def forward(predictor: Predictor, pixels_NCHW: Pixels) -> NDArray[np.float64]:
+    """Return probabilities (N, K) by the arithmetic the server uses: the same for everyone."""
+    return predictor.probabilities(pixels_NCHW)
 
 
 class Model:
@@ -36,7 +42,7 @@ class Model:
 
     def forward(self, pixels: Sequence[Pixels]) -> list[dict[str, Any]]:
         """Return the answer for each picture by one forward pass."""
-        probabilities_NK = self._predictor.probabilities(np.stack(pixels))
+        probabilities_NK = forward(self._predictor, np.stack(pixels))
         rankings = (ranked(self._predictor.bundle.classes, row_K) for row_K in probabilities_NK)
         return [{"label": next(iter(ranking)), "probabilities": ranking} for ranking in rankings]
 
