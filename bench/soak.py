@@ -60,8 +60,8 @@ class Soak:
         self.outcomes: dict[str, Counter[str]] = defaultdict(Counter)
         self.slowest_ms: dict[str, float] = defaultdict(float)
         self.largest_difference = 0.0
-        png = next(each.body for each in pictures if each.content_type == "image/png")
-        self._wrong, self._hostile = wrong(png), hostile(png)
+        png, jpeg = (each.body for each in pictures[:2])
+        self._wrong, self._hostile = wrong(png), hostile(png, jpeg)
 
     def run(self, server: Server, seconds: float) -> dict[str, Any]:
         """Return the tally after `seconds` of traffic."""

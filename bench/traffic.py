@@ -6,6 +6,7 @@ error (5xx other than 503) never is.
 """
 
 import base64
+import contextlib
 import io
 import json
 import pickle
@@ -24,6 +25,8 @@ from PIL import Image
 # Of a probability: float32 in batches of another size, or bf16, differs by less.
 TOLERANCE = 0.02
 PATIENCE_SECONDS = 30.0
+# More connections with half a request than a server has threads.
+CROWD = 40
 BUSY = (429, 503)
 PNG, JSON, NPY = "image/png", "application/json", "application/x-npy"
 
@@ -111,7 +114,7 @@ def wrong(picture: bytes) -> list[Exchange]:
 # --- hostile
 
 
-def hostile(picture: bytes) -> list[Callable[[random.Random], Exchange]]:
+def hostile(picture: bytes, jpeg: bytes) -> list[Callable[[random.Random], Exchange]]:
     """Return makers of requests that mean harm; what one sends may differ each time."""
     pickled = io.BytesIO()
     np.save(pickled, np.array([{"a": 1}], dtype=object), allow_pickle=True)
@@ -136,7 +139,8 @@ def hostile(picture: bytes) -> list[Callable[[random.Random], Exchange]]:
     ]
 
     def mutated(choose: random.Random) -> Exchange:
-        body = bytearray(picture)
+        # A JPEG has no checksums: most of these are pictures still.
+        body = bytearray(choose.choice((picture, jpeg)))
         for _ in range(choose.randint(1, 40)):
             body[choose.randrange(len(body))] = choose.randrange(256)
         return Exchange("mutated", post(bytes(body)), (200, 400, 413, 422))
@@ -149,7 +153,8 @@ def hostile(picture: bytes) -> list[Callable[[random.Random], Exchange]]:
         return Exchange("not awaited", post(picture), ())
 
     same = [lambda _, exchange=exchange: exchange for exchange in fixed]
-    return [*same, mutated, mutated, mutated, broken_off, not_awaited]
+    crowd = Exchange("crowd", post(picture)[:200], ())
+    return [*same, mutated, mutated, mutated, broken_off, not_awaited, lambda _: crowd]
 
 
 def png_of_size(width: int, height: int) -> bytes:
@@ -189,14 +194,25 @@ def carry_out(exchange: Exchange, port: int, choose: random.Random) -> str:
 
 def abandon(exchange: Exchange, port: int, choose: random.Random) -> None:
     """Send it, slowly or at once, and leave without an answer, politely or by a reset."""
-    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) as connection:
+    many = CROWD if exchange.name == "crowd" else 1
+    with contextlib.ExitStack() as stack:
+        connections = [
+            stack.enter_context(
+                socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS)
+            )
+            for _ in range(many)
+        ]
         half = len(exchange.raw) // 2
-        connection.sendall(exchange.raw[:half])
-        time.sleep(choose.choice((0.0, 0.5)))
-        connection.sendall(exchange.raw[half:])
-        if choose.random() < 0.5:
-            linger = struct.pack("ii", 1, 0)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        for connection in connections:
+            connection.sendall(exchange.raw[:half])
+        time.sleep(choose.choice((0.0, 1.0)))
+        for connection in connections:
+            # A server may have lost its patience by now.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.sendall(exchange.raw[half:])
+            if choose.random() < 0.5:
+                linger = struct.pack("ii", 1, 0)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
 
 def send(raw: bytes, port: int) -> tuple[int, bytes]:
@@ -207,10 +223,9 @@ def send(raw: bytes, port: int) -> tuple[int, bytes]:
         OSError: the server closed without an answer.
     """
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) as connection:
-        try:
+        # It may have answered before it had read everything.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.sendall(raw)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # It may have answered before it had read everything.
         return receive(connection)
 
 
