@@ -8,6 +8,7 @@ from thread to thread, for waiting, or for what the parts do to each other's cac
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,15 @@ def costs(
 
 def ceiling(cost: dict[str, Any], cores: float) -> float:
     """Return requests per second that `cores` could answer."""
-    return cores / (cost["http"] + cost["decode"] + cost["forward"]) * 1e3
+    return cores * 1e3 / float(cost["http"] + cost["decode"] + cost["forward"])
 
 
 def forward_ms(predictor: Predictor, pixels: Any, seconds: float) -> dict[int, float]:
     """Return CPU-milliseconds per image by batch size."""
-    result = {}
+    result: dict[int, float] = {}
     for size in BATCHES:
         batch_NCHW = np.repeat(pixels[None], size, axis=0)
-        each = cpu_ms(lambda batch=batch_NCHW: forward(predictor, batch), seconds)
+        each = cpu_ms(partial(forward, predictor, batch_NCHW), seconds)
         result[size] = each / size
     return result
 
@@ -73,7 +74,7 @@ def forward_ms(predictor: Predictor, pixels: Any, seconds: float) -> dict[int, f
 def cpu_ms(work: Callable[[], object], seconds: float) -> float:
     """Return the median CPU-milliseconds of `work`, repeated for `seconds` after a warm-up."""
     work()
-    runs = []
+    runs: list[float] = []
     until = time.perf_counter() + seconds
     while len(runs) < 5 or time.perf_counter() < until:
         before = time.process_time()

@@ -23,6 +23,7 @@ import json
 import statistics
 import time
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -94,28 +95,20 @@ class Comparison:
                 {"settings": settings, "throughput": at[MOST]["throughput"], "p50_ms_at_1": p50(at)}
                 for settings, at in tried
             ]
-            first = [(contender.first(), {})]
-            by_throughput = max(
-                tried, key=lambda each: each[1][MOST]["throughput"], default=first[0]
-            )
-            by_latency = min(tried, key=lambda each: p50(each[1]), default=first[0])
-            self.settings[contender.name] = dict.fromkeys(CONCURRENCY, by_throughput[0])
-            self.settings[contender.name][FEWEST] = by_latency[0]
+            throughput, latency = contender.first(), contender.first()
+            if tried:
+                throughput, _ = max(tried, key=lambda each: each[1][MOST]["throughput"])
+                latency, _ = min(tried, key=lambda each: p50(each[1]))
+            self.settings[contender.name] = dict.fromkeys(CONCURRENCY, throughput)
+            self.settings[contender.name][FEWEST] = latency
 
     def round(self) -> None:
         """Measure every contender once at each number of connections."""
         for contender in self.contenders:
             settings = self.settings[contender.name]
-            starts: list[tuple[Settings, list[int]]] = []
-            for connections in CONCURRENCY:
-                if starts and starts[-1][0] == settings[connections]:
-                    starts[-1][1].append(connections)
-                else:
-                    starts.append((settings[connections], [connections]))
-            for wanted, at in starts:
-                for connections, seen in self._measure(
-                    contender, wanted, at, self._effort.load
-                ).items():
+            for wanted, at in groupby(CONCURRENCY, key=settings.__getitem__):
+                found = self._measure(contender, wanted, list(at), self._effort.load)
+                for connections, seen in found.items():
                     self.runs[contender.name][connections].append(seen)
 
     def medians(self, name: str) -> dict[str, Any]:
@@ -131,7 +124,7 @@ class Comparison:
     def ratio(self, above: str, below: str, figure: str, connections: int) -> float:
         """Return the median of the rounds' ratios."""
         pairs = zip(self.runs[above][connections], self.runs[below][connections], strict=True)
-        return statistics.median(a[figure] / b[figure] for a, b in pairs)
+        return float(statistics.median(a[figure] / b[figure] for a, b in pairs))
 
     def _try(
         self,
@@ -139,7 +132,13 @@ class Comparison:
         settings: Settings,
         tried: list[tuple[Settings, dict[int, Seen]]],
     ) -> None:
-        at = self._measure(contender, settings, [FEWEST, MOST], self._effort.search_load)
+        try:
+            at = self._measure(contender, settings, [FEWEST, MOST], self._effort.search_load)
+        except RuntimeError as error:
+            if not tried:
+                raise
+            say(f"search {contender.name} {settings}: {error}")
+            return
         tried.append((settings, at))
         say(f"search {contender.name} {settings}: {at[MOST]['throughput']:.0f}/s")
 
@@ -171,7 +170,8 @@ class Comparison:
 
 
 def p50(at: dict[int, Seen]) -> float:
-    return float(at[FEWEST]["p50_ms"])
+    """Return the median latency at the fewest connections; infinite where nothing came back."""
+    return float(at[FEWEST]["p50_ms"] or "inf")
 
 
 def say(line: str) -> None:

@@ -32,6 +32,7 @@ START_SECONDS = 120.0
 SETTLE_SECONDS = 5.0
 
 Settings = dict[str, Any]
+Command = list[str | Path]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Contender:
     """A server to compare; `knobs` are the settings searched, the first of each to start with."""
 
     name: str
-    command: Callable[[Settings], list[str | Path]]
+    command: Callable[[Settings], Command]
     knobs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def first(self) -> Settings:
@@ -73,29 +74,37 @@ def contenders() -> list[Contender]:
     ]
 
 
-def ours(settings: Settings) -> list[str | Path]:
+def ours(settings: Settings) -> Command:
     return [sys.executable, REPOSITORY / "container" / "serve"]
 
 
-def noop(settings: Settings) -> list[str | Path]:
+def noop(settings: Settings) -> Command:
     """Return the command of the same gunicorn in front of an application that does nothing."""
     config = REPOSITORY / "container" / "gunicorn.conf.py"
-    gunicorn = [sys.executable, "-m", "gunicorn", "--config", config]
+    gunicorn: Command = [sys.executable, "-m", "gunicorn", "--config", config]
     return [*gunicorn, "--chdir", PEERS, "serve_noop:app"]
 
 
-def run_litserve(settings: Settings) -> list[str | Path]:
+def run_litserve(settings: Settings) -> Command:
     return [peers_python(), PEERS / "serve_litserve.py"]
 
 
-def run_fastapi(settings: Settings) -> list[str | Path]:
-    uvicorn = [peers_python(), "-m", "uvicorn", "--app-dir", PEERS, "--no-access-log"]
+def run_fastapi(settings: Settings) -> Command:
+    uvicorn: Command = [peers_python(), "-m", "uvicorn", "--app-dir", PEERS, "--no-access-log"]
     where = ["--port", str(settings["port"]), "--workers", str(settings["workers"])]
     return [*uvicorn, "--log-level", "warning", *where, "serve_fastapi:app"]
 
 
-def run_flask(settings: Settings) -> list[str | Path]:
-    gunicorn = [peers_python(), "-m", "gunicorn", "--worker-class", "gthread", "--chdir", PEERS]
+def run_flask(settings: Settings) -> Command:
+    gunicorn: Command = [
+        peers_python(),
+        "-m",
+        "gunicorn",
+        "--worker-class",
+        "gthread",
+        "--chdir",
+        PEERS,
+    ]
     size = [f"--workers={settings['workers']}", f"--threads={settings['request_threads']}"]
     where = f"--bind=127.0.0.1:{settings['port']}"
     return [*gunicorn, *size, where, "--keep-alive=75", "--no-control-socket", "serve_flask:app"]
@@ -123,7 +132,7 @@ def install_peers() -> None:
     (target,) = INSTALLED.glob("lib/python*/site-packages")
     lines = [f"import site; site.addsitedir({path!r})\n" for path in own]
     (target / "running_interpreter.pth").write_text("".join(lines), encoding="utf-8")
-    pip = [peers_python(), "-m", "pip", "install", "--quiet", "--no-deps"]
+    pip: Command = [peers_python(), "-m", "pip", "install", "--quiet", "--no-deps"]
     subprocess.run([*pip, "--requirement", REQUIREMENTS], check=True)
     stamp.write_text(wanted, encoding="utf-8")
 
@@ -213,7 +222,7 @@ class Server:
 
 @contextmanager
 def running(
-    command: Callable[[Settings], list[str | Path]],
+    command: Callable[[Settings], Command],
     settings: Settings,
     bundle: Path,
     payload: Payload,
@@ -272,7 +281,8 @@ def result_of(client: "subprocess.Popen[str]") -> dict[str, Any]:
     printed = client.stdout.read()
     if client.wait():
         raise RuntimeError("the load client failed; its reason stands above")
-    return json.loads(printed)
+    result: dict[str, Any] = json.loads(printed)
+    return result
 
 
 def run_client(job: Job) -> dict[str, Any]:
