@@ -150,6 +150,7 @@ class Load:
         arrival = began if rate else float("inf")
         while (now := clock()) < self._end and self.tally.errors.total() < MOST_ERRORS:
             while arrival <= now:
+                self.tally.latest_start = max(self.tally.latest_start, now - arrival)
                 self._start(arrival)
                 arrival += generator.expovariate(rate or 1.0)
             for number, _ in self._poll.poll(max(0.0, min(arrival, self._end) - clock())):
@@ -165,11 +166,9 @@ class Load:
         except OSError as error:
             self.tally.errors[f"connect: {type(error).__name__}"] += 1
             return
-        now = time.perf_counter()
-        self.tally.latest_start = max(self.tally.latest_start, now - arrived)
         # The poll reports a broken connection too, and there it is counted.
         with contextlib.suppress(OSError):
-            connection.send(self._request, arrived, now)
+            connection.send(self._request, arrived, time.perf_counter())
 
     def _connect(self) -> Connection:
         connection = Connection(self._job.port)
