@@ -29,7 +29,7 @@ REQUIREMENTS = REPOSITORY / "requirements" / "bench.txt"
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 START_SECONDS = 120.0
 # After its first answer a server may still load the model in further processes: so long at most.
-SETTLE_SECONDS = 5.0
+SETTLE_SECONDS = 3.0
 
 Settings = dict[str, Any]
 Command = list[str | Path]
