@@ -53,15 +53,17 @@ class Effort:
     """How long everything is measured; seconds."""
 
     rounds: int = 3
-    load: float = 3.0
+    # A slow peer with 64 connections needs most of a second before every one had its first answer.
+    warmup: float = 1.0
+    load: float = 2.5
     search: bool = True
-    search_load: float = 1.5
+    search_load: float = 2.0
     costs: float = 3.0
     full_load: float = 6.0
     overload: float = 60.0
 
 
-QUICK = Effort(rounds=1, load=0.5, search=False, costs=0.5, full_load=1.0, overload=3.0)
+QUICK = Effort(rounds=1, warmup=0.2, load=0.5, search=False, costs=0.5, full_load=1.0, overload=3.0)
 
 
 class Comparison:
@@ -150,7 +152,10 @@ class Comparison:
         with running(contender.command, settings, self._bundle, self._payload) as server:
             for connections in at:
                 job = self._payload.job(
-                    server.port, connections=connections, warmup=seconds / 4, seconds=seconds
+                    server.port,
+                    connections=connections,
+                    warmup=self._effort.warmup,
+                    seconds=seconds,
                 )
                 seen = server.load(job)
                 answer = seen.pop("answer")
