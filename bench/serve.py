@@ -33,6 +33,7 @@ from overload import overload_and_drain
 from peers.serve_model import forward
 from PIL import Image
 from servers import Contender, Payload, Settings, contenders, install_peers, running
+from traffic import TOLERANCE
 
 from alexmri.contract.resources import cpu_cores
 from alexmri.model.forward import choose_compute
@@ -43,8 +44,6 @@ Seen = dict[str, Any]
 
 CONCURRENCY = (1, 16, 64)
 FEWEST, MOST = CONCURRENCY[0], CONCURRENCY[-1]
-# Of a probability: float32 in batches of another size, or bf16, differs by less.
-TOLERANCE = 0.02
 FIGURES = ("throughput", "p50_ms", "p99_ms", "errors", "memory_mib", "client_cores", "server_cores")
 
 
