@@ -35,8 +35,12 @@ def cli() -> None:
 def settings_options(command: Command) -> Command:
     """Give `command` one option for each setting; those that were given arrive in `options`."""
     for name, field in reversed(Settings.model_fields.items()):
+        # What is on or off is also switched on by its name alone.
+        alone: dict[str, Any] = {}
+        if field.annotation is bool:
+            alone = {"is_flag": False, "flag_value": "true"}
         command = click.option(
-            f"--{name.replace('_', '-')}", name, metavar="VALUE", help=field.description
+            f"--{name.replace('_', '-')}", name, metavar="VALUE", help=field.description, **alone
         )(command)
     return click.option(
         "--config",
@@ -222,6 +226,41 @@ def predict(bundle: Path, images: tuple[Path, ...], as_json: bool, one_person: b
         table.add_row(escape(image), escape(next(iter(ranking))), *shown)
     Console().print(table)
     click.echo("Calibrated probabilities. Research software, not for diagnosis.")
+
+
+@cli.command()
+@click.argument("bundle", type=MODEL)
+@click.option("--onnx", is_flag=True, required=True, help="as ONNX, for runtimes without PyTorch")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="file to write (default: model.onnx in the model directory)",
+)
+def export(bundle: Path, onnx: bool, out: Path | None) -> None:
+    """Write the model BUNDLE, a directory or a model.tar.gz, in another format.
+
+    The file appears once onnxruntime and PyTorch agree about it. It takes decoded pictures (uint8)
+    and gives logits and calibrated probabilities.
+    """
+    from alexmri.contract.archive import model_folder
+    from alexmri.model.bundle import ONNX, load_bundle
+    from alexmri.model.export import export_onnx, require_onnx
+
+    require_onnx()
+    if out is None and not (bundle / "model.json").is_file():
+        raise UserError(f"{bundle} is no model directory; name the file to write with --out FILE")
+    path = out or bundle / ONNX
+    with model_folder(bundle) as folder:
+        model = load_bundle(folder)
+    export_onnx(
+        path,
+        model.network,
+        classes=model.classes,
+        image_size=model.image_size,
+        temperature=model.temperature,
+        pixels_NCHW=model.golden_NCHW,
+    )
+    click.echo(f"{path}: onnxruntime and PyTorch agree about it")
 
 
 @cli.command()

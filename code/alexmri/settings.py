@@ -146,6 +146,9 @@ class Settings(BaseModel):
     checkpoint_s3: OptionalS3Address = Field(
         None, description="s3://bucket/prefix that keeps the checkpoints too, for another machine"
     )
+    export_onnx: bool = Field(
+        False, description="also write model.onnx, for runtimes without PyTorch; needs onnx"
+    )
     time_budget_seconds: OptionalNumber = Field(
         None, description="start no epoch that would end after so many seconds of training"
     )

@@ -6,6 +6,7 @@
     golden.npz          a few made-up inputs and the logits the network gave for them
     unlike.safetensors  what training slices look like, to tell other pictures from them; models
                         made before there was such a file lack it
+    model.onnx          on request: the network for other runtimes (see model/export.py)
     MODEL_CARD.md       the same for people
 
 Nothing in it depends on clock, host or duration: equal runs give equal bytes. No pickle.
@@ -34,6 +35,7 @@ from alexmri.model.unlike import UnlikeTraining
 
 SCHEMA = "alexmri.model/1"
 UNLIKE = "unlike.safetensors"
+ONNX = "model.onnx"
 GOLDEN_IMAGES = 4
 # Other processors and other arithmetic round differently; a wrong weight is off by far more.
 GOLDEN_TOLERANCE = 0.02
@@ -83,10 +85,13 @@ def save_bundle(
     facts: Mapping[str, Any],
     card: str,
     unlike: UnlikeTraining | None = None,
+    also: tuple[str, ...] = (),
 ) -> None:
     """Write the model directory; model.json comes last, so where it stands the rest is whole.
 
-    `facts` (settings, split, data, code, metrics) are stored in model.json as they are.
+    `facts` (settings, split, data, code, metrics) are stored in model.json as they are. `also`
+    names files that stand in `folder` already and belong to the model. What an earlier model left
+    there and this one does not have is removed.
     """
     # A copy: a stopped training measures the network once more, on the device it trained on.
     network = copy.deepcopy(network).cpu().eval()
@@ -99,11 +104,13 @@ def save_bundle(
     np.savez(buffer, pixels=golden_NCHW, logits=logits_NK)
     write_atomically(folder / "golden.npz", buffer.getvalue())
     write_atomically(folder / "MODEL_CARD.md", card)
-    names = ["model.safetensors", "golden.npz"]
+    names = ["model.safetensors", "golden.npz", *also]
     if unlike:
         with appearing(folder / UNLIKE) as temporary:
             unlike.save(temporary)
         names.append(UNLIKE)
+    for name in {UNLIKE, ONNX}.difference(names):
+        (folder / name).unlink(missing_ok=True)
     files = {name: sha256_of(folder / name) for name in names}
     document = {
         "schema": SCHEMA,

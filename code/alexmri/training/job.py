@@ -20,6 +20,7 @@ from alexmri.errors import UserError
 from alexmri.evaluation.report import verdict
 from alexmri.files import remove_leftovers, write_json
 from alexmri.model.alexnet import build
+from alexmri.model.export import require_onnx
 from alexmri.model.forward import Compute, choose_compute
 from alexmri.settings import Settings
 from alexmri.terminal import Terminal
@@ -53,6 +54,7 @@ FREE_ON_RESUME = frozenset(
         "checkpoint_every_seconds",
         "keep_checkpoints",
         "checkpoint_s3",
+        "export_onnx",
         "on_bad_image",
         "resume",
         "time_budget_seconds",
@@ -106,10 +108,12 @@ def run_job(
     best model so far is evaluated and written too, until a second signal comes.
 
     Raises:
-        UserError: for bad data, for a checkpoint of other settings or other data, and where
-            another training is writing to the same folders.
+        UserError: for bad data, for a checkpoint of other settings or other data, where another
+            training is writing to the same folders, and where `export_onnx` lacks its packages.
         Stopped: by a signal before the training began; nothing was written that counts.
     """
+    if job.settings.export_onnx:
+        require_onnx()  # now, not after hours of training
     for folder in (job.output, job.model, job.checkpoints):
         make_writable(folder)
     with claimed(job.checkpoints):

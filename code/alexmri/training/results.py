@@ -1,5 +1,6 @@
 """What a finished training leaves behind: figures, plots, report, card and model directory."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from alexmri.evaluation.metrics import Predictions, measure
 from alexmri.evaluation.output import write_measured
 from alexmri.files import write_json
 from alexmri.model.alexnet import AlexNet
-from alexmri.model.bundle import save_bundle
+from alexmri.model.bundle import ONNX, save_bundle
+from alexmri.model.export import export_onnx
 from alexmri.model.forward import Compute, predict_logits
 from alexmri.model.inference import InferenceNetwork
 from alexmri.model.predictor import softmax
@@ -91,6 +93,16 @@ def draw_plots(facts: Mapping[str, Any]) -> dict[str, bytes]:
 def write_model(folder: Path, run: Run, dataset: Dataset, facts: Mapping[str, Any]) -> None:
     """Write the model directory."""
     settings, network = run.settings, run.best_network()
+    if settings.export_onnx:
+        validation = dataset.part("validation")
+        export_onnx(
+            folder / ONNX,
+            copy.deepcopy(network).cpu(),
+            classes=dataset.classes,
+            image_size=settings.image_size,
+            temperature=facts["model"]["temperature"],
+            pixels_NCHW=validation.pixels_NCHW[:64],
+        )
     save_bundle(
         folder,
         network,
@@ -110,6 +122,7 @@ def write_model(folder: Path, run: Run, dataset: Dataset, facts: Mapping[str, An
             "metrics": {"validation": facts["validation"], "test": facts["test"]},
         },
         card=model_card(facts),
+        also=(ONNX,) if settings.export_onnx else (),
         unlike=_describe_slices(network, run.compute.device, dataset),
     )
 
