@@ -18,6 +18,7 @@ from alexmri.serving.codec import (
     to_pixels,
     too_large,
 )
+from alexmri.serving.page import page
 from alexmri.serving.served_model import ServedModel
 
 CHUNK_BYTES = 2**20
@@ -36,6 +37,7 @@ def serve(folder: str | None = None) -> Flask:
 def create_app(model: ServedModel) -> Flask:
     """Return the application that answers with `model`."""
     app = Flask("alexmri")
+    app.register_blueprint(page)
     # One more than the limit: of a request without Content-Length so much is read and the rest
     # dropped in silence, and one byte too many is how `read_pictures` notices.
     app.config["MAX_CONTENT_LENGTH"] = LARGEST_REQUEST_BYTES + 1
