@@ -1,5 +1,6 @@
 """The page at `/` in headless Chromium, in front of container/serve with a trained model."""
 
+import base64
 import http.client
 import json
 import os
@@ -143,7 +144,8 @@ def test_a_picture_gets_its_answer_with_bars_score_and_overlay(
     images = page.find("#pictures img")
     page.wait(lambda: all(image.get_property("complete") for image in images))
     picture, overlay = images
-    assert picture.get_property("naturalWidth") == Image.open(slices[0]).width
+    with Image.open(slices[0]) as original:
+        assert picture.get_property("naturalWidth") == original.width
     assert overlay.get_property("naturalWidth") == 256
     assert all(image.get_attribute("alt") for image in images)
     assert not page.text("#person article")
@@ -190,14 +192,15 @@ def test_it_tells_what_the_model_is(page: Page, server: Server) -> None:
     assert page.find("#card table td")
 
 
-def test_the_keyboard_is_enough(page: Page, slices: list[Path]) -> None:
-    page.find("body")[0].send_keys(Keys.TAB)
+def test_the_keyboard_is_enough(page: Page) -> None:
+    press = webdriver.ActionChains(page.browser)
+    press.send_keys(Keys.TAB).perform()
     focused = page.browser.switch_to.active_element
     assert focused.get_attribute("id") == "files"
     assert focused.accessible_name.startswith("Choose pictures")
     outline = page.find("#drop")[0].value_of_css_property("outline-style")
     assert outline == "solid"
-    focused.send_keys(Keys.TAB)
+    press.send_keys(Keys.TAB).perform()
     summary = page.browser.switch_to.active_element
     assert summary.tag_name == "summary"
     summary.send_keys(Keys.ENTER)
@@ -207,8 +210,6 @@ def test_the_keyboard_is_enough(page: Page, slices: list[Path]) -> None:
 def test_a_dropped_picture_is_asked_about_and_its_name_is_only_text(
     page: Page, slices: list[Path]
 ) -> None:
-    import base64
-
     name = "<img src=x onerror=alert(1)>.png"
     page.browser.execute_script(DROP, base64.b64encode(slices[0].read_bytes()).decode(), name)
     page.wait_for_answer()

@@ -16,6 +16,9 @@ from alexmri.model.forward import to_input
 SMALLEST_SIDE = 256
 # Dark violet over orange to light yellow, readable in grey and to the colour-blind.
 COLOURS = np.array([[13, 8, 135], [126, 3, 168], [204, 71, 120], [248, 149, 64], [240, 249, 33]])
+PALETTE = np.stack(
+    [np.interp(np.linspace(0, 4, 256), np.arange(5), channel) for channel in COLOURS.T], axis=1
+).astype(np.float32)
 STRONGEST = 0.65
 
 
@@ -53,11 +56,10 @@ def overlay_png(pixels_CHW: Pixels, heat_HW: NDArray[np.float32]) -> bytes:
     )
     picture = picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
     heat = Image.fromarray(heat_HW).resize((side, side), Image.Resampling.BILINEAR)
-    strength_HW = np.clip(np.asarray(heat, dtype=np.float64), 0, 1)
-    steps = np.linspace(0, 1, len(COLOURS))
-    colour_HW3 = np.stack([np.interp(strength_HW, steps, c) for c in COLOURS.T], axis=-1)
+    strength_HW = np.clip(np.asarray(heat), 0, 1)
+    colour_HW3 = PALETTE[np.rint(strength_HW * 255).astype(np.uint8)]
     cover_HW1 = STRONGEST * strength_HW[..., None]
     mixed = np.asarray(picture) * (1 - cover_HW1) + colour_HW3 * cover_HW1
     buffer = io.BytesIO()
-    Image.fromarray(np.rint(mixed).astype(np.uint8)).save(buffer, "PNG")
+    Image.fromarray(np.rint(mixed).astype(np.uint8)).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
