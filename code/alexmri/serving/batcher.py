@@ -126,6 +126,11 @@ class Batcher(Generic[Rows]):
             raise job.error
         return job.rows  # type: ignore[return-value]
 
+    @property
+    def queued(self) -> int:
+        """How many requests wait for their batch."""
+        return len(self._queue)
+
     def check_room(self) -> None:
         """Refuse while the queue is full, before work is put into a request.
 

@@ -44,6 +44,7 @@ class ServedModel:
         self.predictor: Predictor | None = None
         self.batcher: Batcher[Forecast] | None = None
         self._board = Board(1)
+        self._place = 0
 
     @property
     def is_up(self) -> bool:
@@ -56,17 +57,17 @@ class ServedModel:
         A model that cannot be loaded ends the server with its reason. The port is open meanwhile,
         so that a health check gets an answer and not silence.
         """
-        self._board = board
+        self._board, self._place = board, place
 
         def load() -> None:
             try:
-                self.load(place, threads)
+                self.load(threads)
             except Exception as error:
                 self.fail(error)
 
         threading.Thread(target=load, name="load-model", daemon=True).start()
 
-    def load(self, place: int = 0, threads: int | None = None) -> None:
+    def load(self, threads: int | None = None) -> None:
         """Load the model, prove it by its stored example, and time every size of batch.
 
         Raises:
@@ -92,9 +93,9 @@ class ServedModel:
         self.telemetry.model(self.predictor.bundle.version)
         if self.state is State.LOADING:
             self.state = State.READY
-        self._board.tell_ready(place)
+        self._board.tell_ready(self._place)
         table = ", ".join(f"{size}: {s * 1000:.1f}" for size, s in costs.timed.items())
-        print(f"process {place} is ready; milliseconds by batch size: {table}", flush=True)
+        print(f"process {self._place} is ready; milliseconds by batch size: {table}", flush=True)
         if self._board.is_up():
             print(f"model of {self.folder} is loaded: ready", flush=True)
 
@@ -113,6 +114,16 @@ class ServedModel:
     def drain(self) -> None:
         """Refuse new requests from now on; those under way go on."""
         self.state = State.DRAINING
+
+    def share_connections(self, count: int) -> int:
+        """Tell the other processes of `count` connections; return the fewest that one of them has.
+
+        A process that cannot answer, the successor of one that died, asks for none.
+        """
+        self._board.tell_connections(
+            self._place, count if self.is_up else Board.NO_MORE
+        )
+        return self._board.fewest_connections()
 
     def fail(self, error: BaseException) -> None:
         """End the server with the reason: without a model no process of it is of use."""
