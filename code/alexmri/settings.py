@@ -35,7 +35,7 @@ SWITCHES = {
     "ALEXMRI_MAX_BATCH_SIZE": "pictures `serve` computes at once (default: measured at its start)",
     "ALEXMRI_MAX_BATCH_DELAY_MS": "how long a batch of `serve` that is not full waits (default: 0)",
     "ALEXMRI_TIMEOUT_SECONDS": "the platform's limit for an answer of `serve` (default: 60)",
-    "ALEXMRI_LOG_FORMAT": "json: one JSON object per request in the log of `serve` (default: plain)",
+    "ALEXMRI_LOG_FORMAT": "json: a JSON object per request in the log of `serve` (default: plain)",
     "ALEXMRI_REQUIRE_GPU": "1: fail without a usable GPU; 0: never (default: auto)",
 }
 # Spellings of the seed project that still work.

@@ -34,9 +34,15 @@ worker_tmp_dir = memory_folder()
 control_socket_disable = True
 
 BOARD = Board(workers)
-if workers > 1 and worker_tmp_dir and "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-    # Read by prometheus_client when a worker imports it.
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(dir=worker_tmp_dir, prefix="alexmri-")
+# Where prometheus_client keeps the figures of several processes; read when a worker imports it.
+METRICS = "PROMETHEUS_MULTIPROC_DIR"
+
+
+def on_starting(server: Any) -> None:
+    """Let the processes share their metrics in memory; without such a folder each tells its own."""
+    os.environ.pop(METRICS, None)
+    if workers > 1 and worker_tmp_dir:
+        os.environ[METRICS] = tempfile.mkdtemp(dir=worker_tmp_dir, prefix="alexmri-")
 
 
 def pre_fork(server: Any, worker: Any) -> None:
@@ -59,9 +65,8 @@ def post_worker_init(worker: Any) -> None:
 
 def on_exit(server: Any) -> None:
     """Remove what the processes shared."""
-    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")
-    if folder.startswith(f"{worker_tmp_dir}/alexmri-"):
-        shutil.rmtree(folder, ignore_errors=True)
+    if METRICS in os.environ:
+        shutil.rmtree(os.environ[METRICS], ignore_errors=True)
 
 
 def _threads() -> int:

@@ -120,9 +120,7 @@ class ServedModel:
 
         A process that cannot answer, the successor of one that died, asks for none.
         """
-        self._board.tell_connections(
-            self._place, count if self.is_up else Board.NO_MORE
-        )
+        self._board.tell_connections(self._place, count if self.is_up else Board.NO_MORE)
         return self._board.fewest_connections()
 
     def fail(self, error: BaseException) -> None:
