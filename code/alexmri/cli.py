@@ -268,6 +268,9 @@ def export(bundle: Path, onnx: bool, out: Path | None) -> None:
 @click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True)
 def serve(bundle: Path, port: int) -> None:
     """Answer HTTP requests on this machine with the model directory BUNDLE."""
+    from alexmri.serving.options import Options
+
+    Options.of(os.environ)
     click.echo(f"serving {bundle} on http://127.0.0.1:{port} (GET /ping, POST /invocations)")
     # gunicorn takes this process over, as in the container; see serving/gunicorn_conf.py.
     command = [sys.executable, "-m", "gunicorn", "--config", "python:alexmri.serving.gunicorn_conf"]

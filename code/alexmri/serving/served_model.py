@@ -1,7 +1,9 @@
-"""The one model of a server process: loaded in the background, asked by one thread at a time."""
+"""The one model of a server process: loaded in the background, proven, warmed up, batched."""
 
 import os
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,12 @@ import numpy as np
 from alexmri.contract.failure import log_failure
 from alexmri.contract.resources import cpu_cores
 from alexmri.data.pixels import Pixels
+from alexmri.serving.answers import Forecast
+from alexmri.serving.batcher import Batcher, Costs
+from alexmri.serving.options import Options
+from alexmri.serving.request_error import RequestError
+from alexmri.serving.states import Board, State
+from alexmri.serving.telemetry import Telemetry
 
 if TYPE_CHECKING:
     # At run time the loading thread imports it, and torch with it, after the server has forked.
@@ -17,50 +25,137 @@ if TYPE_CHECKING:
 
 # A worker that leaves with this code makes gunicorn give up instead of starting it over and over.
 WORKER_CANNOT_START = 3
+# Beyond 64 a forward pass of this network gains nothing on a CPU (docs/serving.md has the table).
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+# A larger batch must be worth its longer wait: pictures per second above the smaller one's.
+WORTH = 1.05
+# Pictures inside a process, in batches: one is computed while the next one fills.
+BATCHES_INSIDE = 2
 
 
 class ServedModel:
-    """A model that may still be on its way; `predictor` is None until it can answer."""
+    """A model that may still be on its way; `batcher` is None until it can answer."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, options: Options | None = None) -> None:
         self.folder = folder
+        self.options = options or Options()
+        self.telemetry = Telemetry(self.options)
+        self.state = State.LOADING
         self.predictor: Predictor | None = None
-        self._turn = threading.Lock()
+        self.batcher: Batcher[Forecast] | None = None
+        self._board = Board(1)
+        self._place = 0
 
-    def load_in_background(self) -> None:
-        """Start loading; a model that cannot be loaded ends the server with its reason.
+    @property
+    def is_up(self) -> bool:
+        """Whether this process can answer, and every other has been able to."""
+        return self.state is State.READY and self._board.is_up()
 
-        The port is open meanwhile, so that a health check gets an answer and not silence.
+    def load_in_background(self, board: Board, place: int, threads: int) -> None:
+        """Start loading, for `place` on the board and with so many threads in a forward pass.
+
+        A model that cannot be loaded ends the server with its reason. The port is open meanwhile,
+        so that a health check gets an answer and not silence.
         """
-        threading.Thread(target=self._load_or_exit, name="load-model", daemon=True).start()
+        self._board, self._place = board, place
 
-    def load(self) -> None:
-        """Load the model and ask it once, so that the first request waits for nothing."""
+        def load() -> None:
+            try:
+                self.load(threads)
+            except Exception as error:
+                self.fail(error)
+
+        threading.Thread(target=load, name="load-model", daemon=True).start()
+
+    def load(self, threads: int | None = None) -> None:
+        """Load the model, prove it by its stored example, and time every size of batch.
+
+        Raises:
+            UserError: as by `load_bundle`.
+        """
         import torch
 
         from alexmri.model.predictor import Predictor
 
-        torch.set_num_threads(cpu_cores())
-        predictor = Predictor.load(self.folder)
-        shape = (1, predictor.bundle.channels, *[predictor.bundle.image_size] * 2)
-        predictor.probabilities(np.zeros(shape, dtype=np.uint8))
-        self.predictor = predictor
+        torch.set_num_threads(threads or cpu_cores())
+        self.predictor = Predictor.load(self.folder)
+        probe = self._pictures(1)
+        costs = self._warm_up()
+        self.batcher = Batcher(
+            self._forward,
+            probe,
+            costs,
+            capacity=BATCHES_INSIDE * costs.largest_batch,
+            delay_s=self.options.batch_delay_s,
+            on_death=self.fail,
+            on_batch=self.telemetry.batch,
+        )
+        self.telemetry.model(self.predictor.bundle.version)
+        if self.state is State.LOADING:
+            self.state = State.READY
+        self._board.tell_ready(self._place)
+        table = ", ".join(f"{size}: {s * 1000:.1f}" for size, s in costs.timed.items())
+        print(f"process {self._place} is ready; milliseconds by batch size: {table}", flush=True)
+        if self._board.is_up():
+            print(f"model of {self.folder} is loaded: ready", flush=True)
 
-    def rank(self, predictor: "Predictor", pixels_NCHW: Pixels) -> list[dict[str, float]]:
-        """Return, for each picture, class -> calibrated probability, the most likely first.
+    def require_ready(self) -> "tuple[Predictor, Batcher[Forecast]]":
+        """Return what answers.
 
-        One forward pass at a time has all the cores; several would only wait for each other.
+        Raises:
+            RequestError: 503, the server is loading or draining.
         """
-        from alexmri.model.predictor import ranked
+        if self.state is State.DRAINING:
+            raise RequestError(503, "draining", "the server is about to end; ask another", 1)
+        if self.predictor is None or self.batcher is None or self.state is not State.READY:
+            raise RequestError(503, "not_ready", "the model is still being loaded; try again", 2)
+        return self.predictor, self.batcher
 
-        with self._turn:
-            probabilities_NK = predictor.probabilities(pixels_NCHW)
-        return [ranked(predictor.bundle.classes, row_K) for row_K in probabilities_NK]
+    def drain(self) -> None:
+        """Refuse new requests from now on; those under way go on."""
+        self.state = State.DRAINING
 
-    def _load_or_exit(self) -> None:
-        try:
-            self.load()
-        except Exception as error:
+    def share_connections(self, count: int) -> int:
+        """Tell the other processes of `count` connections; return the fewest that one of them has.
+
+        A process that cannot answer, the successor of one that died, asks for none.
+        """
+        self._board.tell_connections(self._place, count if self.is_up else Board.NO_MORE)
+        return self._board.fewest_connections()
+
+    def fail(self, error: BaseException) -> None:
+        """End the server with the reason: without a model no process of it is of use."""
+        self.state = State.FAILED
+        if self._board.has_the_word():
             log_failure(error)
-            os._exit(WORKER_CANNOT_START)
-        print(f"model of {self.folder} is loaded: ready", flush=True)
+        os._exit(WORKER_CANNOT_START)
+
+    def _forward(self, pixels_NCHW: Pixels) -> Forecast:
+        assert self.predictor is not None  # noqa: S101
+        return Forecast(self.predictor.probabilities(pixels_NCHW))
+
+    def _pictures(self, count: int) -> Pixels:
+        assert self.predictor is not None  # noqa: S101
+        bundle = self.predictor.bundle
+        return np.zeros((count, bundle.channels, bundle.image_size, bundle.image_size), np.uint8)
+
+    def _warm_up(self) -> Costs:
+        """Time each size of batch, up to the one named or the last that is worth its wait."""
+        wanted = self.options.largest_batch
+        sizes = (
+            (*(size for size in BATCH_SIZES if size < wanted), wanted) if wanted else BATCH_SIZES
+        )
+        timed = {size: _seconds_of(self._forward, self._pictures(size)) for size in sizes}
+        if wanted is None:
+            best = min(timed[size] / size for size in sizes)
+            enough = next(size for size in sizes if timed[size] / size <= best * WORTH)
+            timed = {size: seconds for size, seconds in timed.items() if size <= enough}
+        return Costs(timed)
+
+
+def _seconds_of(forward: Callable[[Pixels], Forecast], pixels_NCHW: Pixels) -> float:
+    """Return the time of a forward pass after a first one, which prepares what later ones reuse."""
+    forward(pixels_NCHW)
+    began = time.perf_counter()
+    forward(pixels_NCHW)
+    return time.perf_counter() - began
