@@ -294,12 +294,12 @@ def test_the_log_can_be_json_and_can_leave_out_what_went_well(
         return [line for line in capsys.readouterr().out.splitlines() if name in line]
 
     good = encoded(picture, "PNG")
-    (line,) = logged(client_of(ALEXMRI_LOG_FORMAT="json"), good, "first")
+    (line,) = logged(client_of(ALEXMRI_LOG_FORMAT="json"), good, "id-1")
     told = json.loads(line)
-    assert (told["status"], told["pictures"], told["inference_id"]) == (200, 1, "first")
+    assert (told["status"], told["pictures"], told["inference_id"]) == (200, 1, "id-1")
     quiet = client_of(SAGEMAKER_CONTAINER_LOG_LEVEL="30")
-    assert logged(quiet, good, "second") == []
-    assert len(logged(quiet, b"junk", "third")) == 1
+    assert logged(quiet, good, "id-2") == []
+    assert len(logged(quiet, b"junk", "id-3")) == 1
 
 
 def test_in_a_batch_transform_a_bad_record_is_told_in_its_place(
