@@ -3,10 +3,9 @@
 import base64
 import io
 import json
-import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -78,21 +77,6 @@ def client_of(bundle: Path) -> Callable[..., FlaskClient]:
         return create_app(model).test_client()
 
     return make
-
-
-@pytest.fixture
-def lines() -> Iterator[list[str]]:
-    """What the server logs."""
-    logged: list[str] = []
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            logged.append(record.getMessage() + (self.format(record) if record.exc_info else ""))
-
-    handler = Handler()
-    logging.getLogger("alexmri.serving").addHandler(handler)
-    yield logged
-    logging.getLogger("alexmri.serving").removeHandler(handler)
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +240,7 @@ def test_a_fault_of_ours_tells_neither_traceback_nor_path(
     model: ServedModel,
     picture: Image.Image,
     monkeypatch: pytest.MonkeyPatch,
-    lines: list[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     data = encoded(picture, "PNG")
     works = model.predictor.probabilities
@@ -272,13 +256,16 @@ def test_a_fault_of_ours_tells_neither_traceback_nor_path(
     assert answer.status_code == 500
     assert "secret" not in answer.text
     assert "Traceback" not in answer.text
-    assert answer.json["error"]["request_id"] in "".join(lines)
-    assert "/a/secret/path" in "".join(lines)
+    assert answer.json["error"]["request_id"] in caplog.text
+    assert "/a/secret/path" in caplog.text
     assert invoke(client, data).status_code == 200
 
 
 def test_attributes_come_back_and_the_inference_id_is_logged(
-    client: FlaskClient, picture: Image.Image, lines: list[str]
+    client: FlaskClient,
+    model: ServedModel,
+    picture: Image.Image,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     answer = invoke(
         client,
@@ -287,27 +274,32 @@ def test_attributes_come_back_and_the_inference_id_is_logged(
         X_Amzn_SageMaker_Inference_Id='mine status=500"',
     )
     assert answer.headers["X-Amzn-SageMaker-Custom-Attributes"] == "trace=7"
-    (line,) = lines
+    model.telemetry.flush()
+    (line,) = [text for text in capsys.readouterr().out.splitlines() if "mine" in text]
     assert f"request_id={answer.json['request_id']}" in line
     assert 'inference_id="mine status=500\\""' in line
     invoke(client, b"junk")
-    assert "status=422" in lines[-1]
-    assert "code=unreadable_picture" in lines[-1]
+    model.telemetry.flush()
+    assert "status=422" in (out := capsys.readouterr().out)
+    assert "code=unreadable_picture" in out
 
 
-def test_the_log_can_be_json(
-    client_of: Callable[..., FlaskClient], picture: Image.Image, lines: list[str]
+def test_the_log_can_be_json_and_can_leave_out_what_went_well(
+    client_of: Callable[..., FlaskClient], picture: Image.Image, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    client = client_of(ALEXMRI_LOG_FORMAT="json", SAGEMAKER_CONTAINER_LOG_LEVEL="20")
-    request_id = invoke(client, encoded(picture, "PNG")).json["request_id"]
-    told = json.loads(lines[-1])
-    assert (told["status"], told["pictures"], told["request_id"]) == (200, 1, request_id)
-    lines.clear()
+    def logged(client: FlaskClient, data: bytes, name: str) -> list[str]:
+        """Ask under this name; return the lines with it, once the server has written them."""
+        invoke(client, data, X_Amzn_SageMaker_Inference_Id=name)
+        client.get("/metrics")
+        return [line for line in capsys.readouterr().out.splitlines() if name in line]
+
+    good = encoded(picture, "PNG")
+    (line,) = logged(client_of(ALEXMRI_LOG_FORMAT="json"), good, "id-1")
+    told = json.loads(line)
+    assert (told["status"], told["pictures"], told["inference_id"]) == (200, 1, "id-1")
     quiet = client_of(SAGEMAKER_CONTAINER_LOG_LEVEL="30")
-    invoke(quiet, encoded(picture, "PNG"))
-    assert lines == []
-    invoke(quiet, b"junk")
-    assert len(lines) == 1
+    assert logged(quiet, good, "id-2") == []
+    assert len(logged(quiet, b"junk", "id-3")) == 1
 
 
 def test_in_a_batch_transform_a_bad_record_is_told_in_its_place(

@@ -93,9 +93,11 @@ class Door:
             status,
             time.monotonic() - began,
             labels,
-            request_id=request_id,
-            code=code,
-            inference_id=environ.get("HTTP_X_AMZN_SAGEMAKER_INFERENCE_ID", "")[:64],
+            {
+                "request_id": request_id,
+                "code": code,
+                "inference_id": environ.get("HTTP_X_AMZN_SAGEMAKER_INFERENCE_ID", "")[:64],
+            },
         )
         return [content]
 

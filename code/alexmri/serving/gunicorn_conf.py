@@ -63,6 +63,11 @@ def post_worker_init(worker: Any) -> None:
     worker.wsgi.model.load_in_background(BOARD, worker.place, _threads())
 
 
+def worker_exit(server: Any, worker: Any) -> None:
+    """Log the last requests."""
+    worker.wsgi.model.telemetry.flush()
+
+
 def on_exit(server: Any) -> None:
     """Remove what the processes shared."""
     if METRICS in os.environ:

@@ -29,8 +29,10 @@ WORKER_CANNOT_START = 3
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 # A larger batch must be worth its longer wait: pictures per second above the smaller one's.
 WORTH = 1.05
-# Pictures inside a process, in batches: one is computed while the next one fills.
-BATCHES_INSIDE = 2
+TIMINGS = 3
+# Pictures inside a process, in batches: one is computed while the next one fills. And never fewer
+# than 64, so that what decides between refusals and none is not a clock.
+BATCHES_INSIDE, FEWEST_INSIDE = 2, 64
 
 
 class ServedModel:
@@ -85,7 +87,7 @@ class ServedModel:
             self._forward,
             probe,
             costs,
-            capacity=BATCHES_INSIDE * costs.largest_batch,
+            capacity=max(FEWEST_INSIDE, BATCHES_INSIDE * costs.largest_batch),
             delay_s=self.options.batch_delay_s,
             on_death=self.fail,
             on_batch=self.telemetry.batch,
@@ -126,6 +128,7 @@ class ServedModel:
     def fail(self, error: BaseException) -> None:
         """End the server with the reason: without a model no process of it is of use."""
         self.state = State.FAILED
+        self.telemetry.flush()
         if self._board.has_the_word():
             log_failure(error)
         os._exit(WORKER_CANNOT_START)
@@ -154,8 +157,11 @@ class ServedModel:
 
 
 def _seconds_of(forward: Callable[[Pixels], Forecast], pixels_NCHW: Pixels) -> float:
-    """Return the time of a forward pass after a first one, which prepares what later ones reuse."""
+    """Return the best of a few forward passes after a first, which prepares what they reuse."""
     forward(pixels_NCHW)
-    began = time.perf_counter()
-    forward(pixels_NCHW)
-    return time.perf_counter() - began
+    seconds = []
+    for _ in range(TIMINGS):
+        began = time.perf_counter()
+        forward(pixels_NCHW)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
