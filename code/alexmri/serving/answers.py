@@ -1,5 +1,6 @@
 """From probabilities to the bytes of an answer, in the type the client accepts."""
 
+import base64
 import csv
 import functools
 import io
@@ -51,6 +52,8 @@ class Answer:
     classes: Sequence[str]
     forecast: Forecast
     errors: Sequence[RequestError | None]
+    overlays: Sequence[bytes] = ()
+    """A PNG for each row of the forecast, where they were asked for."""
 
     def predictions(self) -> list[dict[str, Any]]:
         """Return one object per record, in their order: label and probabilities, or `error`."""
@@ -86,7 +89,7 @@ class Answer:
 
     def _good(self) -> list[dict[str, Any]]:
         unlike_N = self.forecast.unlike_training_N
-        return [
+        good = [
             {
                 "label": self.classes[int(row_K.argmax())],
                 "probabilities": _ranked(self.classes, row_K),
@@ -94,6 +97,9 @@ class Answer:
             }
             for i, row_K in enumerate(self.forecast.probabilities_NK)
         ]
+        for prediction, png in zip(good, self.overlays, strict=False):
+            prediction["gradcam_png"] = base64.b64encode(png).decode()
+        return good
 
     def _subject(self) -> dict[str, Any] | None:
         """Several slices as one person: the mean of their probabilities, as `alexmri evaluate`."""

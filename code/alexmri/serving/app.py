@@ -55,7 +55,11 @@ def people_app(model: ServedModel) -> Flask:
             {
                 "model_version": predictor.bundle.version,
                 **{name: document[name] for name in told if name in document},
+                "image_size": predictor.bundle.image_size,
+                "channels": predictor.bundle.channels,
+                "trained_on": document.get("data", {}).get("counts", {}).get("train"),
                 "intended_use": document["intended_use"],
+                "card": predictor.bundle.card,
                 "content_types": CONTENT_TYPES,
                 "accept_types": ACCEPT_TYPES,
                 "limits": {

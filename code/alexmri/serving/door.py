@@ -15,7 +15,7 @@ from typing import Any
 
 from alexmri.serving.answers import Answer, Forecast, choose_type
 from alexmri.serving.codec import PixelBudget, read_records, to_pixels
-from alexmri.serving.request_error import RequestError, too_large
+from alexmri.serving.request_error import RequestError, bad_request, too_large
 from alexmri.serving.served_model import ServedModel
 
 Environ = dict[str, Any]
@@ -30,6 +30,9 @@ STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HT
 OF_THE_RECORD = (400, 413, 415, 422)
 # What the platform allows: visible US-ASCII, at most 1,024 characters.
 CUSTOM_ATTRIBUTES = re.compile(r"[\x20-\x7e]{1,1024}")
+
+# In the query or among the custom attributes.
+EXPLAIN = re.compile(r"(?:^|[&,;\s])explain=([^&,;\s]*)")
 
 log = logging.getLogger("alexmri.serving")
 
@@ -103,6 +106,7 @@ class Door:
 
     def _answer(self, environ: Environ, began: float, request_id: str) -> Answer:
         predictor, batcher = self.model.require_ready()
+        explained = _wants_gradcam(environ)
         batcher.check_room()
         deadline = began + self.model.options.timeout_s
         isolate = self.model.options.batch_transform
@@ -131,6 +135,7 @@ class Door:
             classes=bundle.classes,
             forecast=forecast,
             errors=errors,
+            overlays=self.model.explain(pixels_NCHW, forecast, deadline) if explained else (),
         )
 
     def _read(self, environ: Environ, deadline: float) -> bytes:
@@ -156,6 +161,19 @@ class Door:
         except OSError:
             raise RequestError(408, "request_timeout", "the request did not come in time") from None
         return body
+
+
+def _wants_gradcam(environ: Environ) -> bool:
+    """Whether the request asks for `explain=gradcam`.
+
+    Raises:
+        RequestError: 400, it asks for another explanation.
+    """
+    attributes = environ.get("HTTP_X_AMZN_SAGEMAKER_CUSTOM_ATTRIBUTES", "")
+    wishes = EXPLAIN.findall(environ.get("QUERY_STRING", "")) + EXPLAIN.findall(attributes)
+    if any(wish != "gradcam" for wish in wishes):
+        raise bad_request("there is one explanation: explain=gradcam")
+    return bool(wishes)
 
 
 def _read_whole(source: Any, most: int, deadline: float) -> bytes:

@@ -15,7 +15,7 @@ from alexmri.data.pixels import Pixels
 from alexmri.serving.answers import Forecast
 from alexmri.serving.batcher import Batcher, Costs
 from alexmri.serving.options import Options
-from alexmri.serving.request_error import RequestError
+from alexmri.serving.request_error import RequestError, too_late
 from alexmri.serving.states import Board, State
 from alexmri.serving.telemetry import Telemetry
 
@@ -47,6 +47,7 @@ class ServedModel:
         self.batcher: Batcher[Forecast] | None = None
         self._board = Board(1)
         self._place = 0
+        self._explaining = threading.Lock()
 
     @property
     def is_up(self) -> bool:
@@ -113,6 +114,23 @@ class ServedModel:
             raise RequestError(503, "not_ready", "the model is still being loaded; try again", 2)
         return self.predictor, self.batcher
 
+    def explain(self, pixels_NCHW: Pixels, forecast: Forecast, deadline: float) -> list[bytes]:
+        """Return for each picture a PNG that shows where its label was seen.
+
+        One picture at a time, whoever asks: each costs as much as the answers for several.
+
+        Raises:
+            RequestError: 503 they are not there at `deadline` (monotonic clock).
+        """
+        predictor, _ = self.require_ready()
+        overlays: list[bytes] = []
+        for pixels_CHW, row_K in zip(pixels_NCHW, forecast.probabilities_NK, strict=True):
+            with self._explaining:
+                if time.monotonic() > deadline:
+                    raise too_late()
+                overlays.append(predictor.gradcam_png(pixels_CHW, int(row_K.argmax())))
+        return overlays
+
     def drain(self) -> None:
         """Refuse new requests from now on; those under way go on."""
         self.state = State.DRAINING
@@ -135,7 +153,8 @@ class ServedModel:
 
     def _forward(self, pixels_NCHW: Pixels) -> Forecast:
         assert self.predictor is not None  # noqa: S101
-        return Forecast(self.predictor.probabilities(pixels_NCHW))
+        prediction = self.predictor.predict(pixels_NCHW)
+        return Forecast(prediction.probabilities_NK, prediction.unlike_training_N)
 
     def _pictures(self, count: int) -> Pixels:
         assert self.predictor is not None  # noqa: S101
