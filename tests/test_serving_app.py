@@ -157,7 +157,7 @@ def test_a_picture_gets_the_probabilities_the_predictor_gives(
     assert answer.json["request_id"] == answer.headers["X-Request-Id"]
     assert answer.json["subject"] is None
     (prediction,) = answer.json["predictions"]
-    expected_K = predictor.probabilities(np.stack([predictor.pixels(data)]))[0]
+    expected_K = predictor.predict(np.stack([predictor.pixels(data)])).probabilities_NK[0]
     given = prediction["probabilities"]
     np.testing.assert_allclose([given[name] for name in CLASSES], expected_K, atol=1e-6)
     assert list(given) == sorted(CLASSES, key=lambda name: -given[name])
@@ -251,7 +251,7 @@ def test_a_fault_of_ours_tells_neither_traceback_nor_path(
         return works(pixels_NCHW)
 
     with monkeypatch.context() as patched:
-        patched.setattr(model.predictor, "probabilities", fail)
+        patched.setattr(model.predictor, "predict", fail)
         answer = invoke(client, data)
     assert answer.status_code == 500
     assert "secret" not in answer.text

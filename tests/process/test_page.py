@@ -161,10 +161,14 @@ def test_several_pictures_are_one_person(page: Page, slices: list[Path]) -> None
     assert set(person.split("\n")) >= CLASSES
 
 
-def test_a_foreign_picture_is_warned_about(page: Page, tmp_path: Path) -> None:
+def test_a_foreign_picture_is_warned_about(
+    page: Page, tmp_path: Path, slices: list[Path]
+) -> None:
     Image.effect_noise((64, 64), 120).save(tmp_path / "noise.png")
-    page.choose(tmp_path / "noise.png")
-    assert "more than every validation slice. Distrust" in " ".join(page.text("article .warn"))
+    page.choose(tmp_path / "noise.png", slices[0])
+    (warning,) = page.text("#pictures article:first-child .warn")
+    assert "more than every validation slice. Distrust" in warning
+    assert "slices is unlike the training data: distrust" in page.text("#person .warn")[0]
 
 
 def test_a_refusal_is_told_in_the_servers_words(
