@@ -196,4 +196,5 @@ def test_the_cost_of_a_batch_lies_between_what_was_timed_and_never_falls() -> No
     costs = Costs({4: 0.004, 1: 0.002, 2: 0.001})
     assert costs.largest_batch == 4
     assert [round(costs.seconds(n), 4) for n in (0, 1, 2, 3, 4)] == [0, 0.002, 0.002, 0.003, 0.004]
+    assert costs.pictures_within(0.1) == 100
     assert costs.seconds(9) == pytest.approx(0.004 + 0.004 + 0.002)

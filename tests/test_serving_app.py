@@ -50,7 +50,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dropout=0.5,
         temperature=1.5,
         facts={},
-        card="",
+        card="# card",
     )
     return folder
 
@@ -164,6 +164,49 @@ def test_a_picture_gets_the_probabilities_the_predictor_gives(
     assert prediction["label"] == CLASSES[int(expected_K.argmax())]
 
 
+@pytest.mark.parametrize(
+    ("path", "attributes"),
+    [("?explain=gradcam", {}), ("", {"X_Amzn_SageMaker_Custom_Attributes": "a=b,explain=gradcam"})],
+)
+def test_with_explain_each_answer_shows_where_its_label_was_seen(
+    client: FlaskClient, bundle: Path, path: str, attributes: dict[str, str]
+) -> None:
+    levels = np.random.default_rng(1).integers(0, 256, (2, 32, 32), dtype=np.uint8)
+    body = json.dumps({"instances": levels.tolist()}).encode()
+    answer = invoke(client, body, "application/json", path, **attributes)
+    predictor = Predictor.load(bundle)
+    for each, pixels_HW in zip(answer.json["predictions"], levels, strict=True):
+        png = base64.b64decode(each["gradcam_png"])
+        assert png == predictor.gradcam_png(pixels_HW[None], CLASSES.index(each["label"]))
+    without = invoke(client, body, "application/json", "?explained=gradcam")
+    assert not any("gradcam_png" in each for each in without.json["predictions"])
+
+
+def test_another_explanation_is_refused(client: FlaskClient, picture: Image.Image) -> None:
+    refused = invoke(client, encoded(picture, "PNG"), path="?explain=lime")
+    assert refused.status_code == 400
+    assert refused.json["error"]["message"] == "there is one explanation: explain=gradcam"
+
+
+def test_overlays_stand_with_their_pictures_when_one_is_bad(
+    client_of: Callable[..., FlaskClient], picture: Image.Image
+) -> None:
+    client = client_of(SAGEMAKER_BATCH="true")
+    good = base64.b64encode(encoded(picture, "PNG")).decode()
+    lines = "\n".join(json.dumps(text) for text in (good, "AAAA", good)).encode()
+    answer = invoke(
+        client, lines, "application/jsonlines", "?explain=gradcam", Accept="application/json"
+    )
+    shown = ["gradcam_png" in each for each in answer.json["predictions"]]
+    assert shown == [True, False, True]
+
+
+def test_info_tells_what_the_page_shows(client: FlaskClient, bundle: Path) -> None:
+    told = described(client.get("/info"), "/info", "get").json
+    assert (told["image_size"], told["channels"], told["classes"]) == (32, 1, list(CLASSES))
+    assert told["card"] == (bundle / "MODEL_CARD.md").read_text()
+
+
 def test_several_slices_are_answered_each_and_as_one_person(client: FlaskClient) -> None:
     levels = np.random.default_rng(1).integers(0, 256, (3, 32, 32)).tolist()
     answer = invoke(client, json.dumps({"instances": levels}).encode(), "application/json").json
@@ -243,7 +286,7 @@ def test_a_fault_of_ours_tells_neither_traceback_nor_path(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     data = encoded(picture, "PNG")
-    works = model.predictor.probabilities
+    works = model.predictor.predict
 
     def fail(pixels_NCHW: Pixels) -> Any:
         if pixels_NCHW.any():

@@ -161,9 +161,7 @@ def test_several_pictures_are_one_person(page: Page, slices: list[Path]) -> None
     assert set(person.split("\n")) >= CLASSES
 
 
-def test_a_foreign_picture_is_warned_about(
-    page: Page, tmp_path: Path, slices: list[Path]
-) -> None:
+def test_a_foreign_picture_is_warned_about(page: Page, tmp_path: Path, slices: list[Path]) -> None:
     Image.effect_noise((64, 64), 120).save(tmp_path / "noise.png")
     page.choose(tmp_path / "noise.png", slices[0])
     (warning,) = page.text("#pictures article:first-child .warn")

@@ -213,15 +213,15 @@ def test_a_model_that_stops_answering_ends_the_server_with_the_reason(
 from alexmri.model.predictor import Predictor
 from alexmri.serving.app import serve
 
-works, broken = Predictor.probabilities, []
+works, broken = Predictor.predict, []
 
-def probabilities(self, pixels_NCHW):
+def predict(self, pixels_NCHW):
     broken.extend([True] * bool(pixels_NCHW.any()))
     if broken:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
     return works(self, pixels_NCHW)
 
-Predictor.probabilities = probabilities
+Predictor.predict = predict
 """,
         encoding="utf-8",
     )

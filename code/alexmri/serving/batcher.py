@@ -48,6 +48,10 @@ class Costs:
         full, rest = divmod(pictures, self.largest_batch)
         return full * self._seconds[-1] + self._seconds[rest]
 
+    def pictures_within(self, seconds: float) -> int:
+        """Return how many pictures, in largest batches, are computed in so many seconds."""
+        return int(seconds / self._seconds[-1] * self.largest_batch)
+
 
 class _Job:
     """One request that waits: its thread sleeps on a lock that the model thread opens."""

@@ -19,8 +19,8 @@ _cards = gpus(os.environ)
 bind = f"0.0.0.0:{_options.port}"
 workers = process_count(_options, os.environ)
 worker_class = "alexmri.serving.worker.Worker"
-# A request holds a thread while it waits for its batch: as many as may be inside (twice the largest
-# batch of 64), and as many again to refuse the others, and answer pings, without a wait.
+# A request holds a thread while it waits for its batch: as many as may be inside (192 at most), and
+# more to refuse the others, and answer pings, without a wait.
 threads = 256
 worker_connections = 2048
 backlog = 2048

@@ -30,9 +30,10 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 # A larger batch must be worth its longer wait: pictures per second above the smaller one's.
 WORTH = 1.05
 TIMINGS = 3
-# Pictures inside a process, in batches: one is computed while the next one fills. And never fewer
-# than 64, so that what decides between refusals and none is not a clock.
-BATCHES_INSIDE, FEWEST_INSIDE = 2, 64
+# Pictures inside a process: those of a tenth of a second, so that under any load an answer takes
+# little longer than its own batch and the one before. Never fewer than 64, so that usual load is
+# not refused after a slow start, and fewer than threads, so that some are left to refuse the rest.
+SECONDS_INSIDE, FEWEST_INSIDE, MOST_INSIDE = 0.1, 64, 192
 
 
 class ServedModel:
@@ -88,7 +89,7 @@ class ServedModel:
             self._forward,
             probe,
             costs,
-            capacity=max(FEWEST_INSIDE, BATCHES_INSIDE * costs.largest_batch),
+            capacity=min(max(FEWEST_INSIDE, costs.pictures_within(SECONDS_INSIDE)), MOST_INSIDE),
             delay_s=self.options.batch_delay_s,
             on_death=self.fail,
             on_batch=self.telemetry.batch,

@@ -30,6 +30,16 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
         super().init_process()
 
+    def accept(self, listener: Any) -> None:
+        """Take all that wait: one per round is too few when many clients come at once.
+
+        What is not taken in time overflows the kernel's queue, and such a client waits for seconds.
+        """
+        before = -1
+        while before < self.nr_conns < self.worker_connections:
+            before = self.nr_conns
+            super().accept(listener)
+
     def handle_exit(self, sig: int, frame: Any) -> None:
         self._draining = True
         self.wsgi.drain()
