@@ -30,10 +30,11 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 # A larger batch must be worth its longer wait: pictures per second above the smaller one's.
 WORTH = 1.05
 TIMINGS = 3
-# Pictures inside a process: those of a tenth of a second, so that under any load an answer takes
-# little longer than its own batch and the one before. Never fewer than 64, so that usual load is
-# not refused after a slow start, and fewer than threads, so that some are left to refuse the rest.
-SECONDS_INSIDE, FEWEST_INSIDE, MOST_INSIDE = 0.1, 64, 192
+# Pictures inside the server, all processes together: with 64 clients that ask one after another
+# nothing is refused, and with any number of them an answer takes at most half as long again.
+INSIDE = 96
+# Where they take less than this, more; but fewer than threads, so that some are left to refuse.
+SECONDS_INSIDE, MOST_INSIDE = 0.03, 192
 
 
 class ServedModel:
@@ -88,7 +89,10 @@ class ServedModel:
             self._forward,
             probe,
             costs,
-            capacity=min(max(FEWEST_INSIDE, costs.pictures_within(SECONDS_INSIDE)), MOST_INSIDE),
+            capacity=min(
+                max(INSIDE // self._board.places, costs.pictures_within(SECONDS_INSIDE)),
+                MOST_INSIDE,
+            ),
             delay_s=self.options.batch_delay_s,
             on_death=self.fail,
             on_batch=self.telemetry.batch,
