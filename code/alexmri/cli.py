@@ -272,9 +272,10 @@ def serve(bundle: Path, port: int) -> None:
 
     Options.of(os.environ)
     click.echo(f"serving {bundle} on http://127.0.0.1:{port} (GET /ping, POST /invocations)")
-    # gunicorn takes this process over, as in the container; see serving/gunicorn_conf.py.
+    # gunicorn takes this process over, as in the container; see there and serving/gunicorn_conf.py.
     command = [sys.executable, "-m", "gunicorn", "--config", "python:alexmri.serving.gunicorn_conf"]
     application = f"alexmri.serving.app:serve({str(bundle.resolve())!r})"
+    os.environ.setdefault("MALLOC_ARENA_MAX", "2")
     os.execv(sys.executable, [*command, "--bind", f"127.0.0.1:{port}", application])  # noqa: S606
 
 

@@ -3,6 +3,7 @@
 import base64
 import http.client
 import json
+import os
 import shutil
 import signal
 import socket
@@ -292,3 +293,29 @@ def test_people_serve_a_model_directory_of_their_own(trained: Tree) -> None:
     printed, _ = process.communicate(timeout=30)
     assert process.returncode == 0, printed
     assert f"http://127.0.0.1:{port}" in printed
+
+
+def test_a_process_that_is_killed_is_replaced_and_the_others_go_on(
+    trained: Tree, slice_file: Path
+) -> None:
+    jpeg = slice_file.read_bytes()
+    with serving(trained, ALEXMRI_WORKERS="2") as server:
+        server.wait_until_ready()
+        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+        first, second = children.read_text().split()
+        os.kill(int(first), signal.SIGKILL)
+        deadline = time.monotonic() + PATIENCE
+        answered = 0
+        # Until the successor is ready: it refuses with 503, or the other process answers.
+        while answered < 20:
+            assert time.monotonic() < deadline
+            try:
+                status, _ = server.ask("/invocations", jpeg, "image/jpeg")
+            except OSError:
+                continue  # a connection the killed process had
+            assert status in (200, 503)
+            answered = answered + 1 if status == 200 else 0
+        after = children.read_text().split()
+        assert len(after) == 2
+        assert second in after
+        assert first not in after

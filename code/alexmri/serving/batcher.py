@@ -169,7 +169,6 @@ class Batcher(Generic[Rows]):
         batch: list[_Job] = []
         taken = 0
         with self._changed:
-            self._running = 0
             while not self._queue:
                 self._changed.wait()
             until = self._queue[0].queued + self._delay_s
@@ -194,6 +193,7 @@ class Batcher(Generic[Rows]):
         try:
             rows = self._forward(pictures[0] if len(batch) == 1 else np.concatenate(pictures))
         except Exception as error:
+            self._running = 0
             for job in batch:
                 job.error = error
                 job.done.release()
@@ -201,6 +201,8 @@ class Batcher(Generic[Rows]):
             # comes again, and ends this thread.
             self._forward(self._probe)
             return
+        # Before the answers, since those who have one may ask again at once.
+        self._running = 0
         start = 0
         for job in batch:
             stop = start + len(job.pixels_NCHW)

@@ -53,7 +53,7 @@ class Options:
     """Time in which an answer must be there, from the first byte of the request."""
     largest_payload_bytes: int = REAL_TIME_MB * MEGABYTE
     largest_batch: int | None = None
-    """Pictures in one forward pass; None: measured at warm-up."""
+    """Pictures in one forward pass; None: 64."""
     batch_delay_s: float = 0.0
     """How long a batch that is not full waits for more."""
     default_accept: str = "application/json"

@@ -25,15 +25,14 @@ if TYPE_CHECKING:
 
 # A worker that leaves with this code makes gunicorn give up instead of starting it over and over.
 WORKER_CANNOT_START = 3
-# Beyond 64 a forward pass of this network gains nothing on a CPU (docs/serving.md has the table).
+# Beyond 64 a forward pass of this network gains little on a CPU (docs/serving.md has the table).
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
-# A larger batch must be worth its longer wait: pictures per second above the smaller one's.
-WORTH = 1.05
-TIMINGS = 3
-# Pictures inside a process: those of a tenth of a second, so that under any load an answer takes
-# little longer than its own batch and the one before. Never fewer than 64, so that usual load is
-# not refused after a slow start, and fewer than threads, so that some are left to refuse the rest.
-SECONDS_INSIDE, FEWEST_INSIDE, MOST_INSIDE = 0.1, 64, 192
+TIMINGS = 2
+# Pictures inside the server, all processes together: with 64 clients that ask one after another
+# nothing is refused, and with any number of them an answer takes at most half as long again.
+INSIDE = 96
+# Where they take less than this, more; but fewer than threads, so that some are left to refuse.
+SECONDS_INSIDE, MOST_INSIDE = 0.03, 192
 
 
 class ServedModel:
@@ -89,7 +88,10 @@ class ServedModel:
             self._forward,
             probe,
             costs,
-            capacity=min(max(FEWEST_INSIDE, costs.pictures_within(SECONDS_INSIDE)), MOST_INSIDE),
+            capacity=min(
+                max(INSIDE // self._board.places, costs.pictures_within(SECONDS_INSIDE)),
+                MOST_INSIDE,
+            ),
             delay_s=self.options.batch_delay_s,
             on_death=self.fail,
             on_batch=self.telemetry.batch,
@@ -163,17 +165,10 @@ class ServedModel:
         return np.zeros((count, bundle.channels, bundle.image_size, bundle.image_size), np.uint8)
 
     def _warm_up(self) -> Costs:
-        """Time each size of batch, up to the one named or the last that is worth its wait."""
-        wanted = self.options.largest_batch
-        sizes = (
-            (*(size for size in BATCH_SIZES if size < wanted), wanted) if wanted else BATCH_SIZES
-        )
-        timed = {size: _seconds_of(self._forward, self._pictures(size)) for size in sizes}
-        if wanted is None:
-            best = min(timed[size] / size for size in sizes)
-            enough = next(size for size in sizes if timed[size] / size <= best * WORTH)
-            timed = {size: seconds for size, seconds in timed.items() if size <= enough}
-        return Costs(timed)
+        """Time each size of batch, so that none is computed for the first time for a client."""
+        largest = self.options.largest_batch or BATCH_SIZES[-1]
+        sizes = [*(size for size in BATCH_SIZES if size < largest), largest]
+        return Costs({size: _seconds_of(self._forward, self._pictures(size)) for size in sizes})
 
 
 def _seconds_of(forward: Callable[[Pixels], Forecast], pixels_NCHW: Pixels) -> float:

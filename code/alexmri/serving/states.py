@@ -26,6 +26,7 @@ class Board:
     NO_MORE = 2**16 - 1
 
     def __init__(self, places: int) -> None:
+        self.places = places
         self._ready = mmap.mmap(-1, places)
         self._connections = memoryview(mmap.mmap(-1, 2 * places)).cast("H")
         self._word, token = os.pipe()

@@ -8,9 +8,10 @@ from gunicorn.workers.gthread import ThreadWorker
 
 # Seconds a read from a client may stand still: a thread waits for it.
 READ_TIMEOUT_S = 20
-# Connections by which a process may be ahead of another before it leaves new ones to that. Without
-# a limit one of two processes took 48 of 64, and its batches were as much larger.
-AHEAD = 4
+# Connections by which a process may be ahead of another, and their share of that one's, before it
+# leaves new ones to it. Without a limit one of two processes took 48 of 64, and its batches were
+# as much larger.
+AHEAD, SHARE_AHEAD = 4, 0.25
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
@@ -50,6 +51,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         super().notify()
         model = self.wsgi.model
         fewest = model.share_connections(self.nr_conns)
-        self.worker_connections = min(self.cfg.worker_connections, fewest + AHEAD)
+        most = fewest + AHEAD + int(SHARE_AHEAD * fewest)
+        self.worker_connections = min(self.cfg.worker_connections, most)
         if self._draining and self.alive and not self.wsgi.requests_under_way:
             super().handle_exit(0, None)
