@@ -53,6 +53,7 @@ ENV PATH=/opt/program/container:/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/us
     ALBUMENTATIONS_NO_TELEMETRY=1
 WORKDIR /opt/program
 COPY pyproject.toml requirements.txt README.md LICENSE ./
+COPY requirements/export.txt requirements/
 COPY code/ code/
 RUN pip install --no-deps --no-build-isolation --no-compile --no-cache-dir --editable . \
  && chmod -R a+rX .

@@ -106,7 +106,13 @@ def test_the_same_seed_gives_the_same_bytes(finished: tuple[Path, str], demo: Pa
     out, _ = finished
     again = out.parent / "again"
     train(demo, again, "--seed", "3", "--checkpoint-every-epochs", "1")
-    for name in ("model.safetensors", "model.json", "golden.npz", "MODEL_CARD.md"):
+    for name in (
+        "model.safetensors",
+        "model.json",
+        "golden.npz",
+        "unlike.safetensors",
+        "MODEL_CARD.md",
+    ):
         assert (out / "model" / name).read_bytes() == (again / "model" / name).read_bytes(), name
 
 

@@ -35,12 +35,13 @@ def cli() -> None:
 def settings_options(command: Command) -> Command:
     """Give `command` one option for each setting; those that were given arrive in `options`."""
     for name, field in reversed(Settings.model_fields.items()):
-        option, text = name.replace("_", "-"), field.description
+        # What is on or off is also switched on by its name alone.
+        alone: dict[str, Any] = {}
         if field.annotation is bool:
-            switch = f"--{option}/--no-{option}"
-            command = click.option(switch, name, default=None, help=text)(command)
-        else:
-            command = click.option(f"--{option}", name, metavar="VALUE", help=text)(command)
+            alone = {"is_flag": False, "flag_value": "true"}
+        command = click.option(
+            f"--{name.replace('_', '-')}", name, metavar="VALUE", help=field.description, **alone
+        )(command)
     return click.option(
         "--config",
         "config_file",
@@ -228,14 +229,53 @@ def predict(bundle: Path, images: tuple[Path, ...], as_json: bool, one_person: b
 
 
 @cli.command()
+@click.argument("bundle", type=MODEL)
+@click.option("--onnx", is_flag=True, required=True, help="as ONNX, for runtimes without PyTorch")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="file to write (default: model.onnx in the model directory)",
+)
+def export(bundle: Path, onnx: bool, out: Path | None) -> None:
+    """Write the model BUNDLE, a directory or a model.tar.gz, in another format.
+
+    The file appears once onnxruntime and PyTorch agree about it. It takes decoded pictures (uint8)
+    and gives logits and calibrated probabilities.
+    """
+    from alexmri.contract.archive import model_folder
+    from alexmri.model.bundle import ONNX, load_bundle
+    from alexmri.model.export import export_onnx, require_onnx
+
+    require_onnx()
+    if out is None and not (bundle / "model.json").is_file():
+        raise UserError(f"{bundle} is no model directory; name the file to write with --out FILE")
+    path = out or bundle / ONNX
+    with model_folder(bundle) as folder:
+        model = load_bundle(folder)
+    export_onnx(
+        path,
+        model.network,
+        classes=model.classes,
+        image_size=model.image_size,
+        temperature=model.temperature,
+        pixels_NCHW=model.golden_NCHW,
+    )
+    click.echo(f"{path}: onnxruntime and PyTorch agree about it")
+
+
+@cli.command()
 @click.argument("bundle", type=EXISTING_FOLDER)
 @click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True)
 def serve(bundle: Path, port: int) -> None:
     """Answer HTTP requests on this machine with the model directory BUNDLE."""
+    from alexmri.serving.options import Options
+
+    Options.of(os.environ)
     click.echo(f"serving {bundle} on http://127.0.0.1:{port} (GET /ping, POST /invocations)")
-    # gunicorn takes this process over, as in the container; see serving/gunicorn_conf.py.
+    # gunicorn takes this process over, as in the container; see there and serving/gunicorn_conf.py.
     command = [sys.executable, "-m", "gunicorn", "--config", "python:alexmri.serving.gunicorn_conf"]
     application = f"alexmri.serving.app:serve({str(bundle.resolve())!r})"
+    os.environ.setdefault("MALLOC_ARENA_MAX", "2")
     os.execv(sys.executable, [*command, "--bind", f"127.0.0.1:{port}", application])  # noqa: S606
 
 

@@ -30,6 +30,12 @@ SWITCHES = {
     "ALEXMRI_TEST_KILL_IN_WRITE": "PATTERN:COUNT:before|after: die while such a file is written",
     "ALEXMRI_PARENT": "process number of `train`, for the worker it starts",
     "ALEXMRI_CUDA_COMPAT": "on, off: use NVIDIA's cuda-compat libraries or not (default: auto)",
+    "ALEXMRI_WORKERS": "processes of `serve` that hold the model (default: one per GPU; on CPUs one"
+    " per core, at most 4)",
+    "ALEXMRI_MAX_BATCH_SIZE": "pictures `serve` computes at once (default: 64)",
+    "ALEXMRI_MAX_BATCH_DELAY_MS": "how long a batch of `serve` that is not full waits (default: 0)",
+    "ALEXMRI_TIMEOUT_SECONDS": "the platform's limit for an answer of `serve` (default: 60)",
+    "ALEXMRI_LOG_FORMAT": "json: a JSON object per request in the log of `serve` (default: plain)",
     "ALEXMRI_REQUIRE_GPU": "1: fail without a usable GPU; 0: never (default: auto)",
 }
 # Spellings of the seed project that still work.
@@ -149,6 +155,9 @@ class Settings(BaseModel):
     )
     checkpoint_s3: OptionalS3Address = Field(
         None, description="s3://bucket/prefix that keeps the checkpoints too, for another machine"
+    )
+    export_onnx: bool = Field(
+        False, description="also write model.onnx, for runtimes without PyTorch; needs onnx"
     )
     time_budget_seconds: OptionalNumber = Field(
         None, description="start no epoch that would end after so many seconds of training"

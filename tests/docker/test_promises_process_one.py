@@ -23,7 +23,9 @@ def test_exit_code_0_is_a_model(training: Training) -> None:
     assert not (training.job.disk() / "output" / "failure").exists()
     with tarfile.open(training.job.artifact()) as tar:
         names = set(tar.getnames())
-    assert names == {"model.safetensors", "model.json", "golden.npz", "MODEL_CARD.md"}
+    assert names == {
+        *("model.safetensors", "model.json", "golden.npz", "unlike.safetensors", "MODEL_CARD.md")
+    }
 
 
 def test_results_are_in_output_data(training: Training) -> None:

@@ -5,6 +5,7 @@ for. Importing this module costs numpy and Pillow, nothing else.
 """
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -42,21 +43,30 @@ class PixelRows(Protocol):
     def __getitem__(self, wanted: slice | NDArray[np.int64], /) -> Pixels: ...
 
 
-def decode(source: bytes | Path, *, image_size: int, channels: int) -> Pixels:
+def decode(
+    source: bytes | Path,
+    *,
+    image_size: int,
+    channels: int,
+    admit: Callable[[int, int], None] | None = None,
+) -> Pixels:
     """Decode one picture to `uint8` pixels of shape (channels, image_size, image_size).
 
     One channel is ITU-R 601 luma. The picture is stretched to the square by an antialiased bilinear
     filter. What `read_picture` says holds here too.
     """
-    return fit(read_picture(source), image_size=image_size, channels=channels)
+    return fit(read_picture(source, admit), image_size=image_size, channels=channels)
 
 
-def read_picture(source: bytes | Path) -> Image.Image:
+def read_picture(
+    source: bytes | Path, admit: Callable[[int, int], None] | None = None
+) -> Image.Image:
     """Return one picture, upright, with 8 bits per value, gray or in colour (mode L or RGB).
 
     EXIF rotation is applied; transparency lies on black; palettes and CMYK become RGB; 16-bit
     pictures are scaled so that their brightest pixel becomes 255, because MR intensities have no
-    unit; of several frames the first counts.
+    unit; of several frames the first counts. `admit` is called with width and height before there
+    are pixels, and refuses by an exception of its own.
 
     Raises:
         UserError: not a picture in one of FORMATS, truncated, too large, or floating point.
@@ -71,6 +81,8 @@ def read_picture(source: bytes | Path) -> Image.Image:
                     f"{name} has {width} x {height} pixels; at most {LARGEST_PIXELS // 10**6}"
                     " million are read"
                 )
+            if admit is not None:
+                admit(width, height)
             picture.load()
             eight_bit = _to_eight_bit(_upright(picture), name)
             return eight_bit if eight_bit.mode in ("L", "RGB") else eight_bit.convert("L")

@@ -63,6 +63,10 @@ def model_card(facts: Mapping[str, Any]) -> str:
         f" channel(s). Probabilities are calibrated by temperature"
         f" {facts['model']['temperature']:.3f}, fitted on the validation split.",
         "",
+        "Each answer of the server has a score from 0 to 1 for how unlike the training data the"
+        " picture is: the share of validation slices that are less unlike. Above 0.99, distrust the"
+        " answer; below, the score does not say that the answer is right.",
+        "",
         "Intended use: research and teaching on slices like those it was trained on. It has never"
         " been tested on patients, scanners or protocols outside its data set.",
         "",

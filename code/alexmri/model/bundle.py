@@ -4,11 +4,15 @@
     model.json          schema alexmri.model/1: architecture, classes, preprocessing, temperature,
                         settings, split, fingerprints, metrics, checksums of the other files
     golden.npz          a few made-up inputs and the logits the network gave for them
+    unlike.safetensors  what training slices look like, to tell other pictures from them; models
+                        made before there was such a file lack it
+    model.onnx          on request: the network for other runtimes (see model/export.py)
     MODEL_CARD.md       the same for people
 
 Nothing in it depends on clock, host or duration: equal runs give equal bytes. No pickle.
 """
 
+import copy
 import io
 import json
 import zipfile
@@ -27,8 +31,11 @@ from alexmri.errors import UserError
 from alexmri.files import appearing, sha256_of, write_atomically, write_json
 from alexmri.model.alexnet import AlexNet
 from alexmri.model.forward import Compute, predict_logits
+from alexmri.model.unlike import UnlikeTraining
 
 SCHEMA = "alexmri.model/1"
+UNLIKE = "unlike.safetensors"
+ONNX = "model.onnx"
 GOLDEN_IMAGES = 4
 # Other processors and other arithmetic round differently; a wrong weight is off by far more.
 GOLDEN_TOLERANCE = 0.02
@@ -36,10 +43,13 @@ GOLDEN_TOLERANCE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A loaded model: the network in evaluation mode and the content of model.json."""
+    """A loaded model: the network in evaluation mode, model.json, and what stands beside them."""
 
     network: AlexNet
     document: Mapping[str, Any]
+    golden_NCHW: Pixels
+    unlike: UnlikeTraining | None
+    card: str
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -74,12 +84,17 @@ def save_bundle(
     temperature: float,
     facts: Mapping[str, Any],
     card: str,
+    unlike: UnlikeTraining | None = None,
+    also: tuple[str, ...] = (),
 ) -> None:
     """Write the model directory; model.json comes last, so where it stands the rest is whole.
 
-    `facts` (settings, split, data, code, metrics) are stored in model.json as they are.
+    `facts` (settings, split, data, code, metrics) are stored in model.json as they are. `also`
+    names files that stand in `folder` already and belong to the model. What an earlier model left
+    there and this one does not have is removed.
     """
-    network = network.cpu().eval()
+    # A copy: a stopped training measures the network once more, on the device it trained on.
+    network = copy.deepcopy(network).cpu().eval()
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
     with appearing(folder / "model.safetensors") as temporary:
         save_file(weights, temporary)
@@ -89,7 +104,14 @@ def save_bundle(
     np.savez(buffer, pixels=golden_NCHW, logits=logits_NK)
     write_atomically(folder / "golden.npz", buffer.getvalue())
     write_atomically(folder / "MODEL_CARD.md", card)
-    files = {name: sha256_of(folder / name) for name in ("model.safetensors", "golden.npz")}
+    names = ["model.safetensors", "golden.npz", *also]
+    if unlike:
+        with appearing(folder / UNLIKE) as temporary:
+            unlike.save(temporary)
+        names.append(UNLIKE)
+    for name in {UNLIKE, ONNX}.difference(names):
+        (folder / name).unlink(missing_ok=True)
+    files = {name: sha256_of(folder / name) for name in names}
     document = {
         "schema": SCHEMA,
         "architecture": {
@@ -142,8 +164,9 @@ def load_bundle(folder: Path) -> Bundle:
     except (SafetensorError, RuntimeError) as error:
         raise UserError(f"{folder / 'model.safetensors'} does not fit: {error}") from None
     network.eval().requires_grad_(False)
-    _check_golden(folder, network)
-    return Bundle(network, document)
+    golden_NCHW = _check_golden(folder, network)
+    unlike = UnlikeTraining.load(folder / UNLIKE) if UNLIKE in document["files"] else None
+    return Bundle(network, document, golden_NCHW, unlike, _read_card(folder))
 
 
 def _check_promises(folder: Path, document: Mapping[str, Any]) -> None:
@@ -163,7 +186,16 @@ def _check_promises(folder: Path, document: Mapping[str, Any]) -> None:
             raise UserError(f"{folder / name} is damaged: its checksum is not that of model.json")
 
 
-def _check_golden(folder: Path, network: AlexNet) -> None:
+def _read_card(folder: Path) -> str:
+    """Return MODEL_CARD.md, which is for people: a model without it still answers."""
+    try:
+        return (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
+def _check_golden(folder: Path, network: AlexNet) -> Pixels:
+    """Return the stored inputs after proving that the network still answers them as stored."""
     try:
         with np.load(folder / "golden.npz", allow_pickle=False) as golden:
             pixels_NCHW, expected_NK = golden["pixels"], golden["logits"]
@@ -176,6 +208,8 @@ def _check_golden(folder: Path, network: AlexNet) -> None:
             f"{folder} does not reproduce its stored example on this machine (logits differ by"
             f" {np.abs(logits_NK - expected_NK).max():.3g}); do not use it here"
         )
+    result: Pixels = pixels_NCHW
+    return result
 
 
 def _golden_pixels(image_size: int, channels: int) -> Pixels:

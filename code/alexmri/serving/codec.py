@@ -1,128 +1,273 @@
-"""Between HTTP and pictures: limits first, then bytes to pixels, and probabilities to JSON.
+"""From the bytes of a request to the pixels the model sees: limits first, then decoding.
 
-Knows nothing of torch, so that the server can answer while the model is still being loaded.
+Knows nothing of torch, so that the server can answer while the model is still being loaded. Nothing
+is ever written to a disk.
 """
 
 import base64
 import binascii
+import io
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
 
 import numpy as np
+from PIL import Image
+from werkzeug.datastructures import FileStorage
+from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.formparser import FormDataParser
 
-from alexmri.data.pixels import Pixels
+from alexmri.data.pixels import Pixels, decode, fit
 from alexmri.errors import UserError
+from alexmri.serving.arrays import NPY_MAGIC, from_lists, from_npy, one_picture, split
+from alexmri.serving.request_error import (
+    RequestError,
+    bad_request,
+    too_large,
+    too_late,
+    unreadable,
+)
 
-# What SageMaker lets through to a real-time endpoint.
-LARGEST_REQUEST_BYTES = 25 * 2**20
 # One request holds a thread while its pictures are decoded; a person has fewer slices than this.
 MOST_PICTURES = 512
-IMAGE_TYPES = ("image/png", "image/jpeg")
+# In one request, before any is decoded: a film of 20 million, or 512 slices of 256 x 256.
+MOST_PIXELS = 40_000_000
+# Requests with more are decoded one at a time, so that their memory does not add up.
+MANY_PIXELS = 4_000_000
+IMAGE_TYPES = (
+    "image/png",
+    "image/jpeg",
+    "image/tiff",
+    "image/bmp",
+    "image/webp",
+    "application/x-image",
+    "application/octet-stream",
+)
+NPY_TYPE = "application/x-npy"
 JSON_TYPE = "application/json"
-SHAPES = '{"image": "<base64>"} or {"instances": [{"b64": "<base64>"}]}'
+LINES_TYPE = "application/jsonlines"
+FORM_TYPE = "multipart/form-data"
+CONTENT_TYPES = (*IMAGE_TYPES, NPY_TYPE, JSON_TYPE, LINES_TYPE, FORM_TYPE)
+SHAPES = '{"image": …}, {"instances": […]} or {"inputs": …}'
+RECORD = 'base64, {"b64": base64}, {"image": …} or nested lists of grey levels'
+
+# A picture: a file's bytes, or levels (H, W) or (H, W, 3).
+Picture = bytes | Pixels
+Record = Picture | RequestError
+
+_many_pixels_at_a_time = threading.Lock()
 
 
-class RequestError(Exception):
-    """A request that cannot be answered: HTTP status, a code for programs, words for people."""
+class PixelBudget:
+    """What one request may still decode; refuses by width and height, before there are pixels."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        self._taken = 0
+        self._alone = False
+
+    def __enter__(self) -> "PixelBudget":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._alone:
+            _many_pixels_at_a_time.release()
+
+    def take(self, width: int, height: int) -> None:
+        """Count a picture.
+
+        Raises:
+            RequestError: 413 it has too many pixels, alone or with those before it; 503 too many
+                requests with large pictures came before it.
+        """
+        if self._taken + width * height > MOST_PIXELS:
+            raise too_large(
+                f"it has {width} x {height} pixels; at most {MOST_PIXELS // 10**6} million are"
+                " decoded for one request"
+            )
+        self._taken += width * height
+        if self._taken > MANY_PIXELS and not self._alone:
+            left = max(0.0, self._deadline - time.monotonic())
+            self._alone = _many_pixels_at_a_time.acquire(timeout=left)
+            if not self._alone:
+                raise too_late()
 
 
-def too_large() -> RequestError:
-    """Return the error of a request over the limit."""
-    limit = f"{LARGEST_REQUEST_BYTES // 2**20} MB"
-    return RequestError(413, "payload_too_large", f"the request is larger than {limit}")
+def read_records(content_type: str, body: bytes) -> list[Record]:
+    """Return the pictures in a request, at least one; one that is wrong in itself as its error.
 
-
-def read_pictures(content_type: str, body: bytes) -> list[bytes]:
-    """Return the encoded pictures in a request, at least one.
+    `content_type` is the header, with its parameters.
 
     Raises:
-        RequestError: 413 too large, 415 unknown type, 400 malformed.
+        RequestError: 413 too many, 415 unknown type, 400 malformed, 422 not the shape of pictures.
     """
-    if len(body) > LARGEST_REQUEST_BYTES:
-        raise too_large()
-    if content_type in IMAGE_TYPES:
-        pictures = [body]
-    elif content_type == JSON_TYPE:
-        pictures = _pictures_in_json(body)
-    else:
+    media = content_type.partition(";")[0].strip().lower()
+    if media not in CONTENT_TYPES:
         raise RequestError(
             415,
             "unsupported_media_type",
-            f"the content type is '{content_type}'; send {', '.join(IMAGE_TYPES)} or {JSON_TYPE}",
+            f"the content type is '{media}'; send one of {', '.join(CONTENT_TYPES)}",
         )
-    if not all(pictures):
-        raise RequestError(400, "bad_request", "there is no picture: its bytes are missing")
-    return pictures
+    if not body:
+        raise bad_request("there is no picture: the body is empty")
+    records: Sequence[Record]
+    if media == JSON_TYPE:
+        records = _from_json(body)
+    elif media == LINES_TYPE:
+        records = _from_lines(body)
+    elif media == FORM_TYPE:
+        records = _from_form(content_type, body)
+    elif media == NPY_TYPE or (media == "application/octet-stream" and body[:6] == NPY_MAGIC):
+        records = from_npy(body)
+    else:
+        records = [body]
+    if not records:
+        raise bad_request("there is no picture in the request")
+    if len(records) > MOST_PICTURES:
+        raise too_large(
+            f"{len(records)} pictures in one request; at most {MOST_PICTURES} are taken"
+        )
+    return list(records)
 
 
-def to_pixels(pictures: Sequence[bytes], decode: Callable[[bytes], Pixels]) -> Pixels:
-    """Return the pictures as `uint8` pixels (N, C, S, S).
-
-    Raises:
-        RequestError: 422, one cannot be read as a picture.
-    """
-    decoded: list[Pixels] = []
-    for number, picture in enumerate(pictures, start=1):
+def to_pixels(
+    records: Sequence[Record], budget: PixelBudget, *, image_size: int, channels: int
+) -> tuple[Pixels, list[RequestError | None]]:
+    """Return the good pictures as `uint8` (N, C, S, S), and for every record its error or None."""
+    pixels: list[Pixels] = []
+    errors: list[RequestError | None] = []
+    for number, record in enumerate(records, start=1):
         try:
-            decoded.append(decode(picture))
-        except UserError as error:
-            which = f"picture {number} of {len(pictures)}: " if len(pictures) > 1 else ""
-            raise RequestError(422, "unreadable_picture", f"{which}{error}") from None
-    return np.stack(decoded)
+            pixels.append(_decode(record, budget.take, image_size, channels))
+            errors.append(None)
+        except RequestError as error:
+            if len(records) > 1:
+                error.message = f"picture {number} of {len(records)}: {error.message}"
+            errors.append(error)
+    if not pixels:
+        return np.empty((0, channels, image_size, image_size), dtype=np.uint8), errors
+    return np.stack(pixels), errors
 
 
-def answer_document(model: str, rankings: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Return the answer: model version and, for each picture, label and probability by class."""
-    return {
-        "model": model,
-        "predictions": [
-            {"label": next(iter(ranking)), "probabilities": dict(ranking)} for ranking in rankings
-        ],
-    }
-
-
-def error_document(code: str, message: str, request_id: str) -> dict[str, Any]:
-    """Return the one shape in which every error is told."""
-    return {"error": {"code": code, "message": message, "request_id": request_id}}
-
-
-def _pictures_in_json(body: bytes) -> list[bytes]:
+def _decode(
+    record: Record, admit: Callable[[int, int], None], image_size: int, channels: int
+) -> Pixels:
+    if isinstance(record, RequestError):
+        raise record
+    if isinstance(record, np.ndarray):
+        admit(record.shape[1], record.shape[0])
+        return fit(Image.fromarray(record), image_size=image_size, channels=channels)
+    if not record:
+        raise bad_request("there is no picture: its bytes are missing")
     try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        raise RequestError(400, "bad_request", "the body is not valid JSON") from None
+        return decode(record, image_size=image_size, channels=channels, admit=admit)
+    except UserError as error:
+        raise unreadable(str(error)) from None
+    except RequestError:
+        raise
+    except Exception:
+        # Pillow's decoders raise whatever comes when a file is damaged.
+        raise unreadable("the picture cannot be read as a picture: it is damaged") from None
+
+
+def _from_json(body: bytes) -> Sequence[Record]:
+    document = _parse(body, "the body")
     match document:
-        case {"image": str(text)}:
-            return [_from_base64(text)]
-        case {"instances": [_, *_] as instances} if len(instances) <= MOST_PICTURES:
-            return [_from_instance(instance) for instance in instances]
+        case {"image": value}:
+            return [_record(value)]
         case {"instances": [_, *_] as instances}:
-            raise RequestError(
-                413,
-                "payload_too_large",
-                f"{len(instances)} pictures in one request; at most {MOST_PICTURES} are taken",
-            )
+            return _several(instances)
+        case {"inputs": [str() | dict(), *_] as inputs}:
+            return _several(inputs)
+        case {"inputs": [_, *_] as inputs}:
+            return split(from_lists(inputs))
+        case {"inputs": str() | dict() as value}:
+            return [_record(value)]
         case _:
-            raise RequestError(400, "bad_request", f"the body must be {SHAPES}")
+            raise bad_request(f"the body must be {SHAPES}; a picture is {RECORD}")
 
 
-def _from_instance(instance: object) -> bytes:
-    match instance:
-        case {"b64": str(text)}:
-            return _from_base64(text)
-        case _:
-            raise RequestError(400, "bad_request", f"the body must be {SHAPES}")
+def _from_lines(body: bytes) -> Sequence[Record]:
+    lines = [line for line in body.splitlines() if line.strip()]
+    if len(lines) > MOST_PICTURES:
+        raise too_large(f"{len(lines)} lines in one request; at most {MOST_PICTURES} are taken")
+    records: list[Record] = []
+    for line in lines:
+        try:
+            records.append(_record(_parse(line, "the line")))
+        except RequestError as error:
+            records.append(error)
+    return records
 
 
-def _from_base64(text: str) -> bytes:
+def _from_form(content_type: str, body: bytes) -> Sequence[Record]:
+    def in_memory(
+        total_content_length: int | None,
+        content_type: str | None,
+        filename: str | None,
+        content_length: int | None = None,
+    ) -> io.BytesIO:
+        return io.BytesIO()
+
+    parser = FormDataParser(
+        stream_factory=in_memory,
+        max_form_memory_size=len(body),
+        max_form_parts=2 * MOST_PICTURES,
+        silent=False,
+    )
+    options = _parameters(content_type)
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise RequestError(400, "bad_request", "a picture is not valid base64") from None
+        _, _, files = parser.parse(io.BytesIO(body), FORM_TYPE, len(body), options)
+    except RequestEntityTooLarge:
+        raise too_large(f"the form has more than {2 * MOST_PICTURES} parts") from None
+    except ValueError:
+        raise bad_request("the form cannot be read: its parts are not as announced") from None
+    if not files:
+        raise bad_request("the form holds no file; with curl: -F image=@slice.png")
+    uploaded: list[FileStorage] = [file for _, group in files.lists() for file in group]
+    return [file.stream.read() for file in uploaded]
+
+
+def _parameters(content_type: str) -> dict[str, str]:
+    from werkzeug.http import parse_options_header
+
+    return parse_options_header(content_type)[1]
+
+
+def _parse(text: bytes, what: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise bad_request(f"{what} is not valid JSON") from None
+
+
+def _several(values: Sequence[object]) -> list[Record]:
+    if len(values) > MOST_PICTURES:
+        raise too_large(f"{len(values)} pictures in one request; at most {MOST_PICTURES} are taken")
+    records: list[Record] = []
+    for value in values:
+        try:
+            records.append(_record(value))
+        except RequestError as error:
+            records.append(error)
+    return records
+
+
+def _record(value: object) -> Picture:
+    match value:
+        case {"b64": str(text)} | {"image": str(text)} | {"image": {"b64": str(text)}} | str(text):
+            try:
+                return base64.b64decode(text, validate=True)
+            except (binascii.Error, ValueError):
+                raise bad_request("a picture is not valid base64") from None
+        case {"image": [*numbers]} | [*numbers]:
+            return one_picture(from_lists(numbers))
+        case _:
+            raise bad_request(f"a picture must be {RECORD}")

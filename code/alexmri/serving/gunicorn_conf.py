@@ -5,18 +5,74 @@ in the worker (no preload).
 """
 
 import os
+import shutil
+import tempfile
+from typing import Any
 
-bind = f"0.0.0.0:{os.environ.get('SAGEMAKER_BIND_TO_PORT', '8080')}"
-# One process holds the model once and gives each forward pass all cores or the whole GPU; its
-# threads decode pictures and wait for their turn.
-workers = 1
-worker_class = "gthread"
-threads = 32
+from alexmri.contract.resources import cpu_cores
+from alexmri.serving.options import Options, gpus, memory_folder, process_count
+from alexmri.serving.states import Board
+
+_options = Options.of(os.environ)
+_cards = gpus(os.environ)
+
+bind = f"0.0.0.0:{_options.port}"
+workers = process_count(_options, os.environ)
+worker_class = "alexmri.serving.worker.Worker"
+# A request holds a thread while it waits for its batch: as many as may be inside (192 at most), and
+# more to refuse the others, and answer pings, without a wait.
+threads = 256
+worker_connections = 2048
+backlog = 2048
 # Seconds. Platforms keep connections open for a minute and kill 30 s after they asked to stop.
 keepalive = 75
 timeout = 60
 graceful_timeout = 25
 # The heartbeat is a file written every second; on a disk that write can stall the worker.
-worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
+worker_tmp_dir = memory_folder()
 # The control socket wants a home folder to write in, and nobody uses it.
 control_socket_disable = True
+
+BOARD = Board(workers)
+# Where prometheus_client keeps the figures of several processes; read when a worker imports it.
+METRICS = "PROMETHEUS_MULTIPROC_DIR"
+
+
+def on_starting(server: Any) -> None:
+    """Let the processes share their metrics in memory; without such a folder each tells its own."""
+    os.environ.pop(METRICS, None)
+    if workers > 1 and worker_tmp_dir:
+        os.environ[METRICS] = tempfile.mkdtemp(dir=worker_tmp_dir, prefix="alexmri-")
+
+
+def pre_fork(server: Any, worker: Any) -> None:
+    """Give the worker the first place that is free: that of the one it replaces."""
+    taken = {other.place for other in server.WORKERS.values()}
+    worker.place = next(place for place in range(workers) if place not in taken)
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Share the cores, or give each process its GPU, before torch is imported."""
+    os.environ["OMP_NUM_THREADS"] = str(_threads())
+    if _cards:
+        os.environ["CUDA_VISIBLE_DEVICES"] = _cards[worker.place % len(_cards)]
+
+
+def post_worker_init(worker: Any) -> None:
+    """Start loading the model; the port is open by now."""
+    worker.wsgi.model.load_in_background(BOARD, worker.place, _threads())
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """Log the last requests."""
+    worker.wsgi.model.telemetry.flush()
+
+
+def on_exit(server: Any) -> None:
+    """Remove what the processes shared."""
+    if METRICS in os.environ:
+        shutil.rmtree(os.environ[METRICS], ignore_errors=True)
+
+
+def _threads() -> int:
+    return max(1, cpu_cores() // workers)

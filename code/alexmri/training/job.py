@@ -19,6 +19,7 @@ from alexmri.data.dataset import Dataset, load_dataset
 from alexmri.errors import UserError
 from alexmri.files import remove_leftovers, write_json
 from alexmri.model.alexnet import build
+from alexmri.model.export import require_onnx
 from alexmri.model.forward import Compute, choose_compute
 from alexmri.settings import Settings
 from alexmri.terminal import Terminal
@@ -85,10 +86,12 @@ def run_job(
     best model so far is evaluated and written too, until a second signal comes.
 
     Raises:
-        UserError: for bad data, for a checkpoint of other settings or other data, and where
-            another training is writing to the same folders.
+        UserError: for bad data, for a checkpoint of other settings or other data, where another
+            training is writing to the same folders, and where `export_onnx` lacks its packages.
         Stopped: by a signal before the training began; nothing was written that counts.
     """
+    if job.settings.export_onnx:
+        require_onnx()  # now, not after hours of training
     for folder in (job.output, job.model, job.checkpoints):
         make_writable(folder)
     with claimed(job.checkpoints):
@@ -147,7 +150,8 @@ def _run(
     try:
         with stop.interrupts(at=2):
             if stopped:  # a model before all else: the platform may not wait for the figures
-                write_model(job.model, run, dataset, measure_run(run, dataset, probe, test=False))
+                facts = measure_run(run, dataset, probe, test=False)
+                write_model(job.model, run, dataset, facts, soon=True)
             facts = measure_run(run, dataset, probe)
             write_model(job.model, run, dataset, facts)
             plots = draw_plots(facts)

@@ -15,6 +15,7 @@ FREE_ON_RESUME = frozenset(
         "checkpoint_every_seconds",
         "keep_checkpoints",
         "checkpoint_s3",
+        "export_onnx",
         "on_bad_image",
         "resume",
         "time_budget_seconds",

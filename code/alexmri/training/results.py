@@ -1,10 +1,12 @@
 """What a finished training leaves behind: figures, plots, report, card and model directory."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from alexmri.data.audit import LeakProbe, warnings_of
@@ -14,9 +16,13 @@ from alexmri.evaluation.card import model_card
 from alexmri.evaluation.metrics import Predictions, measure
 from alexmri.evaluation.output import write_measured
 from alexmri.files import write_json
-from alexmri.model.bundle import save_bundle
+from alexmri.model.alexnet import AlexNet
+from alexmri.model.bundle import ONNX, save_bundle
+from alexmri.model.export import export_onnx
 from alexmri.model.forward import Compute, predict_logits
+from alexmri.model.inference import InferenceNetwork
 from alexmri.model.predictor import softmax
+from alexmri.model.unlike import UnlikeTraining, fit_unlike, sample_rows
 from alexmri.training.loop import Run
 from alexmri.training.provenance import code_document
 
@@ -84,12 +90,25 @@ def draw_plots(facts: Mapping[str, Any]) -> dict[str, bytes]:
     }
 
 
-def write_model(folder: Path, run: Run, dataset: Dataset, facts: Mapping[str, Any]) -> None:
-    """Write the model directory."""
-    settings = run.settings
+def write_model(
+    folder: Path, run: Run, dataset: Dataset, facts: Mapping[str, Any], *, soon: bool = False
+) -> None:
+    """Write the model directory; `soon` leaves out what takes a while and can be done without."""
+    settings, network = run.settings, run.state.best_network()
+    with_onnx = settings.export_onnx and not soon
+    if with_onnx:
+        validation = dataset.part("validation")
+        export_onnx(
+            folder / ONNX,
+            copy.deepcopy(network).cpu(),
+            classes=dataset.classes,
+            image_size=settings.image_size,
+            temperature=facts["model"]["temperature"],
+            pixels_NCHW=validation.pixels_NCHW[:64],
+        )
     save_bundle(
         folder,
-        run.state.best_network(),
+        network,
         classes=dataset.classes,
         image_size=settings.image_size,
         channels=settings.channels,
@@ -106,7 +125,19 @@ def write_model(folder: Path, run: Run, dataset: Dataset, facts: Mapping[str, An
             "metrics": {"validation": facts["validation"], "test": facts["test"]},
         },
         card=model_card(facts),
+        also=(ONNX,) if with_onnx else (),
+        unlike=None if soon else _describe_slices(network, run.compute.device, dataset),
     )
+
+
+def _describe_slices(network: AlexNet, device: torch.device, dataset: Dataset) -> UnlikeTraining:
+    """Learn what training slices look like to the network, and how far off others of them lie."""
+    looking = InferenceNetwork(network, Compute(device, "fp32"))
+    features = []
+    for split in ("train", "validation"):
+        part = dataset.part(split)
+        features.append(looking.run(part.pixels_NCHW[sample_rows(len(part))])[1])
+    return fit_unlike(*features)
 
 
 def write_results(

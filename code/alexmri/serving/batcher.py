@@ -1,0 +1,213 @@
+"""Gather the pictures of waiting requests into batches for the one thread that owns the model.
+
+A batch takes everything that waits, up to the largest size worth having, and does not wait for
+more: under load the next one fills itself while the present one is computed (Triton's default; a
+window of some milliseconds only adds them to every answer). What cannot be answered in time is
+refused at once, by a table of how long batches take, and not after it has waited.
+"""
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+from alexmri.data.pixels import Pixels
+from alexmri.serving.request_error import RequestError, too_late
+
+
+class Sliceable(Protocol):
+    """The answers of a batch: row i belongs to picture i."""
+
+    def __getitem__(self, rows: slice, /) -> "Sliceable": ...
+
+
+Rows = TypeVar("Rows", bound=Sliceable)
+
+
+class Costs:
+    """How long a forward pass takes by batch size, in seconds, between and beyond what was timed.
+
+    Args:
+        timed: batch size -> seconds, of at least one size.
+    """
+
+    def __init__(self, timed: dict[int, float]) -> None:
+        self.timed = dict(sorted(timed.items()))
+        self.largest_batch = max(timed)
+        # Never less for more pictures, whatever disturbed the clock.
+        seconds = np.maximum.accumulate(list(self.timed.values()))
+        sizes = range(self.largest_batch + 1)
+        self._seconds = [0.0, *np.interp(sizes, list(self.timed), seconds).tolist()[1:]]
+
+    def seconds(self, pictures: int) -> float:
+        """Return the time for `pictures`, in as many batches as they need."""
+        full, rest = divmod(pictures, self.largest_batch)
+        return full * self._seconds[-1] + self._seconds[rest]
+
+    def pictures_within(self, seconds: float) -> int:
+        """Return how many pictures, in largest batches, are computed in so many seconds."""
+        return int(seconds / self._seconds[-1] * self.largest_batch)
+
+
+class _Job:
+    """One request that waits: its thread sleeps on a lock that the model thread opens."""
+
+    __slots__ = ("deadline", "done", "error", "pixels_NCHW", "queued", "rows")
+
+    def __init__(self, pixels_NCHW: Pixels, now: float, deadline: float) -> None:
+        self.pixels_NCHW = pixels_NCHW
+        self.queued = now
+        self.deadline = deadline
+        self.rows: Sliceable | None = None
+        self.error: Exception | None = None
+        # A bare lock: half the cost of an Event, and there is one per request.
+        self.done = threading.Lock()
+        self.done.acquire()
+
+
+class Batcher(Generic[Rows]):
+    """A queue before a model, and the thread that empties it.
+
+    Args:
+        forward: pictures (N, C, S, S) -> their N answers; only ever called by one thread.
+        probe: a picture (1, C, S, S) the model is asked about after an error, to learn whether it
+            was the request's or its own.
+        costs: how long `forward` takes.
+        capacity: pictures that may wait or be computed; more are refused.
+        delay_s: how long a batch that is not full waits for more.
+        on_death: called once by the model thread when it can answer no more.
+        on_batch: called after each batch with its pictures, its seconds, and the seconds for which
+            each of its requests had waited.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[Pixels], Rows],
+        probe: Pixels,
+        costs: Costs,
+        *,
+        capacity: int,
+        delay_s: float,
+        on_death: Callable[[BaseException], None],
+        on_batch: Callable[[int, float, Sequence[float]], None],
+    ) -> None:
+        self.costs = costs
+        self.capacity = capacity
+        self._forward = forward
+        self._probe = probe
+        self._delay_s = delay_s
+        self._on_death = on_death
+        self._on_batch = on_batch
+        self._changed = threading.Condition(threading.Lock())
+        self._queue: deque[_Job] = deque()
+        self._waiting = 0
+        self._running = 0
+        self._running_until = 0.0
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread.start()
+
+    def ask(self, pixels_NCHW: Pixels, deadline: float) -> Rows:
+        """Return the answers for one request, which must be there at `deadline` (monotonic clock).
+
+        Raises:
+            RequestError: 429 the queue is full; 503 the deadline has passed, or would.
+            Exception: what `forward` raised for this batch.
+        """
+        job = _Job(pixels_NCHW, time.monotonic(), deadline)
+        with self._changed:
+            self._admit(job)
+            self._queue.append(job)
+            self._waiting += len(pixels_NCHW)
+            self._changed.notify()
+        # Left in the queue when its time is over: the model thread passes over it.
+        if not job.done.acquire(timeout=max(0.0, deadline - job.queued)):
+            raise too_late()
+        if job.error is not None:
+            raise job.error
+        return job.rows  # type: ignore[return-value]
+
+    @property
+    def queued(self) -> int:
+        """How many requests wait for their batch."""
+        return len(self._queue)
+
+    def check_room(self) -> None:
+        """Refuse while the queue is full, before work is put into a request.
+
+        Raises:
+            RequestError: 429.
+        """
+        if self._waiting + self._running >= self.capacity:
+            raise RequestError(
+                429,
+                "too_many_requests",
+                "the queue is full; try again later",
+                max(1, math.ceil(self.costs.seconds(self.capacity))),
+            )
+
+    def _admit(self, job: _Job) -> None:
+        self.check_room()
+        running = max(0.0, self._running_until - job.queued) if self._running else 0.0
+        waiting = self.costs.seconds(self._waiting + len(job.pixels_NCHW))
+        if job.queued + running + waiting > job.deadline:
+            raise too_late()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._answer(self._take())
+        except BaseException as error:
+            self._on_death(error)
+
+    def _take(self) -> list[_Job]:
+        """Return the next batch: what waits, in its order, as far as it fits; at least one."""
+        largest = self.costs.largest_batch
+        batch: list[_Job] = []
+        taken = 0
+        with self._changed:
+            while not self._queue:
+                self._changed.wait()
+            until = self._queue[0].queued + self._delay_s
+            while self._waiting < largest and (left := until - time.monotonic()) > 0:
+                self._changed.wait(left)
+            now = time.monotonic()
+            while self._queue and (not batch or taken + len(self._queue[0].pixels_NCHW) <= largest):
+                job = self._queue.popleft()
+                self._waiting -= len(job.pixels_NCHW)
+                if job.deadline > now:
+                    batch.append(job)
+                    taken += len(job.pixels_NCHW)
+            self._running = taken
+            self._running_until = now + self.costs.seconds(taken)
+        return batch
+
+    def _answer(self, batch: list[_Job]) -> None:
+        if not batch:
+            return
+        pictures = [job.pixels_NCHW for job in batch]
+        began = time.monotonic()
+        try:
+            rows = self._forward(pictures[0] if len(batch) == 1 else np.concatenate(pictures))
+        except Exception as error:
+            self._running = 0
+            for job in batch:
+                job.error = error
+                job.done.release()
+            # A fault of the request's pixels is over now; one of the model's (a CUDA error sticks)
+            # comes again, and ends this thread.
+            self._forward(self._probe)
+            return
+        # Before the answers, since those who have one may ask again at once.
+        self._running = 0
+        start = 0
+        for job in batch:
+            stop = start + len(job.pixels_NCHW)
+            job.rows = rows[start:stop]
+            job.done.release()
+            start = stop
+        waits = [began - job.queued for job in batch]
+        self._on_batch(start, time.monotonic() - began, waits)

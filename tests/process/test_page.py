@@ -1,0 +1,268 @@
+"""The page at `/` in headless Chromium, in front of container/serve with a trained model."""
+
+import base64
+import http.client
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.wait import WebDriverWait
+
+from .conftest import PATIENCE, Tree
+from .test_serve import Server, serving
+
+CLASSES = {"MildDemented", "NonDemented"}
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+QUIET = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+# WCAG 2.2, 1.4.3: contrast of a text with what is behind it.
+ENOUGH_CONTRAST = 4.5
+CONTRASTS = """
+const canvas = document.createElement("canvas").getContext("2d");
+const rgb = (colour) => {
+  canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+  return canvas.getImageData(0, 0, 1, 1).data;
+};
+const luminance = (colour) => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {
+  const level = colour[i] / 255;
+  return sum + weight * (level <= 0.04045 ? level / 12.92 : ((level + 0.055) / 1.055) ** 2.4);
+}, 0);
+const behind = (element) => {
+  for (let e = element; e; e = e.parentElement) {
+    const colour = rgb(getComputedStyle(e).backgroundColor);
+    if (colour[3] === 255) return colour;
+  }
+  return rgb("white");
+};
+return [...document.body.querySelectorAll("*")].filter((e) => e.checkVisibility()
+    && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim())).map((e) => {
+  const [one, other] = [luminance(rgb(getComputedStyle(e).color)), luminance(behind(e))];
+  return [(Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05), e.textContent.trim()];
+});
+"""
+DROP = """
+const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0));
+const data = new DataTransfer();
+data.items.add(new File([bytes], arguments[1], { type: "image/png" }));
+document.getElementById("drop").dispatchEvent(
+  new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+"""
+
+
+class Page:
+    """The page in a browser, used as a person does."""
+
+    def __init__(self, browser: webdriver.Chrome, address: str) -> None:
+        self.browser = browser
+        browser.get(address)
+        self.wait(lambda: self.find("#facts tr"))
+
+    def find(self, selector: str) -> list[WebElement]:
+        return self.browser.find_elements(By.CSS_SELECTOR, selector)
+
+    def text(self, selector: str) -> list[str]:
+        return [element.text for element in self.find(selector) if element.is_displayed()]
+
+    def wait(self, until: Any) -> None:
+        WebDriverWait(self.browser, PATIENCE, 0.05).until(lambda browser: until())
+
+    def choose(self, *files: Path) -> None:
+        """Choose files and wait for the answer or the refusal."""
+        self.find("#files")[0].send_keys("\n".join(map(str, files)))
+        self.wait_for_answer()
+
+    def wait_for_answer(self) -> None:
+        self.wait(lambda: self.text("#problem") or self.text("#answers"))
+
+    def complaints(self) -> list[str]:
+        """What the browser has to say since it was last asked, such as breaches of the policy."""
+        return [entry["message"] for entry in self.browser.get_log("browser")]
+
+
+@pytest.fixture(scope="module")
+def server(trained: Tree) -> Iterator[Server]:
+    with serving(trained) as server:
+        server.wait_until_ready()
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    if not (CHROMIUM and DRIVER):
+        if os.environ.get("CI") == "true":
+            pytest.fail("the page is tested in Chromium: apt-get install chromium chromium-driver")
+        pytest.skip("Chromium is not here: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for argument in (*QUIET, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(argument)
+    browser = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome, server: Server) -> Page:
+    return Page(browser, f"http://127.0.0.1:{server.port}/")
+
+
+@pytest.fixture(scope="module")
+def slices(trained: Tree) -> list[Path]:
+    return sorted((trained.root / "input" / "data" / "training" / "NonDemented").iterdir())
+
+
+def test_a_picture_gets_its_answer_with_bars_score_and_overlay(
+    page: Page, server: Server, slices: list[Path]
+) -> None:
+    page.choose(slices[0])
+    _, content = server.ask("/invocations", slices[0].read_bytes(), "image/jpeg")
+    (expected,) = json.loads(content)["predictions"]
+    (label,) = page.text("#pictures .answer")
+    assert label == expected["label"]
+    shown = dict(line.split("\n") for line in page.text("#pictures .bars li"))
+    assert set(shown) == CLASSES
+    for name, share in expected["probabilities"].items():
+        assert float(shown[name].removesuffix("%")) == pytest.approx(100 * share, abs=0.2)
+    width, of = (
+        page.browser.execute_script(f"return document.querySelector('{s}').offsetWidth")
+        for s in ("#pictures .fill", "#pictures .track")
+    )
+    assert width / of == pytest.approx(expected["probabilities"][label], abs=0.02)
+    assert any("Unlike the training data: more than" in line for line in page.text("article p"))
+    images = page.find("#pictures img")
+    page.wait(lambda: all(image.get_property("complete") for image in images))
+    picture, overlay = images
+    with Image.open(slices[0]) as original:
+        assert picture.get_property("naturalWidth") == original.width
+    assert overlay.get_property("naturalWidth") == 256
+    assert all(image.get_attribute("alt") for image in images)
+    assert not page.text("#person article")
+    (said,) = page.text("[role=status][aria-live=polite]")
+    assert said.startswith(f"Answered: {slices[0].name}, {label}")
+
+
+def test_several_pictures_are_one_person(page: Page, slices: list[Path]) -> None:
+    page.choose(*slices[:3])
+    assert page.text("#pictures h3") == [path.name for path in slices[:3]]
+    (person,) = page.text("#person article")
+    assert "All 3 slices as one person" in person
+    assert set(person.split("\n")) >= CLASSES
+
+
+def test_a_foreign_picture_is_warned_about(page: Page, tmp_path: Path, slices: list[Path]) -> None:
+    Image.effect_noise((64, 64), 120).save(tmp_path / "noise.png")
+    page.choose(tmp_path / "noise.png", slices[0])
+    (warning,) = page.text("#pictures article:first-child .warn")
+    assert "more than every validation slice. Distrust" in warning
+    assert "slices is unlike the training data: distrust" in page.text("#person .warn")[0]
+
+
+def test_a_refusal_is_told_in_the_servers_words(
+    page: Page, server: Server, tmp_path: Path, slices: list[Path]
+) -> None:
+    (tmp_path / "notes.png").write_bytes(b"no picture at all")
+    page.choose(tmp_path / "notes.png")
+    _, content = server.ask("/invocations", b"no picture at all", "image/png")
+    assert page.text("[role=alert]") == [json.loads(content)["error"]["message"]]
+    assert not page.text("#answers")
+    page.choose(slices[0])
+    assert not page.text("[role=alert]")
+
+
+def test_it_tells_what_the_model_is(page: Page, server: Server) -> None:
+    info = json.loads(server.ask("/info")[1])
+    facts = " ".join(page.text("#facts tr"))
+    for fact in (info["model_version"], *CLASSES, "32 × 32 pixels", "Accuracy", "Trained on"):
+        assert fact in facts
+    assert any("not a diagnostic device" in line for line in page.text(".notice"))
+    page.find("summary")[0].click()
+    card = page.text("#card")[0]
+    assert "What the figures measure" in card
+    assert "**" not in card
+    assert page.find("#card table td")
+
+
+def test_the_keyboard_is_enough(page: Page) -> None:
+    press = webdriver.ActionChains(page.browser)
+    press.send_keys(Keys.TAB).perform()
+    focused = page.browser.switch_to.active_element
+    assert focused.get_attribute("id") == "files"
+    assert focused.accessible_name.startswith("Choose pictures")
+    outline = page.find("#drop")[0].value_of_css_property("outline-style")
+    assert outline == "solid"
+    press.send_keys(Keys.TAB).perform()
+    summary = page.browser.switch_to.active_element
+    assert summary.tag_name == "summary"
+    summary.send_keys(Keys.ENTER)
+    assert page.text("#card")
+
+
+def test_a_dropped_picture_is_asked_about_and_its_name_is_only_text(
+    page: Page, slices: list[Path]
+) -> None:
+    name = "<img src=x onerror=alert(1)>.png"
+    page.browser.execute_script(DROP, base64.b64encode(slices[0].read_bytes()).decode(), name)
+    page.wait_for_answer()
+    assert page.text("#pictures h3") == [name]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_is_readable(
+    page: Page, slices: list[Path], tmp_path: Path, width: int, scheme: str
+) -> None:
+    run = page.browser.execute_cdp_cmd
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    run("Emulation.setDeviceMetricsOverride", size)
+    wish = [{"name": "prefers-color-scheme", "value": scheme}]
+    run("Emulation.setEmulatedMedia", {"features": wish})
+    Image.effect_noise((64, 64), 120).save(tmp_path / "noise.png")
+    page.choose(*slices[:2], tmp_path / "noise.png")
+    page.find("summary")[0].click()
+    script = "return [document.documentElement.scrollWidth, window.innerWidth]"
+    wide, window = page.browser.execute_script(script)
+    assert wide <= window == width
+    contrasts = page.browser.execute_script(CONTRASTS)
+    assert len(contrasts) > 30
+    assert not [each for each in contrasts if each[0] < ENOUGH_CONTRAST]
+
+
+def test_it_asks_nobody_but_its_server_and_keeps_to_its_policy(
+    page: Page, server: Server, slices: list[Path]
+) -> None:
+    page.complaints()
+    page.choose(*slices[:2])
+    assert page.complaints() == []
+    script = "return performance.getEntriesByType('resource').map((each) => each.name)"
+    own = f"http://127.0.0.1:{server.port}/"
+    for address in page.browser.execute_script(script):
+        assert address.startswith((own, f"blob:{own}", "data:"))
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+    connection.request("GET", "/")
+    answer = connection.getresponse()
+    policy = answer.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none';")
+    assert "unsafe" not in policy
+    html = answer.read().decode()
+    connection.close()
+    assert "http://" not in html
+    assert "https://" not in html
+    # The policy holds: a script that is not the page's own does not run.
+    page.browser.execute_script(
+        "const s = document.createElement('script'); s.textContent = 'window.foreign = 1';"
+        "document.body.append(s)"
+    )
+    assert page.browser.execute_script("return window.foreign") is None
+    assert any("Content Security Policy" in message for message in page.complaints())
