@@ -226,7 +226,8 @@ def test_ctrl_c_saves_prints_the_way_on_and_the_end_is_the_same(demo: Path, tmp_
 def test_a_killed_run_resumes_and_other_settings_are_refused(demo: Path, tmp_path: Path) -> None:
     options = ("--epochs", "40", "--checkpoint-every-epochs", "1")
     process = start(demo, tmp_path / "out", *options)
-    read_until(process, "epoch=2;")
+    # The second epoch's checkpoint is begun once the first one's is on the disk.
+    read_until(process, "epoch=3;")
     process.kill()
     process.communicate(timeout=60)
     refused = train(demo, tmp_path / "out", *options, "--seed", "9", check=False)
