@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 WORKER_CANNOT_START = 3
 # Beyond 64 a forward pass of this network gains little on a CPU (docs/serving.md has the table).
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
-TIMINGS = 2
 # Pictures inside the server, all processes together: with 64 clients that ask one after another
 # nothing is refused, and with any number of them an answer takes at most half as long again.
 INSIDE = 96
@@ -172,11 +171,8 @@ class ServedModel:
 
 
 def _seconds_of(forward: Callable[[Pixels], Forecast], pixels_NCHW: Pixels) -> float:
-    """Return the best of a few forward passes after a first, which prepares what they reuse."""
+    """Return the time of a forward pass after a first one, which prepares what later ones reuse."""
     forward(pixels_NCHW)
-    seconds = []
-    for _ in range(TIMINGS):
-        began = time.perf_counter()
-        forward(pixels_NCHW)
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+    began = time.perf_counter()
+    forward(pixels_NCHW)
+    return time.perf_counter() - began
