@@ -74,7 +74,8 @@ def test_the_grace_lets_a_platform_fetch_checkpoints_and_a_signal_ends_it(tree: 
 
 def test_a_killed_worker_is_told_and_the_job_can_be_run_again(tree: Tree) -> None:
     process = tree.start("train", "--checkpoint-every-epochs", "1", *MANY)
-    wait_for_line(process, "epoch=2;")
+    # The second epoch's checkpoint is begun once the first one's is on the disk.
+    wait_for_line(process, "epoch=3;")
     os.kill(worker_of(process), signal.SIGKILL)
     printed = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 137, printed
