@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -41,11 +41,10 @@ class Server:
         sent = {"Content-Type": content_type} if content_type else {}
         chunked = headers.get("Transfer-Encoding") == "chunked"
         method = "GET" if body is None else "POST"
-        connection.request(method, path, body, sent | headers, encode_chunked=chunked)
-        answer = connection.getresponse()
-        content = answer.read()
-        connection.close()
-        return answer.status, content
+        with closing(connection):
+            connection.request(method, path, body, sent | headers, encode_chunked=chunked)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
 
     def wait_until_ready(self) -> set[int]:
         """Wait for a good ping; return the statuses seen before."""
