@@ -149,9 +149,11 @@ class ServedModel:
         """End the server with the reason: without a model no process of it is of use."""
         self.state = State.FAILED
         self.telemetry.flush()
+        # Another process that is about to tell the same is not to be ended before it has: its own
+        # end ends this one.
         if self._board.has_the_word():
             log_failure(error)
-        os._exit(WORKER_CANNOT_START)
+            os._exit(WORKER_CANNOT_START)
 
     def _forward(self, pixels_NCHW: Pixels) -> Forecast:
         assert self.predictor is not None  # noqa: S101
