@@ -17,10 +17,12 @@ from PIL import Image
 
 from alexmri.data.pixels import Pixels, decode
 from alexmri.serving.answers import choose_type
+from alexmri.serving.arrays import MOST_PICTURES
 from alexmri.serving.codec import (
     IMAGE_TYPES,
+    LONGEST_SIDE,
+    MANY_BYTES,
     MANY_PIXELS,
-    MOST_PICTURES,
     MOST_PIXELS,
     PixelBudget,
     Record,
@@ -50,21 +52,28 @@ def as_json(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
-def form(*files: bytes) -> tuple[str, bytes]:
+def form(*files: bytes, names: str = "f" * 3000) -> tuple[str, bytes]:
     parts = [
-        b'--xyz\r\nContent-Disposition: form-data; name="f"; filename="a.png"\r\n\r\n%s\r\n' % data
-        for data in files
+        b'--xyz\r\nContent-Disposition: form-data; name="%s"; filename="a.png"\r\n\r\n%s\r\n'
+        % (name.encode(), data)
+        for name, data in zip(names, files, strict=False)
     ]
     return "multipart/form-data; boundary=xyz", b"".join(parts) + b"--xyz--\r\n"
 
 
 def pixels_of(content_type: str, body: bytes) -> tuple[Pixels, list[RequestError | None]]:
-    return decoded(read_records(content_type, body))
+    return decoded(records_of(content_type, body))
+
+
+def records_of(content_type: str, body: bytes) -> list[Record]:
+    with PixelBudget(time.monotonic() + 60) as budget:
+        return read_records(content_type, body, budget)
 
 
 def decoded(records: list[Record]) -> tuple[Pixels, list[RequestError | None]]:
     with PixelBudget(time.monotonic() + 60) as budget:
-        return to_pixels(records, budget, image_size=32, channels=1)
+        every = range(400, 500)
+        return to_pixels(records, budget, image_size=32, channels=1, tolerated=every)
 
 
 FIELD = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n--x--\r\n'
@@ -94,7 +103,7 @@ def test_a_picture_file_is_what_its_bytes_are(kind: str, content_type: str) -> N
     ],
 )
 def test_json_holds_files_in_base64(document: object, count: int) -> None:
-    assert read_records("application/json", as_json(document)) == [PNG] * count
+    assert records_of("application/json", as_json(document)) == [PNG] * count
 
 
 @pytest.mark.parametrize(
@@ -110,7 +119,7 @@ def test_json_holds_files_in_base64(document: object, count: int) -> None:
     ],
 )
 def test_json_holds_grey_levels(document: object, count: int) -> None:
-    records = read_records("application/json", as_json(document))
+    records = records_of("application/json", as_json(document))
     assert len(records) == count
     for record in records:
         np.testing.assert_array_equal(record, GRAY)
@@ -132,8 +141,12 @@ def test_npy_holds_one_picture_or_several(dtype: str) -> None:
 
 def test_lines_and_forms_hold_several() -> None:
     lines = b"\n".join([as_json(TEXT), b"", as_json({"b64": TEXT}), as_json({"image": TEXT})])
-    assert read_records("application/jsonlines", lines + b"\r\n") == [PNG] * 3
-    assert read_records(*form(PNG, PNG)) == [PNG, PNG]
+    assert records_of("application/jsonlines", lines + b"\r\n") == [PNG] * 3
+    assert records_of(*form(PNG, PNG)) == [PNG, PNG]
+
+
+def test_the_pictures_of_a_form_stay_in_its_order() -> None:
+    assert records_of(*form(b"1", b"2", b"3", names="aba")) == [b"1", b"2", b"3"]
 
 
 @pytest.mark.parametrize(
@@ -141,6 +154,8 @@ def test_lines_and_forms_hold_several() -> None:
     [
         ("application/json", as_json({"instances": [""] * (MOST_PICTURES + 1)}), 413),
         ("application/jsonlines", b"1\n" * (MOST_PICTURES + 1), 413),
+        ("application/json", as_json({"inputs": [[[1, 2]]] * (MOST_PICTURES + 1)}), 413),
+        ("application/json", as_json({"image": [[1, [2]]]}), 400),
         (*form(*[b"x"] * (MOST_PICTURES + 1)), 413),
         (*form(*[b"x"] * 3000), 413),
         ("application/x-npy", npy(np.zeros((MOST_PICTURES + 1, 2, 2), np.uint8)), 413),
@@ -183,18 +198,53 @@ def test_lines_and_forms_hold_several() -> None:
 )  # fmt: skip
 def test_a_request_that_will_not_do(content_type: str, body: bytes, status: int) -> None:
     with pytest.raises(RequestError) as caught:
-        read_records(content_type, body)
+        records_of(content_type, body)
     assert caught.value.status == status
 
 
-def test_a_header_of_numpy_that_promises_more_than_there_is_costs_no_memory() -> None:
-    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (99999999, 99999), }"
-    body = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"\0" * 100
+HEADER = b"{'descr': '|u1', 'fortran_order': False, 'shape': (99999999, 99999), }"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        pytest.param(
+            "application/x-npy",
+            b"\x93NUMPY\x01\x00" + len(HEADER).to_bytes(2, "little") + HEADER + b"\0" * 100,
+            id="a header of numpy that promises more than there is",
+        ),
+        pytest.param(
+            "application/x-npy",
+            npy(np.zeros((100_000, 1, 2), np.uint8)),
+            id="many small pictures",
+        ),
+        pytest.param(
+            "application/json",
+            as_json({"image": [["x" * 10_000, *[1] * 1000]]}),
+            id="a long string among numbers",
+        ),
+        pytest.param("application/jsonlines", b"\n" * 100_000 + b"1\r", id="empty lines"),
+    ],
+)
+def test_what_is_refused_costs_little_memory(content_type: str, body: bytes) -> None:
     tracemalloc.start()
-    with pytest.raises(RequestError):
-        read_records("application/x-npy", body)
+    try:
+        _, (error,) = pixels_of(content_type, body)
+    except RequestError as refused:
+        error = refused
+    assert error is not None
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
+
+
+def test_the_first_bad_picture_ends_the_decoding() -> None:
+    large = file_of("PNG", size=(1000, 1000))
+    with PixelBudget(time.monotonic() + 60) as budget:
+        with pytest.raises(RequestError, match="cannot be read as a picture") as caught:
+            to_pixels([b"junk", large], budget, image_size=32, channels=1)
+        assert caught.value.message.startswith("picture 1 of 2: ")
+        # All of the budget is left.
+        budget.take(MOST_PIXELS // 4000, 4000)
 
 
 def test_a_bad_record_is_told_in_its_place() -> None:
@@ -224,8 +274,30 @@ def bomb(width: int, height: int) -> bytes:
     )
 
 
+def many_scans(times: int) -> bytes:
+    """Return a progressive JPEG with one of its scans, 14 bytes, so many times more."""
+    buffer = io.BytesIO()
+    Image.new("L", (1900, 1900)).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + scan * times + data[-2:]
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded() -> None:
+    _, (error,) = pixels_of("image/jpeg", many_scans(1000))
+    assert error is not None
+    assert (error.status, error.message) == (422, "the JPEG has more than 100 scans")
+    _, (error,) = pixels_of("image/jpeg", many_scans(10))
+    assert error is None
+
+
 def test_a_decompression_bomb_is_refused_by_its_header() -> None:
-    for width, height in ((9000, 9000), (60_000, 60_000), (MOST_PIXELS + 1, 1)):
+    for width, height in (
+        (9000, 9000),
+        (60_000, 60_000),
+        (MOST_PIXELS + 1, 1),
+        (1, LONGEST_SIDE + 1),
+    ):
         body = bomb(width, height)
         tracemalloc.start()
         _, (error,) = pixels_of("image/png", body)
@@ -250,6 +322,10 @@ def test_large_pictures_are_decoded_one_request_at_a_time() -> None:
         with pytest.raises(RequestError) as caught, PixelBudget(time.monotonic()) as second:
             second.take(side, side)
         assert caught.value.status == 503
+        # Numbers take much more memory than their bytes, before their pixels can be counted.
+        with pytest.raises(RequestError) as caught, PixelBudget(time.monotonic()) as numbers:
+            read_records("application/jsonlines", b" " * MANY_BYTES + b"1", numbers)
+        assert caught.value.status == 503
         passed = threading.Event()
 
         def wait() -> None:
@@ -259,7 +335,8 @@ def test_large_pictures_are_decoded_one_request_at_a_time() -> None:
 
         waiting = threading.Thread(target=wait)
         waiting.start()
-        assert not passed.is_set()
+        # Long enough for a thread that nobody holds up.
+        assert not passed.wait(0.5)
     waiting.join(60)
     assert passed.is_set()
 
@@ -273,6 +350,8 @@ def test_large_pictures_are_decoded_one_request_at_a_time() -> None:
         ("text/csv", "text/csv"),
         ("application/x-npy, application/json;q=0.5", "application/x-npy"),
         ("image/png, application/jsonlines;q=0.1", "application/jsonlines"),
+        ("application/json; charset=utf-8", "application/json"),
+        ('text/csv; header="a;b"; q=0.5, application/x-npy;version=1;q=0.9', "application/x-npy"),
     ],
 )
 def test_the_answer_has_the_type_the_client_prefers(accept: str, chosen: str) -> None:
@@ -289,6 +368,7 @@ def test_the_platform_may_say_what_no_preference_means() -> None:
 
 SAMPLES = {
     **{f"image/{kind.lower()}": file_of(kind, mode) for kind in FORMATS for mode in ("L", "RGB")},
+    "application/x-image": many_scans(1000),
     "application/x-npy": npy(GRAY),
     "application/json": as_json({"instances": [TEXT, GRAY.tolist()]}),
     "application/jsonlines": as_json(TEXT) + b"\n" + as_json(GRAY.tolist()),

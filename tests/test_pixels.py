@@ -1,6 +1,7 @@
 """Any picture becomes the pixels the network takes, or is refused in one sentence."""
 
 import io
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,22 @@ def test_sixteen_bits_scale_to_the_brightest_pixel() -> None:
     pixels = gray(encoded(Image.fromarray(values)))
     assert pixels.max() >= 250
     assert np.abs(pixels - gray(encoded(ramp()))).max() <= 2
+
+
+@pytest.mark.parametrize(("dtype", "brightest"), [(np.uint16, 3000), (np.int32, 10**6)])
+def test_levels_above_eight_bits_are_scaled_exactly_in_little_memory(
+    dtype: type, brightest: int
+) -> None:
+    side = 1024
+    values = np.random.default_rng(1).integers(0, brightest + 1, (side, side)).astype(dtype)
+    values[0, 0] = brightest
+    data = encoded(Image.fromarray(values), "TIFF")
+    tracemalloc.start()
+    pixels = gray(data, side).astype(np.uint8)
+    # Of a pixel: up to 8 bytes for the result as `gray` has it, and what is not to be many more.
+    assert tracemalloc.get_traced_memory()[1] < (16 if dtype is np.uint16 else 24) * side**2
+    tracemalloc.stop()
+    np.testing.assert_array_equal(pixels, np.rint(values * (255 / brightest)))
 
 
 def test_exif_rotation_is_applied() -> None:

@@ -1,6 +1,7 @@
 """The HTTP side of a model, by Flask's test client, with a real model of random weights."""
 
 import base64
+import contextlib
 import io
 import json
 import subprocess
@@ -409,8 +410,22 @@ def test_metrics_count_what_was_answered(
         "alexmri_queue_seconds_count 1.0",
         "alexmri_forward_seconds_count 1.0",
         'alexmri_batch_size_bucket{le="1.0"} 1.0',
+        "alexmri_queued_requests 0.0",
     ):
         assert line in told
+
+
+def test_a_log_that_cannot_be_written_costs_no_answer_and_no_count(
+    client_of: Callable[..., FlaskClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = client_of()
+    full = Path("/dev/full").open("w")  # noqa: SIM115 - it cannot be closed either
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", full)
+        assert invoke(client, b"junk").status_code == 422
+        assert 'alexmri_requests_total{status="422"} 1.0' in client.get("/metrics").text
+    with contextlib.suppress(OSError):
+        full.close()
 
 
 def test_info_tells_the_model_and_the_limits(client: FlaskClient, bundle: Path) -> None:
@@ -513,6 +528,7 @@ def test_variables_without_a_meaning_here_are_tolerated() -> None:
         {"SAGEMAKER_BIND_TO_PORT": "http"},
         {"SAGEMAKER_BIND_TO_PORT": "70000"},
         {"SAGEMAKER_MODEL_SERVER_TIMEOUT": "nan"},
+        {"SAGEMAKER_MAX_PAYLOAD_IN_MB": "0.5"},
         {"ALEXMRI_LOG_FORMAT": "xml"},
     ],
 )
@@ -522,9 +538,22 @@ def test_a_variable_that_is_wrong_is_named(environment: dict[str, str]) -> None:
         Options.of(environment)
 
 
-def test_processes_are_those_asked_for_or_at_most_one_per_core() -> None:
-    assert process_count(Options(workers=7), {}) == 7
-    assert 1 <= process_count(Options(), {"CUDA_VISIBLE_DEVICES": ""}) <= 4
+@pytest.mark.parametrize(
+    ("asked", "cores", "gigabytes", "processes"),
+    [(7, 1, 1, 7), (None, 3, 16, 3), (None, 64, 16, 4), (None, 64, 2, 2), (None, 2, 0.5, 1)],
+)
+def test_processes_are_those_asked_for_or_one_per_core_up_to_four_that_fit(
+    monkeypatch: pytest.MonkeyPatch,
+    asked: int | None,
+    cores: int,
+    gigabytes: float,
+    processes: int,
+) -> None:
+    monkeypatch.setattr("alexmri.serving.options.cpu_cores", lambda: cores)
+    monkeypatch.setattr(
+        "alexmri.serving.options.usable_memory_bytes", lambda: int(gigabytes * 2**30)
+    )
+    assert process_count(Options(workers=asked), {"CUDA_VISIBLE_DEVICES": ""}) == processes
 
 
 def test_serving_imports_only_what_it_needs(bundle: Path, tmp_path: Path) -> None:

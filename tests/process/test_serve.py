@@ -4,6 +4,7 @@ import base64
 import http.client
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -12,13 +13,16 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from .conftest import PATIENCE, Tree
+from .conftest import PATIENCE, REPOSITORY, Tree
+
+# In which a platform expects the answer to a ping.
+PING_SECONDS = 2
 
 
 def free_port() -> int:
@@ -27,12 +31,37 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def received(connection: socket.socket) -> tuple[int, bytes]:
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    return answer.status, answer.read()
+
+
+def post(length: int) -> bytes:
+    """Return the head of a request for a picture."""
+    return (
+        b"POST /invocations HTTP/1.1\r\nHost: here\r\nContent-Type: image/png\r\n"
+        b"Content-Length: %d\r\n\r\n" % length
+    )
+
+
 class Server:
     """A running server, asked one request per connection."""
 
     def __init__(self, process: "subprocess.Popen[str]", port: int) -> None:
         self.process = process
         self.port = port
+
+    def connect(self, raw: bytes = b"", timeout: float = PATIENCE) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
+        connection.sendall(raw)
+        return connection
+
+    def ping_in_time(self) -> int:
+        """Return the status of a ping, which the platform waits for no longer than this."""
+        raw = b"GET /ping HTTP/1.1\r\nHost: here\r\n\r\n"
+        with self.connect(raw, PING_SECONDS) as connection:
+            return received(connection)[0]
 
     def ask(
         self, path: str, body: object = None, content_type: str = "", **headers: str
@@ -87,6 +116,14 @@ def server(trained: Tree) -> Iterator[Server]:
         seen = server.wait_until_ready()
         # Connection refused (0) or not loaded yet (503), nothing else.
         assert seen <= {0, 503}
+        yield server
+
+
+@pytest.fixture(scope="module")
+def single(trained: Tree) -> Iterator[Server]:
+    """A server of one process, whose threads can all be taken, and with little patience."""
+    with serving(trained, ALEXMRI_WORKERS="1", ALEXMRI_TIMEOUT_SECONDS="4") as server:
+        server.wait_until_ready()
         yield server
 
 
@@ -149,6 +186,52 @@ def test_a_client_that_sends_too_much_gets_the_reason(
     assert json.loads(content)["error"]["code"] == "payload_too_large"
 
 
+def test_a_refusal_reaches_a_client_that_is_still_sending(server: Server) -> None:
+    status, content = server.ask("/invocations", bytes(20_000_000), "image/png", Accept="image/gif")
+    assert (status, json.loads(content)["error"]["code"]) == (406, "not_acceptable")
+
+
+def test_malformed_chunks_are_the_clients_fault(server: Server) -> None:
+    head = post(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+    with server.connect(head + b"ZZ\r\nAA\r\n0\r\n\r\n") as connection:
+        status, content = received(connection)
+        assert (status, json.loads(content)["error"]["code"]) == (400, "bad_request")
+
+
+@pytest.mark.parametrize(
+    ("raw", "count"),
+    [
+        pytest.param(b"", 300, id="say nothing"),
+        pytest.param(post(100) + b"x", 300, id="send half a request"),
+        pytest.param(
+            b"GET /ping HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n", 70, id="do not close"
+        ),
+    ],
+)
+def test_ping_is_answered_whatever_clients(single: Server, raw: bytes, count: int) -> None:
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(single.connect(raw)) for _ in range(count)]
+        assert single.ping_in_time() == 200
+        if raw.startswith(b"POST"):
+            # Some had to be refused for that.
+            readable, _, _ = select.select(crowd, [], [], PATIENCE)
+            status, content = received(readable[0])
+            assert (status, json.loads(content)["error"]["code"]) == (429, "too_many_requests")
+
+
+def test_a_client_that_sends_a_byte_now_and_then_is_told_at_the_deadline(single: Server) -> None:
+    # Well before any single read would have lasted too long.
+    patience = time.monotonic() + 15
+    with single.connect(post(1000)) as connection:
+        while not select.select([connection], [], [], 0.1)[0]:
+            assert time.monotonic() < patience
+            connection.sendall(b"x")
+        status, content = received(connection)
+        assert (status, json.loads(content)["error"]["code"]) == (408, "request_timeout")
+        # What comes after is no request.
+        assert connection.recv(1) == b""
+
+
 def test_what_is_no_picture_is_told_without_a_path(server: Server, slice_file: Path) -> None:
     for body in (b"junk", slice_file.read_bytes()[:700]):
         status, content = server.ask("/invocations", body, "image/jpeg")
@@ -165,7 +248,7 @@ def test_a_request_under_way_is_answered_before_the_server_ends(
     with serving(trained, ALEXMRI_WORKERS="1") as server:
         server.wait_until_ready()
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
-        connection.putrequest("POST", "/invocations")
+        connection.putrequest("POST", "/invocations?explain=gradcam")
         connection.putheader("Content-Type", "image/jpeg")
         connection.putheader("Content-Length", str(len(jpeg)))
         connection.endheaders(jpeg[:1000])
@@ -183,10 +266,43 @@ def test_a_request_under_way_is_answered_before_the_server_ends(
         connection.send(jpeg[1000:])
         answer = connection.getresponse()
         assert answer.status == 200
-        assert json.loads(answer.read())["predictions"]
+        (prediction,) = json.loads(answer.read())["predictions"]
+        assert prediction["gradcam_png"]
         connection.close()
         printed, _ = server.process.communicate(timeout=25)
         assert server.process.returncode == 0, printed
+
+
+def test_a_server_stopped_while_it_starts_ends_well(trained: Tree) -> None:
+    with serving(trained) as server:
+        assert server.process.stdout
+        while "Booting worker" not in server.process.stdout.readline():
+            pass
+        server.process.send_signal(signal.SIGTERM)
+        printed, _ = server.process.communicate(timeout=PATIENCE)
+        assert server.process.returncode == 0, printed
+        assert "Traceback" not in printed
+
+
+def test_more_connections_than_files_end_no_process(trained: Tree) -> None:
+    port = free_port()
+    tree = Tree(trained.root, {"SAGEMAKER_BIND_TO_PORT": str(port), "ALEXMRI_WORKERS": "1"})
+    process = subprocess.Popen(
+        ["bash", "-c", 'ulimit -n 640; exec "$0"', str(REPOSITORY / "container" / "serve")],
+        env=tree.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with running(process, port) as server:
+        server.wait_until_ready()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        before = children.read_text()
+        with ExitStack() as stack:
+            for _ in range(700):
+                stack.enter_context(server.connect())
+        assert server.ask("/ping")[0] == 200
+        assert children.read_text() == before
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_server_with_the_reason(
@@ -303,17 +419,22 @@ def test_a_process_that_is_killed_is_replaced_and_the_others_go_on(
         children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
         first, second = children.read_text().split()
         os.kill(int(first), signal.SIGKILL)
-        deadline = time.monotonic() + PATIENCE
-        answered = 0
-        # Until the successor is ready: it refuses with 503, or the other process answers.
-        while answered < 20:
-            assert time.monotonic() < deadline
-            try:
-                status, _ = server.ask("/invocations", jpeg, "image/jpeg")
-            except OSError:
-                continue  # a connection the killed process had
-            assert status in (200, 503)
-            answered = answered + 1 if status == 200 else 0
+
+        def wait_for_the_successor() -> None:
+            assert server.process.stdout
+            for _ in range(3):
+                while " is ready; " not in (line := server.process.stdout.readline()):
+                    assert line, "the server has ended"
+
+        with ThreadPoolExecutor(1) as reader:
+            ready = reader.submit(wait_for_the_successor)
+            # Meanwhile the successor would refuse, and leaves all to the other process.
+            while not ready.done():
+                try:
+                    assert server.ask("/invocations", jpeg, "image/jpeg")[0] == 200
+                except OSError:
+                    continue  # a connection the killed process had
+            ready.result()
         after = children.read_text().split()
         assert len(after) == 2
         assert second in after

@@ -152,7 +152,10 @@ def choose_type(accept: str, default: str) -> str:
         offered = list(ACCEPT_TYPES)
     if not accept.strip():
         return offered[0]
-    best = parse_accept_header(accept, MIMEAccept).best_match(offered)
+    wanted = parse_accept_header(accept, MIMEAccept)
+    # Without parameters as charset: what is offered has none.
+    plain = MIMEAccept([(media.partition(";")[0].strip(), quality) for media, quality in wanted])
+    best = plain.best_match(offered)
     if best is None:
         raise RequestError(
             406, "not_acceptable", f"the answer can be {', '.join(ACCEPT_TYPES)} and nothing else"

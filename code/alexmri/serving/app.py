@@ -11,7 +11,8 @@ from werkzeug.exceptions import HTTPException
 
 from alexmri.contract.paths import Paths
 from alexmri.serving.answers import ACCEPT_TYPES
-from alexmri.serving.codec import CONTENT_TYPES, MOST_PICTURES, MOST_PIXELS
+from alexmri.serving.arrays import MOST_PICTURES
+from alexmri.serving.codec import CONTENT_TYPES, MOST_PIXELS
 from alexmri.serving.door import Door
 from alexmri.serving.options import MEGABYTE, TRANSFORM_MB, Options
 from alexmri.serving.page import page

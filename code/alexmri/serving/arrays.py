@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexmri.data.pixels import Pixels
-from alexmri.serving.request_error import RequestError, bad_request, unreadable
+from alexmri.serving.request_error import RequestError, bad_request, too_large, unreadable
 
+# One request holds a thread while its pictures are decoded; a person has fewer slices than this.
+MOST_PICTURES = 512
 NPY_MAGIC = b"\x93NUMPY"
 HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -22,7 +24,8 @@ def from_npy(body: bytes) -> list[Pixels | RequestError]:
     """Return the pictures in an .npy file as `uint8` (H, W) or (H, W, C).
 
     Raises:
-        RequestError: 400 not such a file, or not of numbers; 422 not the shape of pictures.
+        RequestError: 400 not such a file, or not of numbers; 413 too many pictures; 422 not the
+            shape of pictures.
     """
     buffer = io.BytesIO(body)
     try:
@@ -40,32 +43,43 @@ def from_npy(body: bytes) -> list[Pixels | RequestError]:
     return split(array)
 
 
-def from_lists(value: object) -> NDArray[Any]:
+def from_lists(values: list[Any]) -> NDArray[np.float64]:
     """Return nested lists of numbers as an array.
 
     Raises:
         RequestError: 400 ragged, too deep, or not of numbers.
     """
     try:
-        array = np.array(value)
-    except (ValueError, OverflowError, TypeError, RecursionError):
+        # First, since numpy makes room in every element for the longest string.
+        if not _are_numbers(values):
+            raise bad_request("the nested lists must hold numbers and nothing else")
+        return np.array(values, dtype=np.float64)
+    except (ValueError, OverflowError, RecursionError):
         raise bad_request("the nested lists must be of equal lengths") from None
-    if array.dtype.kind not in "uif":
-        raise bad_request("the nested lists must hold numbers and nothing else")
-    return array
+
+
+def check_count(count: int) -> None:
+    """Refuse more pictures than one request may have, before work is put into them.
+
+    Raises:
+        RequestError: 413.
+    """
+    if count > MOST_PICTURES:
+        raise too_large(f"{count} pictures in one request; at most {MOST_PICTURES} are taken")
 
 
 def split(array: NDArray[Any]) -> list[Pixels | RequestError]:
     """Return the pictures an array holds: one where it has the shape of one, else several.
 
     Raises:
-        RequestError: 422 neither.
+        RequestError: 413 too many, 422 neither.
     """
     if array.size == 0:
         raise unreadable(f"the shape is {array.shape}: there is no pixel")
     if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3)):
         return [one_picture(array)]
     if array.ndim == 3 or (array.ndim == 4 and array.shape[3] in (1, 3)):
+        check_count(len(array))
         return [_or_error(picture) for picture in array]
     raise unreadable(f"the shape is {array.shape}; pictures are {SHAPES}")
 
@@ -84,6 +98,12 @@ def one_picture(array: NDArray[Any]) -> Pixels:
         raise unreadable("the numbers must be grey levels from 0 to 255")
     levels: Pixels = np.rint(array).astype(np.uint8)
     return levels[:, :, 0] if colour and array.shape[2] == 1 else levels
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    kinds = set(map(type, values))
+    # bool is no number here, though Python's is.
+    return kinds <= {int, float} or (kinds == {list} and all(map(_are_numbers, values)))
 
 
 def _or_error(array: NDArray[Any]) -> Pixels | RequestError:

@@ -7,21 +7,29 @@ is ever written to a disk.
 import base64
 import binascii
 import io
+import itertools
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from types import TracebackType
 
 import numpy as np
 from PIL import Image
-from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.formparser import FormDataParser
 
 from alexmri.data.pixels import Pixels, decode, fit
 from alexmri.errors import UserError
-from alexmri.serving.arrays import NPY_MAGIC, from_lists, from_npy, one_picture, split
+from alexmri.serving.arrays import (
+    MOST_PICTURES,
+    NPY_MAGIC,
+    check_count,
+    from_lists,
+    from_npy,
+    one_picture,
+    split,
+)
 from alexmri.serving.request_error import (
     RequestError,
     bad_request,
@@ -30,12 +38,18 @@ from alexmri.serving.request_error import (
     unreadable,
 )
 
-# One request holds a thread while its pictures are decoded; a person has fewer slices than this.
-MOST_PICTURES = 512
 # In one request, before any is decoded: a film of 20 million, or 512 slices of 256 x 256.
 MOST_PIXELS = 40_000_000
 # Requests with more are decoded one at a time, so that their memory does not add up.
 MANY_PIXELS = 4_000_000
+# So are larger bodies of numbers, before their pixels are known: as Python's objects they take ten
+# times as much.
+MANY_BYTES = 1_000_000
+# A line of pixels costs work of its own, however few there are in it.
+LONGEST_SIDE = 20_000
+# Each scan of a progressive JPEG goes over all pixels: 1,000 of them, in 28 KB, took 2.2 s. Usual
+# are 10, and libtiff has the same limit. In a scan's data this pair of bytes cannot be.
+SCAN, MOST_SCANS = b"\xff\xda", 100
 IMAGE_TYPES = (
     "image/png",
     "image/jpeg",
@@ -61,7 +75,10 @@ _many_pixels_at_a_time = threading.Lock()
 
 
 class PixelBudget:
-    """What one request may still decode; refuses by width and height, before there are pixels."""
+    """What one request may still decode; refuses by width and height, before there are pixels.
+
+    While it is entered, a large request may wait here for those before it.
+    """
 
     def __init__(self, deadline: float) -> None:
         self._deadline = deadline
@@ -84,29 +101,43 @@ class PixelBudget:
         """Count a picture.
 
         Raises:
-            RequestError: 413 it has too many pixels, alone or with those before it; 503 too many
-                requests with large pictures came before it.
+            RequestError: 413 it has too many pixels, alone or with those before it, or too long a
+                side; 503 too many large requests came before it.
         """
+        if max(width, height) > LONGEST_SIDE:
+            raise too_large(
+                f"it has {width} x {height} pixels; a side may have {LONGEST_SIDE} at most"
+            )
         if self._taken + width * height > MOST_PIXELS:
             raise too_large(
                 f"it has {width} x {height} pixels; at most {MOST_PIXELS // 10**6} million are"
                 " decoded for one request"
             )
         self._taken += width * height
-        if self._taken > MANY_PIXELS and not self._alone:
+        if self._taken > MANY_PIXELS:
+            self.be_alone()
+
+    def be_alone(self) -> None:
+        """Wait until no other large request is being decoded, and keep the others waiting.
+
+        Raises:
+            RequestError: 503 the deadline came before.
+        """
+        if not self._alone:
             left = max(0.0, self._deadline - time.monotonic())
             self._alone = _many_pixels_at_a_time.acquire(timeout=left)
             if not self._alone:
                 raise too_late()
 
 
-def read_records(content_type: str, body: bytes) -> list[Record]:
+def read_records(content_type: str, body: bytes, budget: PixelBudget) -> list[Record]:
     """Return the pictures in a request, at least one; one that is wrong in itself as its error.
 
     `content_type` is the header, with its parameters.
 
     Raises:
-        RequestError: 413 too many, 415 unknown type, 400 malformed, 422 not the shape of pictures.
+        RequestError: 413 too many, 415 unknown type, 400 malformed, 422 not the shape of pictures,
+            503 too many large requests came before it.
     """
     media = content_type.partition(";")[0].strip().lower()
     if media not in CONTENT_TYPES:
@@ -118,29 +149,38 @@ def read_records(content_type: str, body: bytes) -> list[Record]:
     if not body:
         raise bad_request("there is no picture: the body is empty")
     records: Sequence[Record]
+    numpys = media == NPY_TYPE or (media == "application/octet-stream" and body[:6] == NPY_MAGIC)
+    if len(body) > MANY_BYTES and (numpys or media in (JSON_TYPE, LINES_TYPE)):
+        budget.be_alone()
     if media == JSON_TYPE:
         records = _from_json(body)
     elif media == LINES_TYPE:
         records = _from_lines(body)
     elif media == FORM_TYPE:
         records = _from_form(content_type, body)
-    elif media == NPY_TYPE or (media == "application/octet-stream" and body[:6] == NPY_MAGIC):
+    elif numpys:
         records = from_npy(body)
     else:
         records = [body]
     if not records:
         raise bad_request("there is no picture in the request")
-    if len(records) > MOST_PICTURES:
-        raise too_large(
-            f"{len(records)} pictures in one request; at most {MOST_PICTURES} are taken"
-        )
+    check_count(len(records))
     return list(records)
 
 
 def to_pixels(
-    records: Sequence[Record], budget: PixelBudget, *, image_size: int, channels: int
+    records: Sequence[Record],
+    budget: PixelBudget,
+    *,
+    image_size: int,
+    channels: int,
+    tolerated: Container[int] = (),
 ) -> tuple[Pixels, list[RequestError | None]]:
-    """Return the good pictures as `uint8` (N, C, S, S), and for every record its error or None."""
+    """Return the good pictures as `uint8` (N, C, S, S), and for every record its error or None.
+
+    Raises:
+        RequestError: that of the first record whose status is not `tolerated`.
+    """
     pixels: list[Pixels] = []
     errors: list[RequestError | None] = []
     for number, record in enumerate(records, start=1):
@@ -150,6 +190,8 @@ def to_pixels(
         except RequestError as error:
             if len(records) > 1:
                 error.message = f"picture {number} of {len(records)}: {error.message}"
+            if error.status not in tolerated:
+                raise
             errors.append(error)
     if not pixels:
         return np.empty((0, channels, image_size, image_size), dtype=np.uint8), errors
@@ -166,6 +208,8 @@ def _decode(
         return fit(Image.fromarray(record), image_size=image_size, channels=channels)
     if not record:
         raise bad_request("there is no picture: its bytes are missing")
+    if record.startswith(b"\xff\xd8") and record.count(SCAN) > MOST_SCANS:
+        raise unreadable(f"the JPEG has more than {MOST_SCANS} scans")
     try:
         return decode(record, image_size=image_size, channels=channels, admit=admit)
     except UserError as error:
@@ -195,9 +239,10 @@ def _from_json(body: bytes) -> Sequence[Record]:
 
 
 def _from_lines(body: bytes) -> Sequence[Record]:
-    lines = [line for line in body.splitlines() if line.strip()]
+    filled = (line for line in io.BytesIO(body) if not line.isspace())
+    lines = list(itertools.islice(filled, MOST_PICTURES + 1))
     if len(lines) > MOST_PICTURES:
-        raise too_large(f"{len(lines)} lines in one request; at most {MOST_PICTURES} are taken")
+        raise too_large(f"more than {MOST_PICTURES} lines in one request")
     records: list[Record] = []
     for line in lines:
         try:
@@ -208,13 +253,17 @@ def _from_lines(body: bytes) -> Sequence[Record]:
 
 
 def _from_form(content_type: str, body: bytes) -> Sequence[Record]:
+    # In the order of the form; the parser returns them grouped by the names of their fields.
+    files: list[io.BytesIO] = []
+
     def in_memory(
         total_content_length: int | None,
         content_type: str | None,
         filename: str | None,
         content_length: int | None = None,
     ) -> io.BytesIO:
-        return io.BytesIO()
+        files.append(io.BytesIO())
+        return files[-1]
 
     parser = FormDataParser(
         stream_factory=in_memory,
@@ -224,15 +273,14 @@ def _from_form(content_type: str, body: bytes) -> Sequence[Record]:
     )
     options = _parameters(content_type)
     try:
-        _, _, files = parser.parse(io.BytesIO(body), FORM_TYPE, len(body), options)
+        parser.parse(io.BytesIO(body), FORM_TYPE, len(body), options)
     except RequestEntityTooLarge:
         raise too_large(f"the form has more than {2 * MOST_PICTURES} parts") from None
     except ValueError:
         raise bad_request("the form cannot be read: its parts are not as announced") from None
     if not files:
         raise bad_request("the form holds no file; with curl: -F image=@slice.png")
-    uploaded: list[FileStorage] = [file for _, group in files.lists() for file in group]
-    return [file.stream.read() for file in uploaded]
+    return [file.getvalue() for file in files]
 
 
 def _parameters(content_type: str) -> dict[str, str]:
@@ -249,8 +297,7 @@ def _parse(text: bytes, what: str) -> object:
 
 
 def _several(values: Sequence[object]) -> list[Record]:
-    if len(values) > MOST_PICTURES:
-        raise too_large(f"{len(values)} pictures in one request; at most {MOST_PICTURES} are taken")
+    check_count(len(values))
     records: list[Record] = []
     for value in values:
         try:

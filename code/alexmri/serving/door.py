@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
 
+from gunicorn.http.errors import ParseException
+
 from alexmri.serving.answers import Answer, Forecast, choose_type
 from alexmri.serving.codec import PixelBudget, read_records, to_pixels
 from alexmri.serving.request_error import RequestError, bad_request, too_large
@@ -23,8 +25,8 @@ StartResponse = Callable[[str, list[tuple[str, str]]], object]
 Application = Callable[[Environ, Any], Iterable[bytes]]
 
 CHUNK_BYTES = 2**16
-# How much more than the limit is read away, so that a client gets to see why it was refused.
-READ_AWAY = 4
+# Of the threads (gunicorn_conf.py); the others refuse, and answer pings.
+MOST_UNDER_WAY = 224
 STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 # What is wrong with a record itself; a batch transform goes on with the next one.
 OF_THE_RECORD = (400, 413, 415, 422)
@@ -108,23 +110,28 @@ class Door:
         predictor, batcher = self.model.require_ready()
         explained = _wants_gradcam(environ)
         batcher.check_room()
-        deadline = began + self.model.options.timeout_s
-        isolate = self.model.options.batch_transform
-        bundle = predictor.bundle
-        try:
-            body = self._read(environ, deadline)
-            records = read_records(environ.get("CONTENT_TYPE", ""), body)
-        except RequestError as error:
-            if not isolate or error.status not in OF_THE_RECORD:
-                raise
-            records = [error]
-        with PixelBudget(deadline) as budget:
-            pixels_NCHW, errors = to_pixels(
-                records, budget, image_size=bundle.image_size, channels=bundle.channels
+        if self.requests_under_way > MOST_UNDER_WAY:
+            raise RequestError(
+                429, "too_many_requests", "too many requests are under way; try again later", 1
             )
-        for wrong in errors:
-            if wrong is not None and not (isolate and wrong.status in OF_THE_RECORD):
-                raise wrong
+        deadline = began + self.model.options.timeout_s
+        tolerated = OF_THE_RECORD if self.model.options.batch_transform else ()
+        bundle = predictor.bundle
+        with PixelBudget(deadline) as budget:
+            try:
+                body = self._read(environ, deadline)
+                records = read_records(environ.get("CONTENT_TYPE", ""), body, budget)
+            except RequestError as error:
+                if error.status not in tolerated:
+                    raise
+                records = [error]
+            pixels_NCHW, errors = to_pixels(
+                records,
+                budget,
+                image_size=bundle.image_size,
+                channels=bundle.channels,
+                tolerated=tolerated,
+            )
         if len(pixels_NCHW):
             forecast = batcher.ask(pixels_NCHW, deadline)
         else:
@@ -135,31 +142,36 @@ class Door:
             classes=bundle.classes,
             forecast=forecast,
             errors=errors,
-            overlays=self.model.explain(pixels_NCHW, forecast, deadline) if explained else (),
+            overlays=self.model.explain(predictor, pixels_NCHW, forecast, deadline)
+            if explained
+            else (),
         )
 
     def _read(self, environ: Environ, deadline: float) -> bytes:
         """Return the body.
 
+        The worker ends the reading at the deadline, and reads away what is left unread.
+
         Raises:
-            RequestError: 413 it is larger than the limit, which is noticed before it is kept; 408
-                it did not come in time.
+            RequestError: 400 its chunks are malformed; 408 it did not come in time, or not whole;
+                413 it is larger than the limit, which is noticed before it is kept.
         """
         most = self.model.options.largest_payload_bytes
         source = environ["wsgi.input"]
         length = environ.get("CONTENT_LENGTH") or ""
+        # Without a length (chunked) one byte too many is how a body over the limit is noticed.
+        expected = int(length) if length.isdigit() else None
         try:
-            if length.isdigit() and int(length) <= most:
-                return _read_whole(source, int(length), deadline)
-            # Without a length (chunked) one byte too many is how a body over the limit is noticed.
-            body = b"" if length.isdigit() else _read_whole(source, most + 1, deadline)
-            if length.isdigit() or len(body) > most:
-                for _ in range(READ_AWAY * most // CHUNK_BYTES):
-                    if not source.read(CHUNK_BYTES) or time.monotonic() > deadline:
-                        break
-                raise too_large(f"the request is larger than {most // 2**20} MB")
+            if expected is None or expected <= most:
+                body = _read_whole(source, most + 1 if expected is None else expected, deadline)
+        except ParseException:
+            raise bad_request("the chunks of the body are malformed") from None
         except OSError:
-            raise RequestError(408, "request_timeout", "the request did not come in time") from None
+            raise _incomplete() from None
+        if (len(body) if expected is None else expected) > most:
+            raise too_large(f"the request is larger than {most // 2**20} MB")
+        if expected is not None and len(body) < expected:
+            raise _incomplete()
         return body
 
 
@@ -174,6 +186,10 @@ def _wants_gradcam(environ: Environ) -> bool:
     if any(wish != "gradcam" for wish in wishes):
         raise bad_request("there is one explanation: explain=gradcam")
     return bool(wishes)
+
+
+def _incomplete() -> RequestError:
+    return RequestError(408, "request_timeout", "the request did not come in time")
 
 
 def _read_whole(source: Any, most: int, deadline: float) -> bytes:

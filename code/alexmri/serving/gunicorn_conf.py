@@ -5,6 +5,7 @@ in the worker (no preload).
 """
 
 import os
+import resource
 import shutil
 import tempfile
 from typing import Any
@@ -22,8 +23,10 @@ worker_class = "alexmri.serving.worker.Worker"
 # A request holds a thread while it waits for its batch: as many as may be inside (192 at most), and
 # more to refuse the others, and answer pings, without a wait.
 threads = 256
-worker_connections = 2048
 backlog = 2048
+# Connections of a process, as far as the system lets it have files. A thread that waits for a
+# client has a second one, and the rest are the model's, torch's and the server's own.
+MOST_CONNECTIONS, OTHER_FILES = 2048, 512
 # Seconds. Platforms keep connections open for a minute and kill 30 s after they asked to stop.
 keepalive = 75
 timeout = 60
@@ -33,6 +36,18 @@ worker_tmp_dir = memory_folder()
 # The control socket wants a home folder to write in, and nobody uses it.
 control_socket_disable = True
 
+
+def _connections() -> int:
+    """Return how many connections a process may hold, after it has asked for files enough."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_CONNECTIONS + OTHER_FILES
+    files = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    return max(1, files - OTHER_FILES)
+
+
+worker_connections = _connections()
 BOARD = Board(workers)
 # Where prometheus_client keeps the figures of several processes; read when a worker imports it.
 METRICS = "PROMETHEUS_MULTIPROC_DIR"
@@ -65,12 +80,24 @@ def post_fork(server: Any, worker: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """Start loading the model; the port is open by now."""
-    worker.wsgi.model.load_in_background(BOARD, worker.place, _threads())
+    # A signal to stop may have come while the worker imported.
+    if worker.alive:
+        worker.wsgi.model.load_in_background(BOARD, worker.place, _threads())
 
 
 def worker_exit(server: Any, worker: Any) -> None:
     """Log the last requests."""
-    worker.wsgi.model.telemetry.flush()
+    if worker.wsgi is not None:
+        worker.wsgi.model.telemetry.flush()
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """Forget what the worker had told of itself, in the master process, however it ended."""
+    BOARD.tell_connections(worker.place, BOARD.NO_MORE)
+    if METRICS in os.environ:
+        from prometheus_client.multiprocess import mark_process_dead
+
+        mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
 
 
 def on_exit(server: Any) -> None:

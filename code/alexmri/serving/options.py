@@ -77,6 +77,11 @@ class Options:
 
         timeout_s = number(TIMEOUT, 60, 1, 3600)
         megabytes = number(["SAGEMAKER_MAX_PAYLOAD_IN_MB"], REAL_TIME_MB, 0, TRANSFORM_MB)
+        if 0 < megabytes < 1:
+            raise UserError(
+                f"SAGEMAKER_MAX_PAYLOAD_IN_MB is {megabytes:g}; it must be 0, which is the most, or"
+                f" a number from 1 to {TRANSFORM_MB}"
+            )
         return cls(
             port=int(number(["SAGEMAKER_BIND_TO_PORT"], 8080, 1, 65535)),
             workers=int(number(WORKERS, 0, 0, 64)) or None,

@@ -65,7 +65,9 @@ class ServedModel:
             try:
                 self.load(threads)
             except Exception as error:
-                self.fail(error)
+                # Python cannot import while it ends: no reason to call the end a failure.
+                if self.state is not State.DRAINING:
+                    self.fail(error)
 
         threading.Thread(target=load, name="load-model", daemon=True).start()
 
@@ -95,7 +97,7 @@ class ServedModel:
             on_death=self.fail,
             on_batch=self.telemetry.batch,
         )
-        self.telemetry.model(self.predictor.bundle.version)
+        self.telemetry.model(self.predictor.bundle.version, self.batcher)
         if self.state is State.LOADING:
             self.state = State.READY
         self._board.tell_ready(self._place)
@@ -116,7 +118,13 @@ class ServedModel:
             raise RequestError(503, "not_ready", "the model is still being loaded; try again", 2)
         return self.predictor, self.batcher
 
-    def explain(self, pixels_NCHW: Pixels, forecast: Forecast, deadline: float) -> list[bytes]:
+    def explain(
+        self,
+        predictor: "Predictor",
+        pixels_NCHW: Pixels,
+        forecast: Forecast,
+        deadline: float,
+    ) -> list[bytes]:
         """Return for each picture a PNG that shows where its label was seen.
 
         One picture at a time, whoever asks: each costs as much as the answers for several.
@@ -124,7 +132,6 @@ class ServedModel:
         Raises:
             RequestError: 503 they are not there at `deadline` (monotonic clock).
         """
-        predictor, _ = self.require_ready()
         overlays: list[bytes] = []
         for pixels_CHW, row_K in zip(pixels_NCHW, forecast.probabilities_NK, strict=True):
             with self._explaining:

@@ -22,13 +22,15 @@ class Board:
     tells how many connections it holds, so that none gathers most of them.
     """
 
-    # More connections than any process takes: that of one which should get no more.
+    # More connections than any process takes: that of one which cannot answer.
     NO_MORE = 2**16 - 1
 
     def __init__(self, places: int) -> None:
         self.places = places
         self._ready = mmap.mmap(-1, places)
         self._connections = memoryview(mmap.mmap(-1, 2 * places)).cast("H")
+        for place in range(places):
+            self.tell_connections(place, self.NO_MORE)
         self._word, token = os.pipe()
         os.set_blocking(self._word, False)
         os.write(token, b"!")

@@ -1,5 +1,6 @@
 """What the server tells about itself: metrics for Prometheus, and one line per request."""
 
+import contextlib
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -20,8 +22,17 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 # How long a note may wait to be counted and logged.
 MOMENT_S = 0.25
+# More of them than any moment has; where the thread that counts has died they take no more memory.
+MOST_NOTES = 100_000
 # Time of day, status, seconds, labels, facts.
 Note = tuple[float, int, float, Sequence[str], Mapping[str, str]]
+
+
+class Queue(Protocol):
+    """What waits before the model."""
+
+    @property
+    def queued(self) -> int: ...
 
 
 class Telemetry:
@@ -63,16 +74,24 @@ class Telemetry:
             registry=registry,
             multiprocess_mode="max",
         )
+        self._waiting = Gauge(
+            "alexmri_queued_requests",
+            "Requests that wait for their batch",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._waiting_in: Queue | None = None
         self._json = options.log_json
         self._log_level = options.log_level
-        self._noted: deque[Note] = deque()
-        self._batches: deque[tuple[int, float, Sequence[float]]] = deque()
+        self._noted: deque[Note] = deque(maxlen=MOST_NOTES)
+        self._batches: deque[tuple[int, float, Sequence[float]]] = deque(maxlen=MOST_NOTES)
         self._writing = threading.Lock()
         threading.Thread(target=self._write_for_ever, name="telemetry", daemon=True).start()
 
-    def model(self, version: str) -> None:
-        """Note which model answers."""
+    def model(self, version: str, queue: Queue) -> None:
+        """Note which model answers, and where requests wait for it."""
         self._model.labels(version).set(1)
+        self._waiting_in = queue
 
     def batch(self, pictures: int, seconds: float, waits: Sequence[float]) -> None:
         """Note a forward pass and how long its requests had waited for it."""
@@ -91,6 +110,8 @@ class Telemetry:
     def flush(self) -> None:
         """Count and log what was noted."""
         with self._writing:
+            if self._waiting_in is not None:
+                self._waiting.set(self._waiting_in.queued)
             while self._batches:
                 pictures, seconds, waits = self._batches.popleft()
                 self._batch.observe(pictures)
@@ -108,7 +129,9 @@ class Telemetry:
                 if (logging.INFO if status < 400 else logging.WARNING) >= self._log_level:
                     lines.append(self._line(note))
             if lines:
-                print("\n".join(lines), flush=True)
+                # Nobody reads the log any more, or its disk is full: the server goes on.
+                with contextlib.suppress(OSError, ValueError):
+                    print("\n".join(lines), flush=True)
 
     def exposition(self) -> bytes:
         """Return the metrics of all processes as Prometheus reads them."""

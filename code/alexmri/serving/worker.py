@@ -1,20 +1,41 @@
-"""gunicorn's threaded worker, which goes on answering /ping while it finishes what it has begun."""
+"""gunicorn's threaded worker, which no client and no end of the server keeps from answering /ping.
 
+It holds every client to a deadline, and never waits for one in its main loop.
+"""
+
+import contextlib
+import selectors
 import socket
 import struct
+import time
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers import gthread
 
-# Seconds a read from a client may stand still: a thread waits for it.
+from alexmri.serving.states import Board
+
+# Seconds a read from a client may stand still, and for the head of a request: a thread waits.
 READ_TIMEOUT_S = 20
+# How often deadlines are looked at; not in every round of the main loop, of which each answer has
+# one.
+LOOK_S = 0.5
+# A connection that is closed is read from until the client closes its end: one that is reset takes
+# the answer with it. So long it may be silent, and so long it may send, in seconds.
+SILENT_S, SENDING_S = 2, 20
+WASTE_BYTES = 2**16
 # Connections by which a process may be ahead of another, and their share of that one's, before it
 # leaves new ones to it. Without a limit one of two processes took 48 of 64, and its batches were
 # as much larger.
 AHEAD, SHARE_AHEAD = 4, 0.25
 
+# Seconds a thread waits for a client that is silent before it leaves it to the main loop. With
+# gunicorn's 5, idle connections as many as threads were enough to keep /ping waiting.
+gthread.DEFAULT_WORKER_DATA_TIMEOUT = 0.05
 
-class Worker(ThreadWorker):  # type: ignore[misc]
+
+class Worker(gthread.ThreadWorker):  # type: ignore[misc]
     """Between SIGTERM and the end, `/ping` says 503 and requests under way are answered.
 
     gunicorn's own worker closes its port at once, and a platform that asks then cannot tell a
@@ -22,9 +43,16 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     """
 
     place: int
+    wsgi: Any = None
     _draining = False
 
     def init_process(self) -> None:
+        # Connections that threads read from or answer, and when that must be over.
+        self._deadlines: dict[Any, float] = {}
+        # Connections that are being closed: since when, and when something came last; in its order.
+        self._closing: dict[Any, tuple[float, float]] = {}
+        self._waste = bytearray(WASTE_BYTES)
+        self._look_at = 0.0
         # Accepted sockets inherit it. gunicorn itself waits for ever for the rest of a request.
         timeout = struct.pack("ll", READ_TIMEOUT_S, 0)
         for listener in self.sockets:
@@ -41,7 +69,41 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             before = self.nr_conns
             super().accept(listener)
 
+    def handle(self, conn: Any) -> Any:
+        """Serve one request, in a thread; a connection that was too late is not kept."""
+        self._deadlines[conn] = time.monotonic() + READ_TIMEOUT_S
+        result = super().handle(conn)
+        return self._deadlines.pop(conn, None) and result
+
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        """Answer a request whose head has come."""
+        self._deadlines[conn] = time.monotonic() + self.wsgi.model.options.timeout_s
+        return super().handle_request(req, conn)
+
+    def finish_request(self, conn: Any, fs: "Future[Any]") -> None:
+        """Keep or close a connection whose thread is done, in the main loop.
+
+        gunicorn closes it here too, and waits up to 2 s for a client that does not close its end.
+        """
+        kept = fs.exception() is None and fs.result()
+        if kept is True or (kept and self.alive):
+            super().finish_request(conn, fs)
+            return
+        with contextlib.suppress(OSError):
+            conn.sock.shutdown(socket.SHUT_WR)
+            conn.sock.setblocking(False)
+        if self._is_over(conn.sock):
+            self._close(conn)
+            return
+        now = time.monotonic()
+        self._closing[conn] = (now, now)
+        self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._read_away, conn))
+
     def handle_exit(self, sig: int, frame: Any) -> None:
+        if self.wsgi is None:
+            # Still importing: there is nothing to finish.
+            super().handle_exit(sig, frame)
+            return
         self._draining = True
         self.wsgi.drain()
         self.method_queue.defer(lambda: None)
@@ -49,9 +111,56 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def notify(self) -> None:
         """Called in every round of the main loop, and a round follows every answer."""
         super().notify()
+        now = time.monotonic()
+        if now > self._look_at:
+            self._look_at = now + LOOK_S
+            self._enforce_deadlines(now)
         model = self.wsgi.model
         fewest = model.share_connections(self.nr_conns)
         most = fewest + AHEAD + int(SHARE_AHEAD * fewest)
+        if fewest < Board.NO_MORE and not model.is_up:
+            # Another one can answer, and this one would refuse.
+            most = 0
         self.worker_connections = min(self.cfg.worker_connections, most)
         if self._draining and self.alive and not self.wsgi.requests_under_way:
             super().handle_exit(0, None)
+
+    def _enforce_deadlines(self, now: float) -> None:
+        for conn, deadline in self._deadlines.copy().items():
+            # A byte now and then satisfies the timeout of each read. This wakes the thread that
+            # reads, and it answers 408; where it has read everything, nothing is lost.
+            if now > deadline and self._deadlines.pop(conn, 0.0):
+                with contextlib.suppress(OSError):
+                    conn.sock.shutdown(socket.SHUT_RD)
+        while self._closing:
+            conn, (_, heard) = next(iter(self._closing.items()))
+            if now < heard + SILENT_S:
+                break
+            self._forget(conn)
+
+    def _read_away(self, conn: Any, sock: socket.socket) -> None:
+        """Called when a connection that is being closed has something to read."""
+        began, _ = self._closing.pop(conn)
+        now = time.monotonic()
+        # At the end again: the one that has been silent for longest is the first.
+        self._closing[conn] = (began, now)
+        if self._is_over(sock) or now > began + SENDING_S:
+            self._forget(conn)
+
+    def _is_over(self, sock: socket.socket) -> bool:
+        """Read what nobody wants; return whether the client has closed its end."""
+        try:
+            return not sock.recv_into(self._waste)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def _forget(self, conn: Any) -> None:
+        del self._closing[conn]
+        self.poller.unregister(conn.sock)
+        self._close(conn)
+
+    def _close(self, conn: Any) -> None:
+        self.nr_conns -= 1
+        conn.close()
