@@ -3,8 +3,8 @@
 A batch takes everything that waits, up to the largest size worth having. A lone request never waits
 for company. Under load the clients of the last batch come back at once, so a batch gives them a
 moment: else two half batches take turns, which cost a quarter more per picture (measured at 64
-connections on two cores: batches of 16 became 30, 920 answers per second 1,060). What cannot be answered in time is
-refused at once, by a table of how long batches take, and not after it has waited.
+connections on two cores: batches of 16 became 30, 920 answers per second 1,060). What cannot be
+answered in time is refused at once, by a table of how long batches take, not after it has waited.
 """
 
 import math
@@ -18,7 +18,6 @@ import numpy as np
 
 from alexmri.data.pixels import Pixels
 from alexmri.serving.request_error import RequestError, too_late
-
 
 # A batch waits no longer than this share of a lone picture's time for the next one to come back.
 PAUSE_SHARE = 0.5
@@ -193,7 +192,7 @@ class Batcher(Generic[Rows]):
         return batch
 
     def _wait_for_those_answered(self) -> None:
-        """Wait while as many pictures as were inside before keep coming back, for a batch's time."""
+        """Wait, for a batch's time at most, while the pictures that were inside come back."""
         wanted = min(self._inside, self.costs.largest_batch)
         until = time.monotonic() + self.costs.seconds(wanted)
         while self._waiting < wanted and time.monotonic() < until:
