@@ -43,7 +43,15 @@ class Model:
 class Bench:
     """A batcher, many clients, and what became of its model thread."""
 
-    def __init__(self, model: Model, *, largest: int = 4, capacity: int = 8, delay_s: float = 0):
+    def __init__(
+        self,
+        model: Model,
+        *,
+        largest: int = 4,
+        capacity: int = 8,
+        delay_s: float = 0,
+        alone_s: float = 0.01,
+    ):
         self.model = model
         self.died: list[BaseException] = []
         self.dead = threading.Event()
@@ -53,7 +61,7 @@ class Bench:
         self.batcher: Batcher[NDArray[np.uint8]] = Batcher(
             model,
             picture(0),
-            Costs({1: 0.01, largest: 0.02}),
+            Costs({1: alone_s, largest: 2 * alone_s}),
             capacity=capacity,
             delay_s=delay_s,
             on_death=self._note,
@@ -221,3 +229,37 @@ def test_who_has_an_answer_may_ask_again_at_once(model: Model) -> None:
     assert not again.done()
     bench.go_on.set()
     assert int(again.result(PATIENCE)[0]) == 2
+
+
+# --- who comes back
+
+
+@pytest.fixture
+def open_model() -> Model:
+    model = Model()
+    model.gate.set()
+    return model
+
+
+def test_clients_who_ask_again_at_once_end_up_in_one_batch(open_model: Model) -> None:
+    bench = Bench(open_model, alone_s=10)
+    starting = threading.Barrier(4)
+
+    def ask_often(value: int) -> None:
+        starting.wait(PATIENCE)
+        for _ in range(20):
+            bench.batcher.ask(picture(value), time.monotonic() + PATIENCE)
+
+    with ThreadPoolExecutor(4) as clients:
+        list(clients.map(ask_often, range(4)))
+    assert [0, 1, 2, 3] in [sorted(batch) for batch in open_model.batches[:10]]
+    # Until some have asked for the last time, nobody is computed without the others.
+    assert max(len(batch) for batch in open_model.batches[10:18]) == 4
+    assert len(open_model.batches) < 40
+
+
+def test_a_lone_client_never_waits_for_company(open_model: Model) -> None:
+    bench = Bench(open_model, alone_s=1000)
+    for _ in range(3):
+        bench.batcher.ask(picture(1), time.monotonic() + 10_000)
+    assert open_model.batches == [[1], [1], [1]]
