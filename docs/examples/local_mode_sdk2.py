@@ -14,7 +14,7 @@ from pathlib import Path
 
 import boto3
 import sagemaker.local.image
-from sagemaker.deserializers import JSONDeserializer
+from sagemaker.deserializers import CSVDeserializer, JSONDeserializer
 from sagemaker.estimator import Estimator
 from sagemaker.local import LocalSession
 from sagemaker.serializers import IdentitySerializer, JSONSerializer
@@ -66,6 +66,10 @@ try:
     encoded = {"b64": base64.b64encode(picture.read_bytes()).decode()}
     answers = predictor.predict({"instances": [encoded, encoded]})
     print(answers)
+    predictor.serializer = IdentitySerializer(content_type)
+    predictor.deserializer = CSVDeserializer()
+    rows = predictor.predict(picture.read_bytes())
+    print(rows)
 finally:
     # The SDK's own thread ends with a traceback here, and the container stays, stopped.
     predictor.delete_endpoint()

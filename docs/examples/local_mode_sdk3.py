@@ -7,6 +7,7 @@ The model lands in ./sdk3/compressed_artifacts/model.tar.gz, beside output.tar.g
 (and, after a failed training, the file `failure`).
 """
 
+import base64
 import json
 import mimetypes
 import os
@@ -68,6 +69,13 @@ try:
     response = runtime.invoke_endpoint(picture.read_bytes(), "alexmri", content_type)
     answer = json.load(response["Body"])
     print(answer)
+    encoded = {"b64": base64.b64encode(picture.read_bytes()).decode()}
+    request = json.dumps({"instances": [encoded, encoded]})
+    response = runtime.invoke_endpoint(request, "alexmri", "application/json")
+    answers = json.load(response["Body"])
+    response = runtime.invoke_endpoint(picture.read_bytes(), "alexmri", content_type, "text/csv")
+    rows = response["Body"].read().decode()
+    print(answers, rows, sep="\n")
 finally:
     # The SDK's own thread ends with a traceback here, and the container stays, stopped.
     client.delete_endpoint("alexmri")

@@ -1,20 +1,58 @@
 """The high-level classes of SageMaker's Python SDK 2 on local files."""
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import ROLE, check_answer, failure_in, local_session, names_in, run_example
 from sagemaker.pytorch import PyTorch
 
 
-def test_example(image: str, data: Path, root: Path) -> None:
-    """SDK 2: Estimator.fit, deploy, predict with a picture and with JSON (docs/examples)."""
-    result = run_example("local_mode_sdk2.py", image, data, root)
-    check_answer(result["answer"])
-    check_answer(result["answers"], pictures=2)
+@pytest.fixture(scope="module")
+def example(image: str, data: Path, root: Path) -> dict[str, Any]:
+    """The variables of the example in docs/ after it ran."""
+    return run_example("local_mode_sdk2.py", image, data, root)
+
+
+def test_example(example: dict[str, Any], root: Path) -> None:
+    """SDK 2: Estimator.fit, deploy, predict with a picture, JSON and CSV (docs/examples)."""
+    check_answer(example["answer"])
+    check_answer(example["answers"], pictures=2)
+    ((label, *probabilities, _),) = example["rows"]
+    assert label == example["answer"]["predictions"][0]["label"]
+    assert abs(sum(map(float, probabilities)) - 1) < 1e-3
     out = root / "sdk2" / "out"
     assert {"model.json", "model.safetensors"} <= names_in(out / "model.tar.gz")
     assert "data/report.html" in names_in(out / "output.tar.gz")
+
+
+def test_batch_transform(example: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    """SDK 2: a batch transform over a folder with two corrupt pictures answers all good ones."""
+    good = sorted(data.rglob("*.png"))[:3]
+    (tmp_path / "in").mkdir()
+    for number, path in enumerate(good):
+        shutil.copy(path, tmp_path / "in" / f"good-{number}.png")
+    (tmp_path / "in" / "bad-text.png").write_text("no picture", encoding="utf-8")
+    (tmp_path / "in" / "bad-cut.png").write_bytes(good[0].read_bytes()[:200])
+    transformer = example["estimator"].transformer(
+        1, "local", strategy="SingleRecord", output_path=f"file://{tmp_path}/out"
+    )
+    transformer.transform(
+        f"file://{tmp_path}/in", content_type="application/octet-stream", wait=False
+    )
+    answers = {
+        path.name.removesuffix(".png.out"): json.loads(path.read_text(encoding="utf-8"))
+        for path in (tmp_path / "out").iterdir()
+    }
+    assert set(answers) == {"good-0", "good-1", "good-2", "bad-cut", "bad-text"}
+    for name, answer in answers.items():
+        if name.startswith("good"):
+            check_answer(answer)
+        else:
+            assert "label" not in json.dumps(answer)
+            assert "cannot be read" in json.dumps(answer)
 
 
 def test_framework_class(image: str, data: Path, root: Path, tmp_path: Path) -> None:

@@ -28,9 +28,13 @@ def train(image: str, data: Path, work: Path, **more: Any) -> Path:
 
 
 def test_example(image: str, data: Path, root: Path) -> None:
-    """SDK 3: ModelTrainer without source code, endpoint, answer (docs/examples)."""
+    """SDK 3: ModelTrainer without source code, endpoint, picture, JSON and CSV (docs/examples)."""
     result = run_example("local_mode_sdk3.py", image, data, root)
     check_answer(result["answer"])
+    check_answer(result["answers"], pictures=2)
+    label, *probabilities, _ = result["rows"].strip().split(",")
+    assert label == result["answer"]["predictions"][0]["label"]
+    assert abs(sum(map(float, probabilities)) - 1) < 1e-3
     packed = root / "sdk3" / "compressed_artifacts"
     assert {"model.json", "model.safetensors"} <= names_in(packed / "model.tar.gz")
     assert "data/report.html" in names_in(packed / "output.tar.gz")
