@@ -13,9 +13,11 @@ class Nothing:
     """Has what container/gunicorn.conf.py asks of the real application, and does none of it."""
 
     requests_under_way = 0
+    is_up = True
+    timeout_s = 60.0
 
     def __init__(self) -> None:
-        self.model = self.telemetry = self
+        self.model = self.telemetry = self.options = self
 
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
