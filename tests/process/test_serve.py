@@ -211,6 +211,8 @@ def test_malformed_chunks_are_the_clients_fault(server: Server) -> None:
 def test_ping_is_answered_whatever_clients(single: Server, raw: bytes, count: int) -> None:
     with ExitStack() as stack:
         crowd = [stack.enter_context(single.connect(raw)) for _ in range(count)]
+        if raw.startswith(b"GET"):
+            assert {received(connection)[0] for connection in crowd} == {200}
         assert single.ping_in_time() == 200
         if raw.startswith(b"POST"):
             # Some had to be refused for that.
