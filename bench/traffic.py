@@ -28,7 +28,7 @@ PATIENCE_SECONDS = 30.0
 # More connections with half a request than a server has threads.
 CROWD = 40
 BUSY = (429, 503)
-PNG, JSON, NPY = "image/png", "application/json", "application/x-npy"
+PNG, JPEG, JSON, NPY = "image/png", "image/jpeg", "application/json", "application/x-npy"
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,9 @@ def hostile(picture: bytes, jpeg: bytes) -> list[Callable[[random.Random], Excha
         Exchange("bomb that says so", post(png_of_size(60_000, 60_000)), (400, 413, 422)),
         Exchange("bomb over the limit", post(black(12_000)), (400, 413, 422)),
         Exchange("large picture", post(black(4_000)), (200, 400, 413, 422)),
+        Exchange("JPEG of many scans", post(many_scans(1000), JPEG), (400, 413, 422)),
+        Exchange("thin picture", post(png_of_size(1_000_000, 1)), (400, 413, 422)),
+        Exchange("long string", document({"image": [["x" * 10_000, *[1] * 1000]]}), (400, 422)),
         Exchange("deep JSON", post(b"[" * 100_000, JSON), (400, 413)),
         Exchange("many pictures", document({"instances": [{"b64": "AAAA"}] * 2000}), (400, 413)),
         Exchange("pickle", post(pickle.dumps(print), NPY), (400, 415, 422)),
@@ -171,6 +174,15 @@ def black(side: int) -> bytes:
     encoded = io.BytesIO()
     Image.new("1", (side, side)).save(encoded, "PNG")
     return encoded.getvalue()
+
+
+def many_scans(times: int) -> bytes:
+    """Return a progressive JPEG with one of its scans, 14 bytes, so many times more."""
+    encoded = io.BytesIO()
+    Image.new("L", (1900, 1900)).save(encoded, "JPEG", progressive=True)
+    data = encoded.getvalue()
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + scan * times + data[-2:]
 
 
 # --- sending
