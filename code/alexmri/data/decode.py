@@ -26,9 +26,9 @@ from alexmri.terminal import Terminal
 NAMED_FAULTS = 5
 LARGEST_SKIPPED_SHARE = 0.05
 # Images per task of a worker, and from how many on the workers are processes. Threads wait for one
-# another during half of the work; starting processes takes as long as decoding 2,000 images.
+# another during half of the work; starting processes takes as long as decoding 6,500 images.
 CHUNK = 128
-PROCESSES_FROM = 4000
+PROCESSES_FROM = 12_000
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
