@@ -42,7 +42,8 @@ def check_delivery(config: Mapping[str, Any], data: Path, hosts: Hosts) -> None:
             raise _augmented(channel)
         if "recordio" in spoken:
             raise UserError(
-                f"the channel '{channel}' is wrapped (RecordWrapperType RecordIO); use None: {FILES}"
+                f"the channel '{channel}' is wrapped (RecordWrapperType RecordIO); use None:"
+                f" {FILES}"
             )
         if "pipe" in spoken:
             raise _piped(channel)
