@@ -44,6 +44,7 @@ def test_the_rank_is_the_place_in_the_list_as_given(tmp_path: Path) -> None:
         ({"current_host": "algo-3", "hosts": ["algo-1"]}, "which is not among its hosts algo-1"),
         ({"hosts": ["algo-1"]}, '"current_host": null'),
         ({"current_host": "a", "hosts": ["a", "a"]}, "names a host twice"),
+        ({"current_host": "", "hosts": [""]}, "names no hosts"),
     ],
 )
 def test_hosts_that_make_no_sense(tmp_path: Path, content: Any, words: str) -> None:
@@ -55,8 +56,10 @@ def test_hosts_that_make_no_sense(tmp_path: Path, content: Any, words: str) -> N
     ("said", "words"),
     [
         ({"TrainingInputMode": "Pipe"}, "'train' comes in Pipe mode.*use File or FastFile mode"),
-        ({"TrainingInputMode": "File", "RecordWrapperType": "RecordIO"}, "augmented manifest"),
+        ({"TrainingInputMode": "File", "RecordWrapperType": "RecordIO"}, "RecordIO.; use None"),
         ({"S3DataType": "AugmentedManifestFile"}, "use S3Prefix"),
+        ({"DataSource": {"S3DataSource": {"S3DataType": "AugmentedManifestFile"}}}, "use S3Prefix"),
+        ({"AttributeNames": ["source-ref", "class"]}, "augmented manifest"),
         ("File", "must describe the channel 'train' by an object"),
     ],
 )
@@ -64,6 +67,12 @@ def test_channels_that_are_no_files_are_refused(tmp_path: Path, said: Any, words
     (tmp_path / "train").mkdir()
     with pytest.raises(UserError, match=words):
         check_delivery({"train": said}, tmp_path, Hosts())
+
+
+@pytest.mark.parametrize("name", ["", "../train", "t" * 65, "a\0b", "t" * 5000])
+def test_a_channel_by_a_name_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="a name has 1 to 64 letters"):
+        check_delivery({name: {}}, tmp_path, Hosts())
 
 
 def test_pipes_and_augmented_manifests_are_also_known_by_sight(tmp_path: Path) -> None:
@@ -101,6 +110,27 @@ def test_the_platform_names_the_folder_of_checkpoints(
     if named:
         write(tmp_path / "input/config/checkpointconfig.json", {"LocalPath": named, "S3Uri": "s3:"})
     assert checkpoint_folder(Paths(tmp_path)) == tmp_path / folder
+
+
+@pytest.mark.parametrize("named", ["checkpoints", 3, ["/opt/ml/checkpoints"], "/opt/ml/a\0b"])
+def test_a_folder_of_checkpoints_that_is_no_path_is_refused(tmp_path: Path, named: object) -> None:
+    write(tmp_path / "input/config/checkpointconfig.json", {"LocalPath": named})
+    with pytest.raises(UserError, match="it must be an absolute path"):
+        checkpoint_folder(Paths(tmp_path))
+
+
+@pytest.mark.parametrize("groups", ["x", 3, [1], {"a": 1}, [None], [["a"]]])
+def test_odd_groups_of_instances_do_no_harm(tmp_path: Path, groups: object) -> None:
+    said = {"instance_groups": groups, "current_group_name": ["a"]}
+    hosts = Hosts(document=said)
+    made = sm_environment(Paths(tmp_path), hosts, {"deep": "[" * 100_000}, {}, {})
+    assert made["SM_CURRENT_INSTANCE_GROUP_HOSTS"] == '["algo-1"]'
+
+
+def test_a_channel_whose_name_is_no_text_does_no_harm(tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    Path(os.fsdecode(os.fsencode(paths.data) + b"/\xff")).mkdir(parents=True)
+    assert os.fsencode(sm_environment(paths, Hosts(), {}, {}, {})["SM_CHANNEL_\udcff"])
 
 
 def test_both_dialects_of_sm_variables(tmp_path: Path) -> None:

@@ -111,6 +111,16 @@ def test_an_image_that_cannot_be_opened_is_named(make_images: ImageMaker) -> Non
         load(root)
 
 
+def test_a_pipe_or_device_among_the_images_is_refused_and_not_waited_for(
+    make_images: ImageMaker,
+) -> None:
+    root = make_images("A/1.png", "A/2.png", "B/1.png", "B/2.png")
+    os.mkfifo(root / "A" / "3.png")
+    (root / "B" / "3.png").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"A/3\.png is no file; .*B/3\.png is no file"):
+        load(root)
+
+
 def spoil(path: Path) -> bytes:
     """Truncate a picture; return what it was."""
     whole = path.read_bytes()

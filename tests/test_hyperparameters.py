@@ -35,6 +35,12 @@ def test_arguments_win(tmp_path: Path) -> None:
     assert (settings.epochs, settings.batch_size, settings.seed) == (5, 16, 1)
 
 
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "hyperparameters.json"
+    path.write_text('{"epochs": "3"}', encoding="utf-8-sig")
+    assert read_hyperparameters(path).values == {"epochs": "3"}
+
+
 def test_a_missing_file_sets_nothing(tmp_path: Path) -> None:
     assert read_hyperparameters(tmp_path / "none.json").values == {}
 
@@ -45,6 +51,10 @@ def test_a_missing_file_sets_nothing(tmp_path: Path) -> None:
         ("{", "is not valid JSON"),
         ("[1]", "must hold one JSON object"),
         ("\xff", "is not valid JSON"),
+        ("", "is not valid JSON"),
+        ('{"epochs": "1", "epochs": "2"}', "is not valid JSON: it has the key 'epochs' twice"),
+        ('{"epochs": "\\ud800"}', "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON: it is nested too deeply"),
     ],
 )
 def test_a_malformed_file_is_named(tmp_path: Path, text: str, words: str) -> None:

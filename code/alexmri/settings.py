@@ -40,6 +40,7 @@ SWITCHES = {
 }
 # Spellings of the seed project that still work.
 OLD_SPELLINGS = {"resize": "image_size"}
+SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", flags=re.ASCII)
 PLATFORM_PREFIXES = ("sagemaker_", "_tuning")
 
 
@@ -260,22 +261,32 @@ def _known_keys(layer: Layer) -> dict[str, Any]:
                 f"unknown setting '{original}' in {layer.name}{hint}"
                 " (`alexmri config` lists all settings)"
             )
+        if key in known:
+            raise UserError(f"{layer.name} gives '{key}' twice, also as '{original}'; keep one")
         known[key] = _decode(key, value)
     return known
 
 
 def _decode(key: str, value: Any) -> Any:
-    """Undo one layer of JSON around a text, as some SageMaker clients send every value."""
+    """Undo one layer of JSON around a text, as some SageMaker clients send every value.
+
+    Numbers may be written as tuning jobs write them, 16.0 or 1e3, also for whole numbers.
+    """
+    kind = Settings.model_fields[key].annotation
+    if isinstance(value, bool) and kind is not bool:
+        return str(value)  # which is no number
     if not isinstance(value, str):
         return value
     text = value.strip()
     if len(text) > 1 and text[0] == text[-1] == '"':
         try:
-            return json.loads(text)
+            text = json.loads(text).strip()
         except json.JSONDecodeError:
             return value
-    choices = get_args(Settings.model_fields[key].annotation)
-    return int(text) if text.isdigit() and int(text) in choices else text
+    if kind is int and SCIENTIFIC.fullmatch(text):
+        return float(text)
+    choices = {str(choice): choice for choice in get_args(kind)}
+    return choices.get(text.removesuffix(".0"), text)
 
 
 def _explain(error: ValidationError, sources: Mapping[str, str]) -> str:

@@ -133,6 +133,17 @@ def test_sigterm_before_torch_is_even_imported_ends_cleanly(tree: Tree) -> None:
     assert "stopped before the training began" in printed
 
 
+def test_sigterm_while_python_itself_still_starts_is_not_lost(tree: Tree) -> None:
+    process = tree.start("train")
+    name = Path(f"/proc/{process.pid}/comm")
+    while not name.read_text(encoding="utf-8").startswith("python"):
+        assert process.poll() is None  # it is still `env`, of the first line of the file
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 0, printed
+    assert "stopped before the training began" in printed
+
+
 def test_a_second_job_in_the_same_folders_keeps_the_first(tree: Tree, trained: Tree) -> None:
     for part in ("model", "output"):
         shutil.copytree(trained.root / part, tree.root / part)

@@ -1,7 +1,8 @@
 """How a platform says it delivers the channels, from inputdataconfig.json, and what will not do."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from alexmri.contract.hosts import Hosts
 from alexmri.errors import UserError
 
 FILES = "use File or FastFile mode with one folder of images per class"
+# As the API limits them (ChannelName).
+CHANNEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # How much of a file is read to tell an augmented manifest.
 FIRST_LINE_BYTES = 65536
 
@@ -24,14 +27,24 @@ def check_delivery(config: Mapping[str, Any], data: Path, hosts: Hosts) -> None:
     for channel, said in config.items():
         if channel in NOT_DATA:
             continue
+        if not CHANNEL_NAME.fullmatch(channel):
+            raise UserError(
+                f"inputdataconfig.json names a channel {json.dumps(channel[:80])}; a name has 1 to"
+                " 64 letters, digits, dots, hyphens and underscores"
+            )
         if not isinstance(said, Mapping):
             raise UserError(
                 f"inputdataconfig.json must describe the channel '{channel}' by an object, not by"
                 f" {json.dumps(said)}"
             )
-        spoken = {str(value).lower() for value in said.values()}
-        if "augmentedmanifestfile" in spoken or "recordio" in spoken:
+        spoken = {text.lower() for text in _words(said)}
+        if "augmentedmanifestfile" in spoken or said.get("AttributeNames"):
             raise _augmented(channel)
+        if "recordio" in spoken:
+            raise UserError(
+                f"the channel '{channel}' is wrapped (RecordWrapperType RecordIO); use None:"
+                f" {FILES}"
+            )
         if "pipe" in spoken:
             raise _piped(channel)
         if "shardedbys3key" in spoken and len(hosts.names) > 1:
@@ -50,6 +63,15 @@ def check_delivery(config: Mapping[str, Any], data: Path, hosts: Hosts) -> None:
                 f"inputdataconfig.json names the channel '{channel}', but there is no folder"
                 f" {data / channel}; check the channel's S3 address"
             )
+
+
+def _words(said: Any) -> Iterator[str]:
+    """Yield every text in what is said of a channel, also where it is nested as in a request."""
+    if isinstance(said, Mapping):
+        for value in said.values():
+            yield from _words(value)
+    elif isinstance(said, str):
+        yield said
 
 
 def _piped(channel: str) -> UserError:
@@ -71,7 +93,7 @@ def _holds_augmented_manifest(folder: Path) -> bool:
                 line = file.readline(FIRST_LINE_BYTES)
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(record, dict) and any(key.endswith("-ref") for key in record):
                 return True

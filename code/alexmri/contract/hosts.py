@@ -40,7 +40,7 @@ def read_hosts(path: Path) -> Hosts | None:
     if document is None:
         return None
     current, names = document.get("current_host"), document.get("hosts")
-    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+    if not isinstance(names, list) or not names or not all(n and isinstance(n, str) for n in names):
         raise UserError(f'{path} names no hosts; it must say "hosts": ["algo-1", …]')
     if not isinstance(current, str) or current not in names:
         raise UserError(

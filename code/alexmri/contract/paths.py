@@ -1,5 +1,6 @@
 """Where a platform puts what a job reads and fetches what it writes: the layout of /opt/ml."""
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alexmri.contract.documents import read_object
+from alexmri.errors import UserError
 
 BASE_VARIABLE = "SAGEMAKER_BASE_DIR"
 PLATFORM_ROOT = Path("/opt/ml")
@@ -88,10 +90,16 @@ def checkpoint_folder(paths: Paths) -> Path:
     Where it names none and none can be made (a read-only root, another user), `UNFETCHED`.
 
     Raises:
-        UserError: the file is not a JSON object.
+        UserError: the file is not a JSON object, or names no absolute path.
     """
-    named = (read_object(paths.config / "checkpointconfig.json") or {}).get("LocalPath")
-    local = Path(str(named or PLATFORM_ROOT / "checkpoints"))
+    config = paths.config / "checkpointconfig.json"
+    named = (read_object(config) or {}).get("LocalPath")
+    if named and (not isinstance(named, str) or not named.startswith("/") or "\0" in named):
+        raise UserError(
+            f'{config} says "LocalPath": {json.dumps(named)}; it must be an absolute path, such as'
+            f" {PLATFORM_ROOT}/checkpoints"
+        )
+    local = Path(named or PLATFORM_ROOT / "checkpoints")
     below = local.is_relative_to(PLATFORM_ROOT)
     folder = paths.root / local.relative_to(PLATFORM_ROOT) if below else local
     existing = next(path for path in (folder, *folder.parents) if path.exists())

@@ -35,8 +35,7 @@ def run_as_process_one(
     """
     gathering = None
     try:
-        # A failure told by the last job would be taken for this one's.
-        paths.failure.unlink(missing_ok=True)
+        forget(paths.failure)
         hosts = read_hosts(paths.resource_config)
         if hosts and len(hosts.names) > 1 and hosts.rank == 0:
             gathering = Gathering(hosts)
@@ -87,6 +86,20 @@ def read_job(
     check_delivery(delivery, paths.data, hosts)
     hyperparameters = read_object(paths.hyperparameters) or {}
     return sm_environment(paths, hosts, hyperparameters, delivery, environment)
+
+
+def forget(told: Path) -> None:
+    """Remove what an earlier job told about its end: it would be taken for this one's.
+
+    Raises:
+        UserError: it is there and stays there.
+    """
+    try:
+        told.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{told} of an earlier job cannot be removed: {error.strerror}; remove it"
+        ) from None
 
 
 def _follow(hosts: Hosts, say: Callable[[str], None]) -> int:

@@ -81,14 +81,15 @@ def _folders(paths: Paths) -> dict[str, str]:
 def _machines(hosts: Hosts) -> dict[str, Any]:
     said = hosts.document or {}
     instance_type = said.get("current_instance_type") or "local"
-    own = said.get("current_group_name") or ONE_GROUP
+    own = str(said.get("current_group_name") or ONE_GROUP)
     alone = {
         "instance_group_name": own,
         "instance_type": instance_type,
         "hosts": list(hosts.names),
     }
-    groups = said.get("instance_groups") or [alone]
-    by_name = {str(group.get("instance_group_name")): group for group in groups}
+    groups = said.get("instance_groups")
+    described = [g for g in groups if isinstance(g, dict)] if isinstance(groups, list) else []
+    by_name = {str(group.get("instance_group_name")): group for group in described or [alone]}
     return {
         "SM_HOSTS": list(hosts.names),
         "SM_HOST_COUNT": len(hosts.names),
@@ -123,7 +124,7 @@ def _channels(paths: Paths, delivery: Mapping[str, Any]) -> dict[str, Any]:
 
 def _fits(name: str, value: str) -> bool:
     """Whether the kernel takes the variable: no NUL, no `=` in the name, less than 128 KiB."""
-    return "\0" not in name + value and "=" not in name and len(value.encode()) < 100_000
+    return "\0" not in name + value and "=" not in name and len(os.fsencode(value)) < 100_000
 
 
 def _is_platforms(key: str) -> bool:
@@ -134,7 +135,7 @@ def _decoded(value: Any) -> Any:
     """Undo the JSON that clients put around values, as both originals do."""
     try:
         return json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 

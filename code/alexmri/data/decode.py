@@ -5,6 +5,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
@@ -145,6 +146,8 @@ def _decode_chunk(
 def read_image(path: Path) -> tuple[bytes, Image.Image] | str:
     """Return the bytes of a file and the picture in them, or why it cannot be read."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may never end
+            return "is no file"
         data = path.read_bytes()
         return data, read_picture(data)
     except UserError as error:
