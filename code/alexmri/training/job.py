@@ -16,6 +16,7 @@ from alexmri.contract.signals import Stopped, StopRequest
 from alexmri.data.audit import audit_document, probe_leak
 from alexmri.data.augment import choose_augment
 from alexmri.data.dataset import Dataset, load_dataset
+from alexmri.data.folds import Fold
 from alexmri.errors import UserError
 from alexmri.files import remove_leftovers, write_json
 from alexmri.model.alexnet import build
@@ -38,6 +39,7 @@ from alexmri.training.introduction import introduce
 from alexmri.training.loop import Run
 from alexmri.training.manifest import changes, manifest_of
 from alexmri.training.mirror import Mirror, open_mirror
+from alexmri.training.predictions import PREDICTIONS, write_predictions
 from alexmri.training.provenance import machine_document
 from alexmri.training.results import (
     draw_plots,
@@ -56,7 +58,8 @@ class Job:
     """Where a job reads (split name -> folder) and where it writes.
 
     A run that stands there is resumed. A finished one is moved below `earlier` where that is given;
-    with `start_anew` any run is removed. Neither happens before the data has been read.
+    with `start_anew` any run is removed. Neither happens before the data has been read. With `fold`
+    that fold of all images is the test split.
     """
 
     channels: Mapping[str, Path]
@@ -66,6 +69,7 @@ class Job:
     checkpoints: Path
     start_anew: bool = False
     earlier: Path | None = None
+    fold: Fold | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +123,9 @@ def _run(
     compute = choose_compute(settings.precision)
 
     with stop.interrupts(at=1):
-        dataset = load_dataset(job.channels, settings, workers=cores, terminal=terminal)
+        dataset = load_dataset(
+            job.channels, settings, workers=cores, terminal=terminal, fold=job.fold
+        )
         probe = probe_leak(dataset, settings)
     introduce(dataset, probe, compute, terminal)
     if settings.resume == "never":
@@ -160,6 +166,8 @@ def _run(
                 "training_seconds": round(run.progress.seconds, 1),
                 "total_seconds": round(time.monotonic() - started, 1),
             }
+            if facts["test"]:
+                write_predictions(job.output / PREDICTIONS, facts["predictions"])
             evaluation = write_results(job.output, facts, plots, run_facts)
             final = _last_metrics(run, facts)
             wandb.finish(final, plots)
