@@ -422,7 +422,12 @@ def show_folds(evaluation: Mapping[str, Any]) -> None:
     heads = [name.replace("_", " ").replace(" f1", " F1") for name in over]
     table = Table("fold", *(["people"] if people else []), "images", "best epoch", *heads)
     for row in evaluation["folds"]:
-        own = [row["fold"], *([row["subjects"]] if people else []), row["images"], row["best_epoch"]]
+        own = [
+            row["fold"],
+            *([row["subjects"]] if people else []),
+            row["images"],
+            row["best_epoch"],
+        ]
         table.add_row(*map(str, own), *(f"{row[name]:.3f}" for name in over))
     table.add_section()
     empty = [""] * (3 if people else 2)

@@ -91,9 +91,7 @@ def split_for_fold(
     return Split(tuple(chosen[key] for key in keys), split_by, notes)
 
 
-def _strata(
-    keys: Sequence[str], labels: Sequence[str]
-) -> Mapping[tuple[str, ...], Sequence[str]]:
+def _strata(keys: Sequence[str], labels: Sequence[str]) -> Mapping[tuple[str, ...], Sequence[str]]:
     """Return the keys by the classes they have, in an order that is the same for any file order."""
     classes_of: dict[str, set[str]] = defaultdict(set)
     for key, label in zip(keys, labels, strict=True):

@@ -102,9 +102,7 @@ def run_crossval(plan: Crossval, terminal: Terminal, stop: StopRequest) -> dict[
                 if not _finish_fold(plan, number, terminal, stop):
                     return None
             with stop.interrupts(at=1):
-                return pool_folds(
-                    plan.output, plan.folds, dataset, plan.settings, started=started
-                )
+                return pool_folds(plan.output, plan.folds, dataset, plan.settings, started=started)
         except Stopped:
             return None
 
@@ -124,9 +122,11 @@ def _take_up(plan: Crossval, dataset: Dataset) -> None:
         return
     try:
         before: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        differs = [] if before["folds"] == plan.folds else [
-            f"folds was {before['folds']}, is {plan.folds}"
-        ]
+        differs = (
+            []
+            if before["folds"] == plan.folds
+            else [f"folds was {before['folds']}, is {plan.folds}"]
+        )
         differs += settings_changed(before, now).values()
         differs = differs or images_changed(before, now)
     except (ValueError, KeyError, TypeError, AttributeError):

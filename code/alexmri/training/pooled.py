@@ -5,7 +5,6 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,9 @@ def pool_folds(
         "validation": None,
         "leak_probe": probe,
         "folds": per_fold,
-        "over_folds": {name: mean_and_deviation([row[name] for row in per_fold]) for name in PER_FOLD},
+        "over_folds": {
+            name: mean_and_deviation([row[name] for row in per_fold]) for name in PER_FOLD
+        },
     }
     runs = [_read(folder / "run.json") for folder in folders]
     models = [_read(folder / "model" / "model.json") for folder in folders]
