@@ -139,6 +139,9 @@ def test_a_person_with_several_classes_stays_whole() -> None:
     ],
 )
 def test_what_cannot_be_dealt_is_refused(images: Images, folds: int, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    def split_every_fold() -> None:
         for number in range(1, folds + 1):
             split_of(images, Fold(number, folds))
+
+    with pytest.raises(UserError, match=message):
+        split_every_fold()
