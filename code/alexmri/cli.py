@@ -172,7 +172,8 @@ def crossval(
     if evaluation is None:
         say_how_to_resume(terminal, stop)
     show_folds(evaluation)
-    show_measured(evaluation["test"], f"test, all {folds} folds")
+    show_measured(evaluation["test"], f"all {folds} folds pooled")
+    show_pooled(evaluation)
     terminal.say(f"predictions: {out / 'predictions.csv'}")
     terminal.say(f"report: {out / 'report.html'}")
 
@@ -417,10 +418,12 @@ def show_folds(evaluation: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    over = evaluation["over_folds"]
+    over = {
+        name: each for name, each in evaluation["over_folds"].items() if each["mean"] is not None
+    }
     people = evaluation["protocol"]["subjects"] is not None
-    heads = [name.replace("_", " ").replace(" f1", " F1") for name in over]
-    table = Table("fold", *(["people"] if people else []), "images", "best epoch", *heads)
+    heads = [name.replace("_", " ").replace(" f1", " F1").replace("auc", "AUC") for name in over]
+    table = Table("fold", *(["people"] if people else []), "images", "epoch kept", *heads)
     for row in evaluation["folds"]:
         own = [
             row["fold"],
@@ -428,12 +431,53 @@ def show_folds(evaluation: Mapping[str, Any]) -> None:
             row["images"],
             row["best_epoch"],
         ]
-        table.add_row(*map(str, own), *(f"{row[name]:.3f}" for name in over))
+        table.add_row(*map(str, own), *(_number(row[name]) for name in over))
     table.add_section()
     empty = [""] * (3 if people else 2)
-    shown = (f"{each['mean']:.3f} ± {each['standard_deviation']:.3f}" for each in over.values())
-    table.add_row("mean ± sd", *empty, *shown)
+    for key, title in (("mean", "mean"), ("standard_deviation", "sd")):
+        table.add_row(title, *empty, *(_number(each[key]) for each in over.values()))
     Console().print(table)
+
+
+def show_pooled(evaluation: Mapping[str, Any]) -> None:
+    """Print what all folds together reach, beside opponents that have learned nothing."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    test, unit = evaluation["test"], "people"
+    if test["resampled_by"] == "image":
+        unit = "images"
+    table = Table(
+        *("", "accuracy", "macro F1"), title=f"all folds pooled, 95 % intervals over {unit}"
+    )
+    small = evaluation["without_small_classes"]
+    groups = [("", test)]
+    if small:
+        groups.append((f", without {', '.join(small['left_out'])}", small))
+    for suffix, measured in groups:
+        rows = [("the network", measured), *_baselines(measured)]
+        for name, figures in rows:
+            shown = (_figure(figures[key]) for key in ("accuracy", "macro_f1"))
+            table.add_row(escape(name + suffix), *shown)
+        table.add_section()
+    Console().print(table)
+    if test["subject_level"] and test["subject_level"]["demented"]:
+        demented = test["subject_level"]["demented"]
+        click.echo(
+            f"person by person, demented against {demented['healthy_class']}: AUC"
+            f" {_figure(demented['auc'])}"
+        )
+
+
+def _baselines(measured: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    titles = {"majority": "always the commonest class", "nearest_neighbour": "look-up"}
+    found = measured["baselines"]
+    return [(title, found[name]) for name, title in titles.items() if found[name]]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def show_measured(measured: Mapping[str, Any], what: str) -> None:

@@ -12,7 +12,8 @@ from alexmri.data.folders import Folder, discover_for_test
 from alexmri.data.groups import Groups, find_groups
 from alexmri.data.store import open_store
 from alexmri.errors import UserError
-from alexmri.evaluation.metrics import Predictions, measure
+from alexmri.evaluation.metrics import measure
+from alexmri.evaluation.predictions import Predictions
 from alexmri.model.predictor import Predictor
 from alexmri.settings import Settings
 from alexmri.terminal import Terminal

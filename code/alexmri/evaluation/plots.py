@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import auc, roc_curve
 
-from alexmri.evaluation.metrics import Predictions
+from alexmri.evaluation.predictions import Predictions
 
 # Okabe and Ito 2008: told apart with every common kind of colour blindness. Yellow is left out,
 # it is too light for lines; line styles tell further classes apart.

@@ -6,7 +6,6 @@ figures of all folds together. Whatever interrupts it, the same command goes on.
 
 import json
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from alexmri.data.folders import discover
 from alexmri.data.folds import Fold
 from alexmri.data.groups import find_groups
 from alexmri.errors import UserError
+from alexmri.evaluation.healthy import find_healthy_class
 from alexmri.files import remove_leftovers, write_json
 from alexmri.settings import Settings
 from alexmri.terminal import Terminal
@@ -87,7 +87,6 @@ def run_crossval(plan: Crossval, terminal: Terminal, stop: StopRequest) -> dict[
     """
     make_writable(plan.output)
     with claimed(plan.output):
-        started = time.monotonic()
         try:
             with stop.interrupts(at=1):
                 dataset = load_dataset(
@@ -97,12 +96,13 @@ def run_crossval(plan: Crossval, terminal: Terminal, stop: StopRequest) -> dict[
                     terminal=terminal,
                     fold=Fold(1, plan.folds),
                 )
+                find_healthy_class(dataset.classes, plan.settings.healthy_class)
             _take_up(plan, dataset)
             for number in range(1, plan.folds + 1):
                 if not _finish_fold(plan, number, terminal, stop):
                     return None
             with stop.interrupts(at=1):
-                return pool_folds(plan.output, plan.folds, dataset, plan.settings, started=started)
+                return pool_folds(plan.output, plan.folds, plan.settings)
         except Stopped:
             return None
 

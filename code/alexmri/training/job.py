@@ -18,6 +18,7 @@ from alexmri.data.augment import choose_augment
 from alexmri.data.dataset import Dataset, load_dataset
 from alexmri.data.folds import Fold
 from alexmri.errors import UserError
+from alexmri.evaluation.healthy import find_healthy_class
 from alexmri.files import remove_leftovers, write_json
 from alexmri.model.alexnet import build
 from alexmri.model.export import require_onnx
@@ -126,6 +127,7 @@ def _run(
         dataset = load_dataset(
             job.channels, settings, workers=cores, terminal=terminal, fold=job.fold
         )
+        find_healthy_class(dataset.classes, settings.healthy_class)  # a wrong name ends it here
         probe = probe_leak(dataset, settings)
     introduce(dataset, probe, compute, terminal)
     if settings.resume == "never":
@@ -139,7 +141,8 @@ def _run(
         mirror.clear()
         terminal.say(f"a finished run was here: it is kept in {aside}, and training starts anew")
     run_facts = {**machine_document(compute.device, compute.precision), "finished": False}
-    write_json(job.output / "audit.json", audit_document(dataset, probe))
+    audit = audit_document(dataset, probe)
+    write_json(job.output / "audit.json", audit)
     write_json(job.output / "split.json", dataset.split_document())
     write_json(job.output / "run.json", run_facts)
 
@@ -156,9 +159,9 @@ def _run(
     try:
         with stop.interrupts(at=2):
             if stopped:  # a model before all else: the platform may not wait for the figures
-                facts = measure_run(run, dataset, probe, test=False)
+                facts = measure_run(run, dataset, audit, test=False)
                 write_model(job.model, run, dataset, facts, soon=True)
-            facts = measure_run(run, dataset, probe)
+            facts = measure_run(run, dataset, audit)
             write_model(job.model, run, dataset, facts)
             plots = draw_plots(facts)
             run_facts |= {

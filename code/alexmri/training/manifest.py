@@ -16,6 +16,7 @@ FREE_ON_RESUME = frozenset(
         "keep_checkpoints",
         "checkpoint_s3",
         "export_onnx",
+        "healthy_class",
         "on_bad_image",
         "resume",
         "time_budget_seconds",

@@ -2,70 +2,78 @@
 
 import json
 import statistics
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from alexmri.data.audit import probe_leak, warnings_of
-from alexmri.data.dataset import Dataset
-from alexmri.evaluation.metrics import Predictions, measure
+from alexmri.evaluation.healthy import find_healthy_class
+from alexmri.evaluation.metrics import measure
 from alexmri.evaluation.output import write_measured
-from alexmri.files import write_atomically, write_json
+from alexmri.evaluation.predictions import Predictions, pool, restrict
+from alexmri.files import write_json
 from alexmri.settings import Settings
-from alexmri.training.predictions import PREDICTIONS, predictions_text, read_predictions
+from alexmri.training.predictions import PREDICTIONS, read_predictions, write_predictions
 
-# What is shown of every fold, with mean and standard deviation over the folds.
-PER_FOLD = ("accuracy", "macro_f1", "balanced_accuracy")
+# What is told of every fold, with mean and standard deviation over the folds; where it stands in
+# what `measure` returned.
+PER_FOLD = {
+    "accuracy": ("accuracy",),
+    "macro_f1": ("macro_f1",),
+    "balanced_accuracy": ("balanced_accuracy",),
+    "demented_auc_by_person": ("subject_level", "demented", "auc"),
+}
+# What is told without the classes that have too few people for the folds.
+WITHOUT = ("images", "subjects", "accuracy", "macro_f1", "balanced_accuracy", "auc", "baselines")
 
 
-def pool_folds(
-    output: Path, folds: int, dataset: Dataset, settings: Settings, *, started: float
-) -> dict[str, Any]:
-    """Measure the predictions of all finished folds together, write all of it, return the figures.
+def pool_folds(output: Path, folds: int, settings: Settings) -> dict[str, Any]:
+    """Measure what the finished folds in `output` predicted; write it all and return the figures.
 
-    `dataset` is that of any fold; `started` is when this process began (time.monotonic).
+    Only what the folds left is read, so the result is a function of that.
     """
     # matplotlib: seconds that no training waits for.
     from alexmri.evaluation.plots import measured_plots
 
     folders = [output / f"fold-{number}" for number in range(1, folds + 1)]
     parts = [read_predictions(folder / PREDICTIONS) for folder in folders]
-    predictions, fold_of = pooled(parts)
-    measured = measure(predictions, seed=settings.seed)
-    protocol = protocol_of(dataset, folds)
-    probe = probe_leak(dataset, settings).document()
-    evaluations = [_read(folder / "evaluation.json") for folder in folders]
+    evaluations, audits, runs, models = (
+        [_read(folder / name) for folder in folders]
+        for name in ("evaluation.json", "audit.json", "run.json", "model/model.json")
+    )
+    predictions = pool(parts)
+    healthy_class = find_healthy_class(predictions.classes, settings.healthy_class)
+    measured = measure(predictions, healthy_class=healthy_class, seed=settings.seed)
     per_fold = [
-        {"fold": number, "images": evaluation["test"]["images"]}
-        | {"subjects": evaluation["test"]["subjects"], "best_epoch": evaluation["best_epoch"]}
-        | {name: evaluation["test"][name]["value"] for name in PER_FOLD}
-        for number, evaluation in enumerate(evaluations, start=1)
+        _row(number, evaluation, model["temperature"])
+        for number, (evaluation, model) in enumerate(zip(evaluations, models, strict=True), start=1)
     ]
+    shared = [each["protocol"]["subjects_shared"] for each in evaluations]
     evaluation = {
         "schema": "alexmri.evaluation/1",
-        "protocol": protocol,
+        "protocol": {
+            **evaluations[0]["protocol"],
+            "folds": folds,
+            # The most in any fold.
+            "subjects_shared": None if None in shared else max(shared),
+        },
         "test": measured,
         "validation": None,
-        "leak_probe": probe,
+        "leak_probe": evaluations[0]["leak_probe"],
         "folds": per_fold,
         "over_folds": {
             name: mean_and_deviation([row[name] for row in per_fold]) for name in PER_FOLD
         },
+        "without_small_classes": without_small_classes(
+            predictions, folds, healthy_class, settings.seed
+        ),
     }
-    runs = [_read(folder / "run.json") for folder in folders]
-    models = [_read(folder / "model" / "model.json") for folder in folders]
-    run_facts = {
-        **{key: runs[0][key] for key in runs[0] if not key.endswith("_seconds")},
-        "training_seconds": round(sum(run["training_seconds"] for run in runs), 1),
-        "total_seconds": round(sum(run["total_seconds"] for run in runs), 1),
-        "pooling_seconds": round(time.monotonic() - started, 1),
+    fold_of = [number for number, part in enumerate(parts, start=1) for _ in part.paths]
+    write_predictions(output / PREDICTIONS, predictions, fold_of)
+    run_facts = {key: value for key, value in runs[0].items() if not key.endswith("_seconds")} | {
+        key: round(sum(run[key] for run in runs), 1)
+        for key in ("training_seconds", "total_seconds")
     }
-    write_atomically(output / PREDICTIONS, predictions_text(predictions, fold_of))
-    counts = Counter(image.label for image in dataset.folder.images)
     write_measured(
         output,
         evaluation,
@@ -73,14 +81,22 @@ def pool_folds(
             **evaluation,
             "title": f"AlexNet on brain-MRI slices, {folds}-fold cross-validation",
             "generated": runs[0]["started"],
+            "audit": audits[0],
             "history": [],
             "best_epoch": None,
             "predictions": predictions,
+            "mistakes": [],
             "data": {
-                "classes": list(dataset.classes),
-                "counts": {"test": {name: counts[name] for name in dataset.classes}},
-                "fingerprint": dataset.fingerprint,
-                "warnings": warnings_of(dataset),
+                "classes": list(predictions.classes),
+                "counts": {"test": _images_by_class(predictions)},
+                "people": _people_by_split(predictions),
+                "fingerprint": models[0]["data"]["fingerprint"],
+                # What is true of every fold, not what one of them happens to lack.
+                "warnings": [
+                    warning
+                    for warning in audits[0]["warnings"]
+                    if all(warning in audit["warnings"] for audit in audits)
+                ],
             },
             "settings": settings.model_dump(mode="json", exclude={"checkpoint_s3"}),
             "model": {
@@ -88,48 +104,78 @@ def pool_folds(
                 "temperature": statistics.fmean(model["temperature"] for model in models),
             },
             "run": run_facts,
-            "plots": measured_plots(measured, predictions, f"all {folds} test folds"),
+            "plots": measured_plots(measured, predictions, f"test parts of {folds} folds"),
         },
     )
     write_json(output / "run.json", run_facts)
     return evaluation
 
 
-def protocol_of(dataset: Dataset, folds: int) -> dict[str, Any]:
-    """Return how train and test were kept apart, the `protocol` of evaluation.json."""
+def without_small_classes(
+    predictions: Predictions, folds: int, healthy_class: str | None, seed: int
+) -> dict[str, Any] | None:
+    """Return the figures between the classes that every fold tests; None where all classes are.
+
+    A class with fewer people (images, where people are unknown) than folds is missing from some of
+    them, and its F1 rests on those few people.
+    """
+    keys = predictions.subjects_N or predictions.paths
+    labels = [predictions.classes[k] for k in predictions.labels_N.tolist()]
+    people = Counter(label for _, label in set(zip(keys, labels, strict=True)))
+    kept = [name for name in predictions.classes if people[name] >= folds]
+    if len(kept) < 2 or len(kept) == len(predictions.classes):
+        return None
+    measured = measure(
+        restrict(predictions, kept),
+        healthy_class=healthy_class if healthy_class in kept else None,
+        seed=seed,
+    )
+    left_out = [name for name in predictions.classes if name not in kept]
+    return {"classes": kept, "left_out": left_out} | {name: measured[name] for name in WITHOUT}
+
+
+def mean_and_deviation(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Return mean and sample standard deviation of the values that are known."""
+    known = [value for value in values if value is not None]
     return {
-        "split_by": dataset.split.split_by,
-        "folds": folds,
-        "subjects": dataset.groups.count if dataset.groups else None,
-        "subjects_shared": dataset.subjects_shared,
-        "groups_from": dataset.groups.found_by if dataset.groups else None,
+        "mean": statistics.fmean(known) if known else None,
+        "standard_deviation": statistics.stdev(known) if len(known) > 1 else None,
     }
 
 
-def pooled(parts: Sequence[Predictions]) -> tuple[Predictions, tuple[int, ...]]:
-    """Return the predictions of all folds in the order of their paths, and each image's fold."""
-    paths = np.array([path for part in parts for path in part.paths])
-    order = np.argsort(paths, kind="stable")
-    fold_N = np.repeat(np.arange(1, len(parts) + 1), [len(part.paths) for part in parts])
-    known = all(part.subjects_N is not None for part in parts)
-    subjects = [subject for part in parts for subject in part.subjects_N or ()]
-    return (
-        Predictions(
-            classes=parts[0].classes,
-            labels_N=np.concatenate([part.labels_N for part in parts])[order],
-            probabilities_NK=np.concatenate([part.probabilities_NK for part in parts])[order],
-            subjects_N=tuple(subjects[i] for i in order) if known else None,
-            paths=tuple(paths[order].tolist()),
-        ),
-        tuple(fold_N[order].tolist()),
-    )
+def value_at(measured: Mapping[str, Any], path: Sequence[str]) -> float | None:
+    """Return the value of the figure at `path` in what `measure` returned, None where undefined."""
+    found: Any = measured
+    for key in path:
+        found = None if found is None else found[key]
+    return None if found is None else float(found["value"])
 
 
-def mean_and_deviation(values: Sequence[float]) -> dict[str, float]:
-    """Return mean and (sample) standard deviation over the folds."""
-    return {"mean": statistics.fmean(values), "standard_deviation": statistics.stdev(values)}
+def _row(number: int, evaluation: Mapping[str, Any], temperature: float) -> dict[str, Any]:
+    test = evaluation["test"]
+    return {
+        "fold": number,
+        "images": test["images"],
+        "subjects": test["subjects"],
+        "best_epoch": evaluation["best_epoch"],
+        "temperature": temperature,
+        **{name: value_at(test, path) for name, path in PER_FOLD.items()},
+    }
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+def _images_by_class(predictions: Predictions) -> dict[str, int]:
+    counted = Counter(predictions.labels_N.tolist())
+    return {name: counted[k] for k, name in enumerate(predictions.classes)}
+
+
+def _people_by_split(predictions: Predictions) -> dict[str, dict[str, int]] | None:
+    if predictions.subjects_N is None:
+        return None
+    pairs = set(zip(predictions.subjects_N, predictions.labels_N.tolist(), strict=True))
+    counted = Counter(k for _, k in pairs)
+    people = {name: counted[k] for k, name in enumerate(predictions.classes)}
+    return {"test": people, "all": people}
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

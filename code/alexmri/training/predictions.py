@@ -2,61 +2,92 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from alexmri.evaluation.metrics import Predictions
+from alexmri.evaluation.predictions import OTHER, Floats, Predictions
 from alexmri.files import write_atomically
 
 PREDICTIONS = "predictions.csv"
+NEAREST = "nearest_neighbour"
 # Before the class names, so that no class is taken for another column.
-PROBABILITY = "p_"
+CALIBRATED, UNCALIBRATED = "p_", "uncalibrated_"
 
 
-def predictions_text(predictions: Predictions, folds: tuple[int, ...] | None = None) -> str:
-    """Return the CSV: path, subject, label, fold (where given), predicted, a column per class.
+def write_predictions(
+    path: Path, predictions: Predictions, folds: Sequence[int] | None = None
+) -> None:
+    """Write a row per image in the order of their paths, in one piece.
 
-    Probabilities are calibrated, and written so that reading gives the same float64.
+    The columns are path, subject, label, fold (with `folds`), predicted, the calibrated probability
+    of each class, and where known the look-up's answer and each probability before calibration.
+    Numbers are written so that reading gives the same float64.
     """
     classes = predictions.classes
+    probabilities = [(CALIBRATED, predictions.probabilities_NK)]
+    if predictions.uncalibrated_NK is not None:
+        probabilities.append((UNCALIBRATED, predictions.uncalibrated_NK))
+    known = predictions.nearest_N is not None
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    fold_column = ["fold"] if folds else []
-    probability_columns = [PROBABILITY + name for name in classes]
-    writer.writerow(["path", "subject", "label", *fold_column, "predicted", *probability_columns])
-    best_N = predictions.probabilities_NK.argmax(axis=1)
-    for i, path in enumerate(predictions.paths):
+    writer.writerow(
+        [
+            *("path", "subject", "label", *(["fold"] if folds else []), "predicted"),
+            *([NEAREST] if known else []),
+            *(prefix + name for prefix, _ in probabilities for name in classes),
+        ]
+    )
+    answers_N = predictions.probabilities_NK.argmax(axis=1)
+    for row in sorted(range(len(answers_N)), key=predictions.paths.__getitem__):
+        nearest = OTHER if predictions.nearest_N is None else int(predictions.nearest_N[row])
         writer.writerow(
             [
-                path,
-                predictions.subjects_N[i] if predictions.subjects_N else "",
-                classes[predictions.labels_N[i]],
-                *([folds[i]] if folds else []),
-                classes[best_N[i]],
-                *map(repr, predictions.probabilities_NK[i].tolist()),
+                predictions.paths[row],
+                predictions.subjects_N[row] if predictions.subjects_N else "",
+                classes[predictions.labels_N[row]],
+                *([folds[row]] if folds else []),
+                classes[answers_N[row]],
+                *([] if not known else [""] if nearest == OTHER else [classes[nearest]]),
+                *(
+                    repr(value)
+                    for _, values_NK in probabilities
+                    for value in values_NK[row].tolist()
+                ),
             ]
         )
-    return text.getvalue()
-
-
-def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write `predictions` to `path` in one piece."""
-    write_atomically(path, predictions_text(predictions))
+    write_atomically(path, text.getvalue())
 
 
 def read_predictions(path: Path) -> Predictions:
     """Return what `write_predictions` wrote; ValueError or KeyError where it is something else."""
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
-        columns = [name for name in reader.fieldnames or () if name.startswith(PROBABILITY)]
+        columns = reader.fieldnames or ()
         rows = list(reader)
-    classes = tuple(name.removeprefix(PROBABILITY) for name in columns)
+    classes = tuple(
+        name.removeprefix(CALIBRATED) for name in columns if name.startswith(CALIBRATED)
+    )
+
+    def probabilities(prefix: str) -> Floats:
+        return np.array([[float(row[prefix + name]) for name in classes] for row in rows])
+
+    number = {name: k for k, name in enumerate(classes)}
     subjects = tuple(row["subject"] for row in rows)
+    uncalibrated = classes[0] if classes else ""
     return Predictions(
         classes=classes,
-        labels_N=np.array([classes.index(row["label"]) for row in rows], dtype=np.int64),
-        probabilities_NK=np.array([[float(row[name]) for name in columns] for row in rows]),
+        labels_N=np.array([number[row["label"]] for row in rows], dtype=np.int64),
+        probabilities_NK=probabilities(CALIBRATED),
         subjects_N=subjects if all(subjects) else None,
         paths=tuple(row["path"] for row in rows),
+        uncalibrated_NK=(
+            probabilities(UNCALIBRATED) if UNCALIBRATED + uncalibrated in columns else None
+        ),
+        nearest_N=(
+            np.array([number.get(row[NEAREST], OTHER) for row in rows], dtype=np.int64)
+            if NEAREST in columns
+            else None
+        ),
     )
