@@ -112,6 +112,25 @@ def test_a_finished_fold_keeps_its_model_and_not_its_checkpoints(whole: tuple[Pa
         assert not (out / f"fold-{number}" / "checkpoints").exists()
 
 
+def test_the_bench_measures_its_opponents_on_the_same_splits(
+    few: Path, whole: tuple[Path, str], tmp_path: Path
+) -> None:
+    """The look-up of `bench/baselines.py` and that of the cross-validation are one and the same."""
+    bench = Path(__file__).parents[1] / "bench" / "baselines.py"
+    options = ("--folds", "2", "--seeds", "0", "--epochs", "1", "--stem", "torchvision")
+    command = [sys.executable, bench, few, "--out", tmp_path / "rows.json", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = {(row["protocol"], row["row"]): row for row in read(tmp_path / "rows.json")["rows"]}
+    names = ("majority", "nearest_neighbour", "logistic_regression", "resnet18")
+    assert set(rows) == {(split_by, name) for split_by in ("slice", "subject") for name in names}
+    ours = read(whole[0] / "evaluation.json")["test"]["baselines"]["nearest_neighbour"]
+    theirs = rows["subject", "nearest_neighbour"]["pooled"]
+    for figure in ("accuracy", "macro_f1"):
+        assert theirs[figure]["value"] == pytest.approx(ours[figure]["value"])
+    assert "| subject | resnet18 | " in done.stdout
+
+
 def test_stopped_in_a_fold_it_goes_on_and_ends_as_if_it_had_not_been(
     few: Path, whole: tuple[Path, str], tmp_path: Path
 ) -> None:

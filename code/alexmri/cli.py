@@ -422,7 +422,8 @@ def show_folds(evaluation: Mapping[str, Any]) -> None:
         name: each for name, each in evaluation["over_folds"].items() if each["mean"] is not None
     }
     people = evaluation["protocol"]["subjects"] is not None
-    heads = [name.replace("_", " ").replace(" f1", " F1").replace("auc", "AUC") for name in over]
+    titles = {"demented_auc_by_person": "AUC by person", "macro_f1": "macro F1"}
+    heads = [titles.get(name, name.replace("_", " ")) for name in over]
     table = Table("fold", *(["people"] if people else []), "images", "epoch kept", *heads)
     for row in evaluation["folds"]:
         own = [
@@ -452,21 +453,19 @@ def show_pooled(evaluation: Mapping[str, Any]) -> None:
         *("", "accuracy", "macro F1"), title=f"all folds pooled, 95 % intervals over {unit}"
     )
     small = evaluation["without_small_classes"]
-    groups = [("", test)]
-    if small:
-        groups.append((f", without {', '.join(small['left_out'])}", small))
-    for suffix, measured in groups:
-        rows = [("the network", measured), *_baselines(measured)]
-        for name, figures in rows:
+    for measured in (test, small) if small else (test,):
+        if measured is small:
+            table.add_section()
+            table.add_row(escape(f"between {', '.join(small['classes'])} alone:"))
+        for name, figures in (("the network", measured), *_baselines(measured)):
             shown = (_figure(figures[key]) for key in ("accuracy", "macro_f1"))
-            table.add_row(escape(name + suffix), *shown)
-        table.add_section()
+            table.add_row(name, *shown)
     Console().print(table)
-    if test["subject_level"] and test["subject_level"]["demented"]:
-        demented = test["subject_level"]["demented"]
+    by_person = test["subject_level"]
+    if by_person and by_person["demented"]:
         click.echo(
-            f"person by person, demented against {demented['healthy_class']}: AUC"
-            f" {_figure(demented['auc'])}"
+            f"person by person, demented against {by_person['demented']['healthy_class']}: AUC"
+            f" {_figure(by_person['demented']['auc'])}"
         )
 
 

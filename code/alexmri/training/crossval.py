@@ -59,6 +59,8 @@ class Crossval:
             output=output,
             model=output / "model",
             checkpoints=output / "checkpoints",
+            # What stands here is gone by then; what stands in S3 is not.
+            start_anew=self.start_anew,
             fold=Fold(number, self.folds),
         )
 
