@@ -6,9 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alexmri.data.dataset import load_dataset
 from alexmri.data.folds import Fold, deal, split_for_fold
 from alexmri.data.split import Split
 from alexmri.errors import UserError
+from alexmri.settings import Layer, resolve
+from alexmri.terminal import PlainTerminal
+from alexmri.training.crossval import choose_split_by
+
+from .conftest import ImageMaker
 
 SHARE = 0.15 / 0.85
 # Images of one person each: (person, class) repeated.
@@ -145,3 +151,40 @@ def test_what_cannot_be_dealt_is_refused(images: Images, folds: int, message: st
 
     with pytest.raises(UserError, match=message):
         split_every_fold()
+
+
+def test_images_of_given_folders_are_dealt_anew_and_equal_files_stay_together(
+    make_images: ImageMaker,
+) -> None:
+    names = [
+        f"{split}/{label}/{i}.png"
+        for split in ("train", "test")
+        for label in "ab"
+        for i in range(6)
+    ]
+    root = make_images(*names)
+    (root / "test/a/copy.png").write_bytes((root / "train/a/0.png").read_bytes())
+    settings = resolve([Layer("test", {})]).settings
+    tested: Counter[str] = Counter()
+    for number in range(1, 4):
+        dataset = load_dataset(
+            {"train": root}, settings, workers=1, terminal=PlainTerminal(), fold=Fold(number, 3)
+        )
+        found = dataset.part("test").names
+        assert ("train/a/0.png" in found) == ("test/a/copy.png" in found)
+        assert dataset.split.split_by == "slice"
+        assert "the folds are dealt from all of its images" in dataset.split.notes[-1]
+        tested.update(found)
+    assert tested == Counter([*names, "test/a/copy.png"])
+
+
+def test_people_are_kept_together_where_they_are_known(
+    make_images: ImageMaker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = resolve([Layer("test", {})]).settings
+    root = make_images("a/scan1.png", "a/scan2.png", "b/scan3.png", "b/scan4.png")
+    assert choose_split_by(root, settings, PlainTerminal()).split_by == "slice"
+    assert "folds are dealt slice by slice" in capsys.readouterr().out
+    told = settings.model_copy(update={"group_regex": r"scan(\d)"})
+    assert choose_split_by(root, told, PlainTerminal()).split_by == "subject"
+    assert capsys.readouterr().out == ""

@@ -160,7 +160,7 @@ def _clear(output: Path) -> None:
     """Remove the cross-validation in `output`, and nothing else there."""
     if not (output / PLAN).is_file():
         return
-    for name in (*RESULTS, PREDICTIONS):
+    for name in RESULTS:
         (output / name).unlink(missing_ok=True)
     for folder in output.glob("fold-*"):
         if (folder / "run.json").is_file() or (folder / "checkpoints").is_dir():
