@@ -213,6 +213,7 @@ def write_results(
             "title": "AlexNet on brain-MRI slices",
             "generated": run_facts["started"],
             "run": run_facts,
+            "code": code_document(),
             "plots": plots,
         },
     )
