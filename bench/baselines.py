@@ -15,7 +15,6 @@ import json
 import statistics
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from alexmri.data.dataset import Dataset, load_dataset
-from alexmri.data.folds import Fold
+from alexmri.data.folds import Fold, classes_of_enough
 from alexmri.evaluation.baselines import look_up
 from alexmri.evaluation.healthy import find_healthy_class
 from alexmri.evaluation.metrics import measure
@@ -91,11 +90,12 @@ def measured_row(
     answer: Callable[[Dataset, Settings], Answer],
     splits: Mapping[str, tuple[Dataset, Settings]],
     *,
-    folds: int | None,
+    protocol: str,
+    folds: int,
 ) -> dict[str, Any]:
-    """Answer and measure the test part of each split; with `folds` also all of them pooled."""
+    """Answer and measure the test part of each split, by subject also all of them pooled."""
     first = next(iter(splits.values()))[0]
-    kept = classes_of_enough_people(first, folds or 5)
+    kept = classes_kept(first, folds)
     figures = partial(figures_of, kept=kept, from_look_up=name == "nearest_neighbour")
     rows, parts = [], []
     for title, (dataset, settings) in splits.items():
@@ -109,11 +109,11 @@ def measured_row(
         parts.append(part)
     return {
         "row": name,
-        "protocol": "subject" if folds else "slice",
+        "protocol": protocol,
         "classes_not_small": kept,
         "splits": rows,
         "over_splits": {key: spread([row[key] for row in rows]) for key in FIGURES},
-        "pooled": figures(pool(parts), replicates=1000) if folds else None,
+        "pooled": figures(pool(parts), replicates=1000) if protocol == "subject" else None,
     }
 
 
@@ -136,23 +136,23 @@ def figures_of(
     """Return the figures of the table; a look-up has no second choice among the classes kept."""
     healthy = find_healthy_class(predictions.classes, None)
     measured = measure(predictions, healthy_class=healthy, replicates=replicates)
-    between = measure(restrict(predictions, kept), replicates=replicates)
-    between = between["baselines"]["nearest_neighbour"] if from_look_up else between
+    between = None
+    if len(kept) > 1:
+        between = measure(restrict(predictions, kept), replicates=replicates)
+        between = between["baselines"]["nearest_neighbour"] if from_look_up else between
     people = measured["subject_level"]
     return {
         "accuracy": measured["accuracy"],
         "macro_f1": measured["macro_f1"],
-        "macro_f1_without_small": between["macro_f1"],
+        "macro_f1_without_small": between["macro_f1"] if between else None,
         "demented_auc_by_person": people["demented"]["auc"] if people and healthy else None,
     }
 
 
-def classes_of_enough_people(dataset: Dataset, folds: int) -> list[str]:
+def classes_kept(dataset: Dataset, folds: int) -> list[str]:
     images, groups = dataset.folder.images, dataset.groups
-    keys = groups.subjects if groups else tuple(image.name for image in images)
-    pairs = {(key, image.label) for key, image in zip(keys, images, strict=True)}
-    people = Counter(label for _, label in pairs)
-    return [name for name in dataset.classes if people[name] >= folds]
+    keys = groups.subjects if groups else [image.name for image in images]
+    return classes_of_enough(keys, [image.label for image in images], folds=folds)
 
 
 def value_of(figure: Mapping[str, Any] | None) -> float | None:
@@ -251,10 +251,9 @@ def main() -> None:
         done = {f"{row['protocol']} {row['row']}": row for row in before}
     for protocol in wanted.protocol:
         splits = load_splits(wanted.data, protocol, wanted.seeds, wanted.folds)
-        folds = wanted.folds if protocol == "subject" else None
         dataset = next(iter(splits.values()))[0]
         for name in wanted.only:
-            row = measured_row(name, answers[name], splits, folds=folds)
+            row = measured_row(name, answers[name], splits, protocol=protocol, folds=wanted.folds)
             row["machine"] = machine_document(compute.device, compute.precision)
             done[f"{protocol} {name}"] = row
             ordered = [done[f"{p} {r}"] for p in protocols for r in rows if f"{p} {r}" in done]

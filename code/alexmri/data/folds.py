@@ -91,6 +91,11 @@ def split_for_fold(
     return Split(tuple(chosen[key] for key in keys), split_by, notes)
 
 
+def classes_of_enough(keys: Sequence[str], labels: Sequence[str], *, folds: int) -> list[str]:
+    """Return the classes, by name, that have at least as many different keys as there are folds."""
+    return [label for label, own in _keys_by_class(keys, labels).items() if len(own) >= folds]
+
+
 def _strata(keys: Sequence[str], labels: Sequence[str]) -> Mapping[tuple[str, ...], Sequence[str]]:
     """Return the keys by the classes they have, in an order that is the same for any file order."""
     classes_of: dict[str, set[str]] = defaultdict(set)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alexmri.data.folds import classes_of_enough
 from alexmri.evaluation.healthy import find_healthy_class
 from alexmri.evaluation.metrics import measure
 from alexmri.evaluation.output import write_measured
@@ -104,6 +105,7 @@ def pool_folds(output: Path, folds: int, settings: Settings) -> dict[str, Any]:
                 "temperature": statistics.fmean(model["temperature"] for model in models),
             },
             "run": run_facts,
+            "code": models[0]["code"],
             "plots": measured_plots(measured, predictions, f"test parts of {folds} folds"),
         },
     )
@@ -121,8 +123,7 @@ def without_small_classes(
     """
     keys = predictions.subjects_N or predictions.paths
     labels = [predictions.classes[k] for k in predictions.labels_N.tolist()]
-    people = Counter(label for _, label in set(zip(keys, labels, strict=True)))
-    kept = [name for name in predictions.classes if people[name] >= folds]
+    kept = classes_of_enough(keys, labels, folds=folds)
     if len(kept) < 2 or len(kept) == len(predictions.classes):
         return None
     measured = measure(
