@@ -104,6 +104,9 @@ def test_the_figures_are_those_of_the_pooled_predictions(whole: tuple[Path, str]
     assert "demented against NonDemented: AUC" in printed
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "2-fold cross-validation" in page
+    assert "Fold by fold" in page
+    look_up = evaluation["test"]["baselines"]["nearest_neighbour"]["accuracy"]["value"]
+    assert evaluation["leak_probe"]["subject"] == look_up
 
 
 def test_a_finished_fold_keeps_its_model_and_not_its_checkpoints(whole: tuple[Path, str]) -> None:

@@ -60,7 +60,7 @@ def pool_folds(output: Path, folds: int, settings: Settings) -> dict[str, Any]:
         },
         "test": measured,
         "validation": None,
-        "leak_probe": evaluations[0]["leak_probe"],
+        "leak_probe": evaluations[0]["leak_probe"] | _look_up(evaluations[0], measured),
         "folds": per_fold,
         "over_folds": {
             name: mean_and_deviation([row[name] for row in per_fold]) for name in PER_FOLD
@@ -162,6 +162,12 @@ def _row(number: int, evaluation: Mapping[str, Any], temperature: float) -> dict
         "temperature": temperature,
         **{name: value_at(test, path) for name, path in PER_FOLD.items()},
     }
+
+
+def _look_up(evaluation: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, float]:
+    """Return the look-up's accuracy over all folds, for the probe's figure of the same protocol."""
+    found = value_at(measured, ("baselines", "nearest_neighbour", "accuracy"))
+    return {} if found is None else {evaluation["protocol"]["split_by"]: found}
 
 
 def _images_by_class(predictions: Predictions) -> dict[str, int]:
