@@ -21,7 +21,7 @@ OPPONENTS = {
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """The result in one sentence, and whether the model beats all answers that know nothing."""
+    """The result in one sentence; good where a model beats look-up and guessing on new people."""
 
     text: str
     good: bool
@@ -46,7 +46,7 @@ def headline(protocol: Mapping[str, Any], test: Mapping[str, Any] | None) -> Hea
         known = "a look-up" if name == "nearest_neighbour" else _opponent(name, baseline)
         said[standing(baseline)].append(known)
     found = ", ".join(f"{how} {' and '.join(whom)}" for how, whom in said.items() if whom)
-    good = not said["WORSE than"] and not said["NOT better than"]
+    good = _kept_apart(protocol) and not said["WORSE than"] and not said["NOT better than"]
     return Headline(f"Accuracy {figure(test['accuracy'])} on {where}: {found}.", good)
 
 
@@ -274,7 +274,7 @@ def _trust(test: Mapping[str, Any]) -> list[str]:
     if test["resampled_by"] == "image":
         return [
             "Intervals and tests treat every image as independent; where people have several "
-            "images each, the true intervals are wider and the differences less certain."
+            "images each, the true ones are wider and differences less certain."
         ]
     if test["subjects"] < FEW_PEOPLE:
         return [
