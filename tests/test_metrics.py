@@ -10,16 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from alexmri.evaluation import metrics
+from alexmri.evaluation import metrics, rates, resampling
+from alexmri.evaluation.predictions import Predictions
 
 CLASSES = ("Mild", "Moderate", "None", "VeryMild", "Fifth", "Sixth")
 
 
-def predictions(
-    labels: Any, probabilities: Any, subjects: list[str] | None = None
-) -> metrics.Predictions:
+def predictions(labels: Any, probabilities: Any, subjects: list[str] | None = None) -> Predictions:
     probabilities_NK = np.asarray(probabilities, dtype=np.float64)
-    return metrics.Predictions(
+    return Predictions(
         classes=CLASSES[: probabilities_NK.shape[1]],
         labels_N=np.asarray(labels, dtype=np.int64),
         probabilities_NK=probabilities_NK,
@@ -30,7 +29,7 @@ def predictions(
 
 def random_predictions(
     N: int, K: int = 4, *, seed: int = 0, people: int | None = None, skill: float = 1.5
-) -> metrics.Predictions:
+) -> Predictions:
     rng = np.random.default_rng(seed)
     labels_N = rng.integers(0, K, N)
     labels_N[:K] = np.arange(K)  # every class occurs
@@ -46,7 +45,7 @@ def random_predictions(
     return predictions(labels_N, scores_NK / scores_NK.sum(axis=1, keepdims=True), subjects)
 
 
-def as_predicted(labels_N: Any, predicted_N: Any, K: int) -> metrics.Predictions:
+def as_predicted(labels_N: Any, predicted_N: Any, K: int) -> Predictions:
     return predictions(labels_N, np.eye(K)[predicted_N])
 
 
@@ -71,10 +70,10 @@ def test_rates_equal_scikit_learn_also_for_missing_classes(
 ) -> None:
     K, pairs = case
     labels_N, predicted_N = np.array(pairs).T
-    confusion_KK = metrics.confusion_matrix(labels_N, predicted_N, K)
+    confusion_KK = rates.confusion_matrix(labels_N, predicted_N, K)
     assert (confusion_KK == sk.confusion_matrix(labels_N, predicted_N, labels=range(K))).all()
     macro_f1 = sk.f1_score(labels_N, predicted_N, average="macro")
-    assert metrics.macro_f1(confusion_KK) == pytest.approx(macro_f1)
+    assert rates.macro_f1(confusion_KK) == pytest.approx(macro_f1)
 
     measured = metrics.measure(as_predicted(labels_N, predicted_N, K), replicates=5)
     assert measured["accuracy"]["value"] == sk.accuracy_score(labels_N, predicted_N)
@@ -84,13 +83,13 @@ def test_rates_equal_scikit_learn_also_for_missing_classes(
         labels_N, predicted_N, labels=range(K), zero_division=np.nan
     )
     for k, name in enumerate(CLASSES[:K]):
-        rates = measured["per_class"][name]
-        assert rates["images"] == expected[3][k]
+        found = measured["per_class"][name]
+        assert found["images"] == expected[3][k]
         for rate, values_K in zip(("precision", "recall", "f1"), expected[:3], strict=True):
             if np.isnan(values_K[k]):
-                assert rates[rate] is None
+                assert found[rate] is None
             else:
-                assert rates[rate]["value"] == pytest.approx(values_K[k])
+                assert found[rate]["value"] == pytest.approx(values_K[k])
     present = [r["recall"]["value"] for r in measured["per_class"].values() if r["images"]]
     assert measured["balanced_accuracy"]["value"] == pytest.approx(np.mean(present))
     json.dumps(measured, allow_nan=False)
@@ -121,7 +120,7 @@ def test_weighted_auc_equals_scikit_learn_with_sample_weights() -> None:
     """The interval is as good as the weighting: weights must act as repeated images do."""
     p = random_predictions(80, K=3)
     weights_RN = np.random.default_rng(1).integers(0, 4, size=(6, 80)).astype(np.float64)
-    auc_RK = metrics._auc(weights_RN, np.eye(3)[p.labels_N], p.probabilities_NK)
+    auc_RK = rates.auc(weights_RN, np.eye(3)[p.labels_N], p.probabilities_NK)
     for weights_N, auc_K in zip(weights_RN, auc_RK, strict=True):
         for k in range(3):
             assert auc_K[k] == pytest.approx(
@@ -205,7 +204,7 @@ def test_same_seed_same_block_other_seed_other_intervals() -> None:
 def test_large_splits_go_in_blocks_and_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     p = random_predictions(50)
     whole = metrics.measure(p, replicates=64)
-    monkeypatch.setattr(metrics, "_BLOCK", 50 * 10)
+    monkeypatch.setattr(resampling, "_BLOCK", 50 * 10)
     in_blocks = metrics.measure(p, replicates=64)
     assert in_blocks["macro_f1"]["ci95"] == pytest.approx(whole["macro_f1"]["ci95"])
 
@@ -272,7 +271,7 @@ def test_measuring_a_thousand_images_takes_well_under_two_seconds() -> None:
 
 def test_empty_matrix_is_refused() -> None:
     with pytest.raises(ValueError, match="no images"):
-        metrics.macro_f1(np.zeros((3, 3), dtype=np.int64))
+        rates.macro_f1(np.zeros((3, 3), dtype=np.int64))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The report says first what the number measures; plots are plain, legible PNG bytes."""
 
+import base64
 import io
 import os
 import re
@@ -14,7 +15,10 @@ from jinja2 import UndefinedError
 from PIL import Image
 
 from alexmri.evaluation import metrics, plots
-from alexmri.evaluation.report import DISCLAIMER, render_report, verdict
+from alexmri.evaluation.mistakes import Mistake
+from alexmri.evaluation.predictions import Predictions
+from alexmri.evaluation.report import DISCLAIMER, audit_findings, render_report
+from alexmri.evaluation.verdict import compared, headline, verdict
 
 CLASSES = ("Mild", "Moderate", "NonDemented", "VeryMild")
 LEAKY = {"slice": 0.992, "subject": 0.462, "shuffled": 0.989}
@@ -38,13 +42,27 @@ def predictions(classes: tuple[str, ...] = CLASSES, people: int | None = 40) -> 
     logits_NK = rng.normal(size=(400, len(classes)))
     logits_NK[np.arange(400), labels_N] += 2
     odds_NK = np.exp(logits_NK)
-    return metrics.Predictions(
+    return Predictions(
         classes=classes,
         labels_N=labels_N,
         probabilities_NK=odds_NK / odds_NK.sum(axis=1, keepdims=True),
         subjects_N=tuple(f"p{s}" for s in subjects_N) if people else None,
         paths=("x.png",) * 400,
+        uncalibrated_NK=np.full((400, len(classes)), 1 / len(classes)),
+        nearest_N=rng.integers(0, len(classes), 400),
     )
+
+
+def lead(value: float, p_value: float) -> dict[str, Any]:
+    return {"value": value, "ci95": [value - 0.1, value + 0.1], "p_value": p_value}
+
+
+def baseline(accuracy: dict[str, Any], macro_f1: dict[str, Any], **more: str) -> dict[str, Any]:
+    figures = {name: {"value": 0.5, "ci95": None} for name in ("accuracy", "macro_f1")}
+    return {**figures, "difference": {"accuracy": accuracy, "macro_f1": macro_f1}, **more}
+
+
+ABOVE, LEVEL, BELOW = lead(0.2, 0.001), lead(0.01, 0.6), lead(-0.2, 0.001)
 
 
 def result(value: float, low: float, high: float, **changes: Any) -> dict[str, Any]:
@@ -52,6 +70,10 @@ def result(value: float, low: float, high: float, **changes: Any) -> dict[str, A
     return {
         "accuracy": {"value": value, "ci95": [low, high]},
         "majority_class": {"class": "NonDemented", "accuracy": 0.5},
+        "baselines": {
+            "majority": baseline(ABOVE, ABOVE, **{"class": "NonDemented"}),
+            "nearest_neighbour": baseline(ABOVE, ABOVE),
+        },
         "resampled_by": "subject",
         "subjects": 60,
     } | changes
@@ -92,9 +114,13 @@ def facts(classes: tuple[str, ...] = CLASSES, **changes: Any) -> dict[str, Any]:
         "data": {
             "classes": list(classes),
             "counts": {"train": counts, "validation": counts, "test": counts},
+            "people": None,
             "fingerprint": "sha256:abc",
             "warnings": ["Two images are the same."],
         },
+        "audit": {"verdict": "It leaks.", "exact_duplicates": [1, 2], "leak_probe": LEAKY},
+        "mistakes": [],
+        "code": {"version": "0.1.0"},
         "settings": {"epochs": 3, "split_ratios": [0.7, 0.15, 0.15], "group_regex": None},
         "run": {"device": "cpu", "versions": {"torch": "2.14.1"}},
         "model": {"parameters": 24_700_000, "temperature": 1.25},
@@ -105,7 +131,7 @@ def facts(classes: tuple[str, ...] = CLASSES, **changes: Any) -> dict[str, Any]:
 class Page(HTMLParser):
     """Collect a page's elements, and check that they close in order."""
 
-    VOID = frozenset({"meta", "img", "link", "br"})
+    VOID = frozenset({"meta", "img", "link", "br", "wbr"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -179,7 +205,6 @@ def test_given_folders_that_keep_people_apart_are_probed_on_new_people() -> None
     probe = {"slice": 0.48, "subject": 0.45, "shuffled": 0.41}
     words = said(APART | {"split_by": "folders"}, probe, result(0.60, 0.55, 0.65))
     assert "scores 0.480 on people it has not seen" in words
-    assert "lies above the look-up" in words
     assert "Split image by image" not in words
 
 
@@ -205,22 +230,65 @@ def test_people_kept_apart_are_said_to_be_new_and_need_no_advice() -> None:
     words = said(APART, LEAKY, result(0.60, 0.55, 0.65))
     assert "none of the 200 people has images in both training and test" in words
     assert "scores 0.462 on people it has not seen" in words
-    assert "Its whole 95 % interval lies above the look-up." in words
     assert "scores 0.992 on these data: figures from such splits are not comparable" in words
-    assert "For comparison, always answering NonDemented would score 0.500." in words
     assert "train with" not in words
     assert "recognising" not in words
 
 
-def test_gain_within_the_interval_is_no_clear_gain() -> None:
-    words = said(APART, LEAKY, result(0.48, 0.42, 0.54))
-    assert "no clear gain over the look-up" in words
-    assert "does not show that the network beats guessing" in words
-    assert "0.420 to 0.540" in words
+@pytest.mark.parametrize(
+    ("accuracy", "macro_f1", "words", "loud"),
+    [
+        (ABOVE, LEVEL, "better than a look-up", False),
+        (ABOVE, ABOVE, "better than a look-up", False),
+        (LEVEL, LEVEL, "NOT better than a look-up", True),
+        (ABOVE, BELOW, "NOT better than a look-up", True),
+        (LEVEL, BELOW, "WORSE than a look-up", True),
+        (None, LEVEL, "NOT better than a look-up", True),
+        (lead(0.2, 0.001) | {"p_value": None}, LEVEL, "NOT better than a look-up", True),
+    ],
+)
+def test_headline_says_loudly_what_is_not_better_than_a_look_up(
+    accuracy: Any, macro_f1: Any, words: str, loud: bool
+) -> None:
+    test = result(0.6, 0.5, 0.7)
+    test["baselines"]["nearest_neighbour"] = baseline(accuracy, macro_f1)
+    said_first = headline(APART, test)
+    assert "Accuracy 0.600 on people it has not seen: " in said_first.text
+    assert words in said_first.text.split(": ")[1]
+    assert loud == (not said_first.good)
+    assert "always answering NonDemented" in said_first.text
+    assert compared(test)[0][1] != loud
 
 
-def test_worse_than_guessing_is_said() -> None:
-    assert "does worse than guessing" in said(APART, UNKNOWN, result(0.3, 0.25, 0.35))
+def test_beating_the_look_up_on_known_people_is_no_good_headline() -> None:
+    said_first = headline(SHARED, result(0.99, 0.98, 1))
+    assert "on slices of people it was trained on: better than a look-up" in said_first.text
+    assert not said_first.good
+    assert headline(APART, result(0.99, 0.98, 1)).good
+
+
+def test_headline_of_other_measurements() -> None:
+    assert "No test set" in headline(SHARED, None).text
+    test = result(0.9, 0.8, 1)
+    test["baselines"]["nearest_neighbour"] = None
+    assert "on images of unknown people: better than always" in headline(NOBODY, test).text
+    assert "on the images given" in headline(EXISTING, test).text
+    own = headline(EXISTING | {"trained_on_these_images": True}, test)
+    assert "on the very images it was trained with" in own.text
+    assert not own.good
+
+
+def test_paired_test_in_words() -> None:
+    test = result(0.6, 0.5, 0.7)
+    test["baselines"]["nearest_neighbour"] = baseline(LEVEL, BELOW)
+    (look_up, beaten), (guess, beats_guess) = compared(test)
+    assert (beaten, beats_guess) == (False, True)
+    assert look_up.startswith(
+        "WORSE in macro F1, NOT shown to be better in accuracy than a look-up"
+    )
+    assert "Lead: +0.010 (−0.090 to +0.110, p = 0.600) in accuracy" in look_up
+    assert "−0.200 (−0.300 to −0.100, p ≤ 0.001) in macro F1" in look_up
+    assert guess.startswith("better in accuracy and macro F1 than always answering NonDemented.")
 
 
 def test_comparable_splits_get_no_warning_about_other_figures() -> None:
@@ -247,7 +315,7 @@ def test_no_test_set_is_said_plainly(protocol: Any, probe: Any) -> None:
 def test_few_people_and_single_people_are_pointed_out() -> None:
     assert "holds 30 people" in said(APART, LEAKY, result(0.6, 0.55, 0.65, subjects=30))
     one = result(0.6, 0, 0, subjects=1) | {"accuracy": {"value": 0.6, "ci95": None}}
-    assert "One person is too few for an interval" in said(APART, LEAKY, one)
+    assert "One person is too few for an interval or a test." in said(APART, LEAKY, one)
 
 
 def test_verdict_reads_what_measure_writes() -> None:
@@ -267,21 +335,76 @@ def test_verdict_comes_before_any_figure_and_the_disclaimer_on_both_ends() -> No
     body = page[page.index("<body>") :]
     assert body.index(DISCLAIMER) < body.index("<h1>")
     assert body.rindex(DISCLAIMER) > body.index("Where this comes from")
-    for paragraph in verdict(SHARED, LEAKY, facts()["test"]):
+    test = facts()["test"]
+    for paragraph in (headline(SHARED, test).text, *verdict(SHARED, LEAKY, test)):
         assert paragraph in page
 
 
-def test_figures_stand_beside_their_intervals_and_the_baseline() -> None:
+def test_figures_stand_beside_their_intervals_and_both_baselines() -> None:
     given = facts()
-    page = render_report(given)
-    accuracy, guess = given["test"]["accuracy"], given["test"]["majority_class"]
-    low, high = accuracy["ci95"]
-    assert f"<td>{accuracy['value']:.3f} <small>{low:.3f} to {high:.3f}</small></td>" in page
-    assert f"<td>{guess['accuracy']:.3f} <small>{guess['class']}</small></td>" in page
-    assert "24,700,000" in page
-    assert "torch 2.14.1" in page
-    assert "Accuracy per person" in page
-    assert "too good. Per person:" in " ".join(page.split())
+    page = " ".join(render_report(given).split())
+    for level in (given["test"], given["test"]["subject_level"]):
+        for key in ("accuracy", "balanced_accuracy", "macro_f1"):
+            others = [level["baselines"][name][key] for name in ("nearest_neighbour", "majority")]
+            own, *beside = (
+                f"{e['value']:.3f}{{}} <small>{e['ci95'][0]:.3f} to {e['ci95'][1]:.3f}</small></td>"
+                for e in (level[key], *others)
+            )
+            own = f"<td><strong>{own.format('</strong>')}"
+            cells = " ".join([own, "".join(f"<td>{cell.format('')}" for cell in beside)])
+            assert cells in page
+        for words, beaten in compared(level):
+            assert f'<li class="{"good" if beaten else "loud"}">' in page
+            assert words in page
+    calibration = given["test"]["calibration"]
+    for name in ("before", "after"):
+        assert f"<td>{calibration[name]['ece']:.3f}</td>" in page
+    for expected in ("24,700,000", "torch 2.14.1", "version 0.1.0", "It leaks.", "exact copies: 2"):
+        assert expected in page
+
+
+def test_demented_against_healthy_is_shown_for_slices_and_people() -> None:
+    page = render_report(facts())
+    assert "demented against" not in page
+    measured = metrics.measure(predictions(), healthy_class="NonDemented", replicates=20)
+    page = render_report(facts(test=measured))
+    for level in (measured, measured["subject_level"]):
+        for key in ("auc", "sensitivity", "specificity"):
+            assert f"<td>{level['demented'][key]['value']:.3f} <small>" in page
+
+
+def test_mistakes_are_pictures_with_names_and_escaped() -> None:
+    one = Mistake(
+        path="<b>/1.jpg",
+        true="Mild",
+        predicted="NonDemented",
+        probability=0.9876,
+        picture=b"picture",
+        overlay=b"overlay",
+    )
+    text = render_report(facts(mistakes=[one]))
+    page = Page(text)
+    sources = [attributes["src"] for tag, attributes in page.elements if tag == "img"]
+    for content in (b"picture", b"overlay"):
+        assert f"data:image/png;base64,{base64.b64encode(content).decode()}" in sources
+    assert "&lt;b&gt;/1.jpg" in text
+    assert "0.988" in text
+
+
+@pytest.mark.parametrize(
+    ("audit", "expected"),
+    [
+        (None, ["w"]),
+        ({"verdict": ["a", "w"], "leak_probe": UNKNOWN}, ["a", "w"]),
+        ({"exact_duplicates": [], "leak_probe": UNKNOWN}, ["Groups of exact copies: 0.", "w"]),
+        (
+            {"near_duplicates": {"count": 7, "pairs": [1, 2]}, "leak_probe": UNKNOWN},
+            ["Near copies (pairs of slices too much alike): 7.", "w"],
+        ),
+    ],
+)
+def test_findings_of_the_audit_are_read_whatever_it_knows(audit: Any, expected: list[str]) -> None:
+    assert audit_findings(audit, ["w"]) == expected
 
 
 def test_page_is_well_formed_and_asks_for_nothing_outside() -> None:
@@ -322,20 +445,26 @@ def test_missing_test_set_missing_plots_missing_people() -> None:
 
 def test_without_a_training_only_what_was_measured_is_shown() -> None:
     given = facts(
-        protocol=EXISTING, leak_probe=UNKNOWN, validation=None, history=[], best_epoch=None
+        protocol=EXISTING,
+        leak_probe=UNKNOWN,
+        validation=None,
+        history=[],
+        best_epoch=None,
+        audit=None,
     )
     given["data"]["counts"] = {"test": given["data"]["counts"]["test"]}
     page = render_report(given)
     Page(page)
     for absent in ("<h2>Training</h2>", "Validation", ">Training<", "epoch", ">None<"):
         assert absent not in page.replace('<th scope="row">epochs</th>', "")
-    assert page.count('<th scope="col">Test</th>') == 2
+    assert "fitted on the validation" not in page
+    assert page.count('<th scope="col">Test</th>') == 1
     assert "Class by class (test set)" in page
 
 
 def test_undefined_figures_are_dashes() -> None:
     p = predictions()
-    absent = metrics.Predictions(
+    absent = Predictions(
         classes=(*CLASSES, "Nobody"),
         labels_N=p.labels_N,
         probabilities_NK=np.pad(p.probabilities_NK, ((0, 0), (0, 1))),
@@ -371,18 +500,18 @@ def pixels(png: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 def draw_all() -> dict[str, bytes]:
     p = predictions()
-    measured = metrics.measure(p, replicates=5)
+    measured = metrics.measure(p, healthy_class="NonDemented", replicates=5)
     return {
         "curves": plots.curves(history(5), best_epoch=3),
-        "confusion": plots.confusion(measured["confusion_matrix"]["counts"], CLASSES, "Test"),
-        "reliability": plots.reliability(measured["reliability"]["bins"]),
-        "roc": plots.roc(p),
+        **plots.measured_plots(measured, p, "Test"),
     }
 
 
 def test_plots_are_900_pixels_wide_and_equal_every_time() -> None:
     first, second = draw_all(), draw_all()
     assert first == second
+    drawn = {"curves", "confusion", "confusion_people", "reliability", "roc", "precision_recall"}
+    assert set(first) == drawn | {"roc_demented"}
     assert {size(png)[0] for png in first.values()} == {900}
 
 
@@ -408,18 +537,22 @@ def test_single_epoch_is_visible() -> None:
 def test_any_folder_name_can_be_drawn(name: str) -> None:
     p = predictions((name, "other"))
     assert size(plots.roc(p))[0] == 900
+    assert size(plots.precision_recall(p))[0] == 900
+    assert size(plots.roc_demented(p, name))[0] == 900
     assert size(plots.confusion([[3, 1], [0, 2]], (name, "other"), name))[0] == 900
 
 
 def test_roc_and_confusion_of_a_split_with_one_class() -> None:
-    one = metrics.Predictions(
+    one = Predictions(
         classes=("a", "b"),
         labels_N=np.zeros(3, dtype=np.int64),
         probabilities_NK=np.full((3, 2), 0.5),
         subjects_N=None,
         paths=("x.png",) * 3,
     )
-    assert size(plots.roc(one))[0] == 900
+    for draw in (plots.roc, plots.precision_recall):
+        assert size(draw(one))[0] == 900
+    assert size(plots.roc_demented(one, "a"))[0] == 900
     assert size(plots.confusion([[3, 0], [0, 0]], ("a", "b"), "one class"))[0] == 900
 
 

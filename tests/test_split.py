@@ -114,3 +114,15 @@ def test_without_a_test_share_nothing_is_tested() -> None:
         keys_of(100), ["a", "b"] * 50, ratios=(0.8, 0.2, 0.0), seed=0, split_by="slice"
     )
     assert set(split.assigned) == {"train", "validation"}
+
+
+def test_a_class_with_a_handful_of_people_in_the_test_is_told() -> None:
+    keys = [*keys_of(200), *(f"rare {i}" for i in range(12))]
+    labels = ["common"] * 200 + ["rare"] * 12
+    split = split_randomly(keys, labels, ratios=RATIOS, seed=0, split_by="subject")
+    tested = split.assigned[200:].count("test")
+    assert split.notes == (
+        f"few people are tested: rare {tested} of 12; alexmri crossval tests everybody once",
+    )
+    by_slice = split_randomly(keys, labels, ratios=RATIOS, seed=0, split_by="slice")
+    assert by_slice.notes == ()

@@ -11,12 +11,16 @@ import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from alexmri.errors import UserError
 from alexmri.settings import Layer, Resolved, Settings, environment_layer, resolve
+
+if TYPE_CHECKING:
+    from alexmri.contract.signals import StopRequest
+    from alexmri.terminal import Terminal
 
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 MODEL = click.Path(exists=True, path_type=Path)
@@ -98,13 +102,7 @@ def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **op
     from alexmri.training.folders import is_finished
     from alexmri.training.job import Job, run_job
 
-    if out.resolve().is_relative_to(data.resolve()):
-        raise UserError(f"--out {out} lies inside the data folder {data}; choose another")
-    if is_finished(out) and not overwrite:
-        raise UserError(
-            f"{out} holds a finished run (its report: {out / 'report.html'}); choose another --out"
-            " or pass --overwrite"
-        )
+    refuse_output(data, out, overwrite, is_finished(out))
     job = Job(
         channels={"train": data},
         settings=settings,
@@ -121,9 +119,7 @@ def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **op
             terminal.say("stopped before the training began: there was nothing to save")
             sys.exit(0 if stop.signal is signal.SIGTERM else 130)
     if outcome.stopped:
-        again = [argument for argument in sys.argv if argument != "--overwrite"]
-        terminal.say(f"to resume: {shlex.join(again)}")
-        sys.exit(0 if stop.signal is signal.SIGTERM else 130)
+        say_how_to_resume(terminal, stop)
     assert outcome.evaluation is not None  # noqa: S101 - a run that was not stopped was measured
     test = outcome.evaluation["test"]
     if test:
@@ -132,6 +128,54 @@ def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **op
         show_measured(outcome.evaluation["validation"], "validation (there is no test split)")
     terminal.say(f"model: {job.model}")
     terminal.say(f"report: {outcome.report}")
+
+
+@cli.command()
+@click.option("--data", type=EXISTING_FOLDER, required=True, help="folder of class folders")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="output folder"
+)
+@click.option("--folds", type=click.IntRange(2, 100), default=5, show_default=True)
+@click.option("--overwrite", is_flag=True, help="replace the cross-validation in the output folder")
+@click.option(
+    "--keep-all-checkpoints", is_flag=True, help="keep those of finished folds too (300 MB each)"
+)
+@settings_options
+def crossval(
+    data: Path,
+    out: Path,
+    folds: int,
+    overwrite: bool,
+    keep_all_checkpoints: bool,
+    config_file: Path | None,
+    **options: Any,
+) -> None:
+    """Train and test a model per fold, so that every image is tested once, and pool the figures.
+
+    People are kept together where they are known; --split-by slice deals slices instead. The same
+    command goes on where it was stopped.
+    """
+    resolved = read_settings(config_file, options)
+    from alexmri.contract.signals import StopRequest
+    from alexmri.terminal import choose_terminal
+    from alexmri.training.crossval import Crossval, choose_split_by, run_crossval
+    from alexmri.training.folders import is_finished
+
+    refuse_output(data, out, overwrite, is_finished(out))
+    terminal = choose_terminal()
+    settings = resolved.settings
+    if resolved.sources["split_by"] == "default":
+        settings = choose_split_by(data, settings, terminal)
+    plan = Crossval(data, settings, out, folds, overwrite, keep_all_checkpoints)
+    with StopRequest().on(signal.SIGINT, signal.SIGTERM) as stop:
+        evaluation = run_crossval(plan, terminal, stop)
+    if evaluation is None:
+        say_how_to_resume(terminal, stop)
+    show_folds(evaluation)
+    show_measured(evaluation["test"], f"all {folds} folds pooled")
+    show_pooled(evaluation)
+    terminal.say(f"predictions: {out / 'predictions.csv'}")
+    terminal.say(f"report: {out / 'report.html'}")
 
 
 @cli.command()
@@ -349,6 +393,90 @@ def show_layers(settings: Settings) -> None:
         )
     Console().print(table)
     click.echo("A multiplication and an addition count as two FLOPs; forward pass only.")
+
+
+def refuse_output(data: Path, out: Path, overwrite: bool, finished: bool) -> None:
+    """Refuse an output folder inside the data, and one with a finished run that must stay."""
+    if out.resolve().is_relative_to(data.resolve()):
+        raise UserError(f"--out {out} lies inside the data folder {data}; choose another")
+    if finished and not overwrite:
+        raise UserError(
+            f"{out} holds a finished run (its report: {out / 'report.html'}); choose another --out"
+            " or pass --overwrite"
+        )
+
+
+def say_how_to_resume(terminal: "Terminal", stop: "StopRequest") -> NoReturn:
+    """Print the command that goes on and exit as the signal asks for."""
+    again = [argument for argument in sys.argv if argument != "--overwrite"]
+    terminal.say(f"to resume: {shlex.join(again)}")
+    sys.exit(0 if stop.signal is signal.SIGTERM else 130)
+
+
+def show_folds(evaluation: Mapping[str, Any]) -> None:
+    """Print the figures of each fold of a cross-validation, with their mean and deviation."""
+    from rich.console import Console
+    from rich.table import Table
+
+    over = {
+        name: each for name, each in evaluation["over_folds"].items() if each["mean"] is not None
+    }
+    people = evaluation["protocol"]["subjects"] is not None
+    titles = {"demented_auc_by_person": "AUC by person", "macro_f1": "macro F1"}
+    heads = [titles.get(name, name.replace("_", " ")) for name in over]
+    table = Table("fold", *(["people"] if people else []), "images", "epoch kept", *heads)
+    for row in evaluation["folds"]:
+        own = [
+            row["fold"],
+            *([row["subjects"]] if people else []),
+            row["images"],
+            row["best_epoch"],
+        ]
+        table.add_row(*map(str, own), *(_number(row[name]) for name in over))
+    table.add_section()
+    empty = [""] * (3 if people else 2)
+    for key, title in (("mean", "mean"), ("standard_deviation", "sd")):
+        table.add_row(title, *empty, *(_number(each[key]) for each in over.values()))
+    Console().print(table)
+
+
+def show_pooled(evaluation: Mapping[str, Any]) -> None:
+    """Print what all folds together reach, beside opponents that have learned nothing."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    test, unit = evaluation["test"], "people"
+    if test["resampled_by"] == "image":
+        unit = "images"
+    table = Table(
+        *("", "accuracy", "macro F1"), title=f"all folds pooled, 95 % intervals over {unit}"
+    )
+    small = evaluation["without_small_classes"]
+    for measured in (test, small) if small else (test,):
+        if measured is small:
+            table.add_section()
+            table.add_row(escape(f"between {', '.join(small['classes'])} alone:"))
+        for name, figures in (("the network", measured), *_baselines(measured)):
+            shown = (_figure(figures[key]) for key in ("accuracy", "macro_f1"))
+            table.add_row(name, *shown)
+    Console().print(table)
+    by_person = test["subject_level"]
+    if by_person and by_person["demented"]:
+        click.echo(
+            f"person by person, demented against {by_person['demented']['healthy_class']}: AUC"
+            f" {_figure(by_person['demented']['auc'])}"
+        )
+
+
+def _baselines(measured: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    titles = {"majority": "always the commonest class", "nearest_neighbour": "look-up"}
+    found = measured["baselines"]
+    return [(title, found[name]) for name, title in titles.items() if found[name]]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def show_measured(measured: Mapping[str, Any], what: str) -> None:

@@ -134,6 +134,11 @@ class Settings(BaseModel):
     groups_file: OptionalText = Field(
         None, description="CSV with the columns path and subject, here or in the data folder"
     )
+    healthy_class: OptionalText = Field(
+        None,
+        description="class of people without dementia; none = found by a name like Non*, Normal,"
+        " CN, No Impairment, Healthy or Control",
+    )
     on_bad_image: Literal["fail", "skip"] = Field(
         "fail", description="what to do with unreadable images; skip = leave out at most 5 %"
     )

@@ -57,12 +57,16 @@ def test_a_packed_model_is_measured_and_reported(job: Tree, trained: Tree) -> No
     written = evaluation_of(job)
     assert {path.name for path in written.iterdir()} == {
         *("evaluation.json", "statistics.json", "report.html"),
-        *("confusion.png", "reliability.png", "roc.png"),
+        *("confusion.png", "confusion_people.png", "precision_recall.png", "reliability.png"),
+        *("roc.png", "roc_demented.png"),
     }
     evaluation = json.loads((written / "evaluation.json").read_text(encoding="utf-8"))
     assert evaluation["test"]["images"] == 48
     assert evaluation["test"]["resampled_by"] == "subject"
     test = evaluation["test"]
+    assert test["demented"]["healthy_class"] == "NonDemented"
+    assert test["baselines"]["nearest_neighbour"] is None  # the training images are not here
+    assert test["calibration"]["before"]["ece"] >= 0
     line = result.stdout.splitlines()[-2]
     assert line == " ".join(
         f"test_{name}={test[key]['value']:.6g};"
@@ -79,7 +83,9 @@ def test_a_packed_model_is_measured_and_reported(job: Tree, trained: Tree) -> No
     report = (written / "report.html").read_text(encoding="utf-8")
     assert "These are the very images the model was trained with" in report
     assert f"evaluation of model {evaluation['model']}" in report
-    assert report.count("<img ") == 3
+    pictures = report.count("<img ")
+    assert 6 <= pictures <= 6 + 2 * 12  # plots, and a picture with an overlay for each mistake
+    assert pictures % 2 == 0
     for section in ("Class by class (test set)", "Settings of the training"):
         assert section in report
     for absent in ("<h2>Training</h2>", '<th scope="col">Validation</th>', ">None<"):

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from alexmri.data.dataset import Dataset
+from alexmri.data.dataset import Dataset, Rows
 from alexmri.data.decode import shortened
+from alexmri.data.nearest import nearest, unit_vectors
 from alexmri.data.split import Split, split_randomly
 from alexmri.settings import Settings
 
-PROBE_SIZE = 32
 # The probe compares every test image with every train image; larger sets are thinned evenly, to
 # what takes seconds and 120 MB.
 LARGEST_PROBE = 28_000
@@ -41,7 +40,7 @@ class LeakProbe:
 def probe_leak(dataset: Dataset, settings: Settings) -> LeakProbe:
     """Score a 1-nearest-neighbour look-up by correlation of 32 x 32 pixels."""
     rows_M = _probed_rows(dataset)
-    vectors_MD = _unit_vectors(dataset, rows_M)
+    vectors_MD = unit_vectors(Rows(dataset.store.pixels_NCHW, rows_M))
     labels_N = dataset.labels_N
 
     def look_up(labels_N: NDArray[np.int64], split: Split) -> float | None:
@@ -150,23 +149,6 @@ def _probed_rows(dataset: Dataset) -> NDArray[np.int64]:
     return np.arange(0, images, -(-images // LARGEST_PROBE))
 
 
-def _unit_vectors(dataset: Dataset, rows_M: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return images as vectors (M, 1024) with mean 0 and length 1."""
-    pixels_NCHW = dataset.store.pixels_NCHW
-    vectors = np.empty((len(rows_M), PROBE_SIZE * PROBE_SIZE), dtype=np.float32)
-    for i, row in enumerate(rows_M.tolist()):
-        gray_HW = pixels_NCHW[row].mean(axis=0, dtype=np.float32)
-        if gray_HW.shape != (PROBE_SIZE, PROBE_SIZE):
-            picture = Image.fromarray(gray_HW).resize(
-                (PROBE_SIZE, PROBE_SIZE), Image.Resampling.BOX
-            )
-            gray_HW = np.asarray(picture)
-        vectors[i] = gray_HW.ravel()
-    vectors -= vectors.mean(axis=1, keepdims=True)
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
-    return vectors
-
-
 def _look_up(
     vectors_MD: NDArray[np.float32], labels_M: NDArray[np.int64], assigned: Sequence[str]
 ) -> float | None:
@@ -174,14 +156,9 @@ def _look_up(
     test = [i for i, split in enumerate(assigned) if split == "test"]
     if not train or not test:
         return None
-    train_DM = vectors_MD[train].T
-    train_labels = labels_M[train]
-    right = 0
-    for start in range(0, len(test), 1024):
-        rows = test[start : start + 1024]
-        nearest = (vectors_MD[rows] @ train_DM).argmax(axis=1)
-        right += int((train_labels[nearest] == labels_M[rows]).sum())
-    return right / len(test)
+    most_alike, _ = nearest(vectors_MD[test], vectors_MD[train])
+    right = labels_M[train][most_alike] == labels_M[test]
+    return float(right.mean())
 
 
 def _shuffle_between_people(

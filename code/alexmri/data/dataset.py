@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexmri.data.folders import Folder, discover_channels
+from alexmri.data.folds import Fold, split_for_fold
 from alexmri.data.groups import Groups, find_groups
 from alexmri.data.pixels import PixelRows, Pixels
 from alexmri.data.split import SPLITS, Split, split_as_given, split_randomly, subjects_shared
@@ -127,9 +128,16 @@ def fingerprint(folder: Folder, store: Store) -> str:
 
 
 def load_dataset(
-    channels: Mapping[str, Path], settings: Settings, *, workers: int, terminal: Terminal
+    channels: Mapping[str, Path],
+    settings: Settings,
+    *,
+    workers: int,
+    terminal: Terminal,
+    fold: Fold | None = None,
 ) -> Dataset:
     """Find, decode, group and split the images of `channels` (split name -> folder).
+
+    With `fold` the test split is that fold of all images, whatever split the folders have.
 
     Raises:
         UserError: for anything wrong with the folders, the images, the groups or the split.
@@ -158,7 +166,10 @@ def load_dataset(
         skip_bad=settings.on_bad_image == "skip",
     )
     folder, groups = _without(store.skipped, folder, groups)
-    split = _divide(folder, groups, store, settings)
+    if fold:
+        folder, split = _divide_for_fold(folder, groups, store, settings, fold)
+    else:
+        split = _divide(folder, groups, store, settings)
     for name in ("train", "validation"):
         if not split.indices(name):
             raise UserError(
@@ -200,3 +211,22 @@ def _divide(folder: Folder, groups: Groups | None, store: Store, settings: Setti
         seed=settings.seed,
         split_by=settings.split_by,
     )
+
+
+def _divide_for_fold(
+    folder: Folder, groups: Groups | None, store: Store, settings: Settings, fold: Fold
+) -> tuple[Folder, Split]:
+    by_subject = settings.split_by == "subject" and groups is not None
+    train, validation, _ = settings.split_ratios
+    split = split_for_fold(
+        groups.subjects if by_subject and groups else store.sha256,
+        [image.label for image in folder.images],
+        fold=fold,
+        validation_share=validation / (train + validation),
+        seed=settings.seed,
+        split_by=settings.split_by,
+    )
+    if not folder.is_split:
+        return folder, split
+    note = "the data came split into folders; the folds are dealt from all of its images"
+    return replace(folder, is_split=False), replace(split, notes=(*split.notes, note))

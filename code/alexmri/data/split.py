@@ -9,7 +9,7 @@ of a split has a standard deviation of sqrt(p (1 - p) / n). See docs/decisions/0
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +18,9 @@ from alexmri.errors import UserError
 SPLITS = ("train", "validation", "test")
 # The part of the training folder that becomes validation where a data set brings none.
 CARVED_SHARE = 0.15 / 0.85
+
+# A class with fewer people than this in the test split is not measured, only sampled.
+FEW_TESTED = 5
 
 Protocol = Literal["slice", "subject", "folders"]
 
@@ -82,6 +85,8 @@ def split_randomly(
                 f"class '{label}' would have had no {name} {split_by}; one was moved there"
             )
             chosen[moved] = name
+    if split_by == "subject" and "test" in wanted:
+        notes += _few_tested(keys, labels, chosen)
     assigned = tuple(chosen[key] for key in keys)
     trained = {label for label, name in zip(labels, assigned, strict=True) if name == "train"}
     for label in sorted(set(labels) - trained):
@@ -128,6 +133,20 @@ def subjects_shared(split: Split, subjects: Sequence[str]) -> int:
         if name in sides:
             sides[name].add(subject)
     return len(sides["train"] & sides["test"])
+
+
+def _few_tested(keys: Sequence[str], labels: Sequence[str], chosen: Mapping[str, str]) -> list[str]:
+    """Name the classes with a handful of people in the test split, in one note."""
+    people = sorted({(label, key) for key, label in zip(keys, labels, strict=True)})
+    all_people = Counter(label for label, _ in people)
+    tested = Counter(label for label, key in people if chosen[key] == "test")
+    few = [
+        f"{label} {tested[label]} of {count}"
+        for label, count in all_people.items()
+        if tested[label] < FEW_TESTED
+    ]
+    told = f"few people are tested: {', '.join(few)}; alexmri crossval tests everybody once"
+    return [told] if few else []
 
 
 def _bounds(ratios: tuple[float, float, float]) -> dict[str, tuple[float, float]]:

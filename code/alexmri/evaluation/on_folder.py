@@ -12,8 +12,11 @@ from alexmri.data.folders import Folder, discover_for_test
 from alexmri.data.groups import Groups, find_groups
 from alexmri.data.store import open_store
 from alexmri.errors import UserError
-from alexmri.evaluation.metrics import Predictions, measure
-from alexmri.model.predictor import Predictor
+from alexmri.evaluation.healthy import find_healthy_class
+from alexmri.evaluation.metrics import measure
+from alexmri.evaluation.mistakes import confident_mistakes
+from alexmri.evaluation.predictions import Predictions
+from alexmri.model.predictor import Predictor, softmax
 from alexmri.settings import Settings
 from alexmri.terminal import Terminal
 
@@ -47,18 +50,25 @@ def evaluate_folder(
         workers=workers,
         terminal=terminal,
     )
+    logits_NK = predictor.logits(store.pixels_NCHW)
     predictions = Predictions(
         classes=bundle.classes,
         labels_N=np.array([bundle.classes.index(image.label) for image in folder.images]),
-        probabilities_NK=predictor.probabilities(store.pixels_NCHW),
+        probabilities_NK=softmax(logits_NK, bundle.temperature),
         subjects_N=groups.subjects if groups else None,
         paths=tuple(image.name for image in folder.images),
+        uncalibrated_NK=softmax(logits_NK),
     )
     found = fingerprint(folder, store)
     trained_on = found == bundle.document["data"]["fingerprint"]
     if trained_on:
         terminal.warn("these are the very images the model was trained with: no test of anything")
     counts = Counter(image.label for image in folder.images)
+    people = None
+    if groups:
+        rows = zip(folder.images, groups.subjects, strict=True)
+        met = Counter(label for label, _ in {(image.label, person) for image, person in rows})
+        people = {"test": {name: met[name] for name in bundle.classes}}
     return {
         "protocol": {
             "split_by": "none",
@@ -70,13 +80,21 @@ def evaluate_folder(
         },
         "leak_probe": {"slice": None, "subject": None, "shuffled": None},
         "predictions": predictions,
-        "test": measure(predictions),
+        "audit": None,
+        "test": measure(
+            predictions,
+            healthy_class=find_healthy_class(bundle.classes, settings.healthy_class),
+        ),
         "validation": None,
+        "mistakes": confident_mistakes(
+            predictions, store.pixels_NCHW, bundle.network, predictor.compute.device
+        ),
         "history": [],
         "best_epoch": None,
         "data": {
             "classes": list(bundle.classes),
             "counts": {"test": {name: counts[name] for name in bundle.classes}},
+            "people": people,
             "fingerprint": found,
             "warnings": [],
         },

@@ -6,9 +6,9 @@ Figures are 900 pixels wide and drawn large, so that they stay legible on a tele
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import auc, roc_curve
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
 
-from alexmri.evaluation.metrics import Predictions
+from alexmri.evaluation.predictions import Predictions, by_person
 
 # Okabe and Ito 2008: told apart with every common kind of colour blindness. Yellow is left out,
 # it is too light for lines; line styles tell further classes apart.
@@ -33,6 +33,7 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION = (
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 STYLES = ("-", "--", "-.", ":")
 GREY = "#767676"
+Corner = Literal["lower left", "lower right"]
 WIDTH_INCHES, DPI = 6.0, 150
 
 
@@ -40,12 +41,23 @@ def measured_plots(
     measured: Mapping[str, Any], predictions: Predictions, title: str
 ) -> dict[str, bytes]:
     """Draw, by name, what `measured`, the result of `measure(predictions)`, holds."""
-    matrix = measured["confusion_matrix"]
-    return {
-        "confusion": confusion(matrix["counts"], matrix["classes"], title),
-        "reliability": reliability(measured["reliability"]["bins"]),
+    matrix, people = measured["confusion_matrix"], measured["subject_level"]
+    drawn = {
+        "confusion": confusion(matrix["counts"], matrix["classes"], f"{title}: slices"),
+        "reliability": reliability(
+            measured["reliability"]["bins"], measured["reliability"]["before"]
+        ),
         "roc": roc(predictions),
+        "precision_recall": precision_recall(predictions),
     }
+    if people:
+        matrix = people["confusion_matrix"]
+        drawn["confusion_people"] = confusion(
+            matrix["counts"], matrix["classes"], f"{title}: people"
+        )
+    if measured["demented"]:
+        drawn["roc_demented"] = roc_demented(predictions, measured["demented"]["healthy_class"])
+    return drawn
 
 
 def curves(history: Sequence[Mapping[str, Any]], *, best_epoch: int | None = None) -> bytes:
@@ -115,10 +127,13 @@ def confusion(counts_KK: npt.ArrayLike, classes: Sequence[str], title: str) -> b
     return _png(figure)
 
 
-def reliability(bins: Sequence[Mapping[str, Any]]) -> bytes:
+def reliability(
+    bins: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]] | None = None
+) -> bytes:
     """Draw how often the model was right against how sure it was, with the images in each bin.
 
-    `bins` are the rows of `measure(...)["reliability"]["bins"]`; empty ones are left blank.
+    `bins` are the rows of `measure(...)["reliability"]["bins"]`, after calibration, and `before`
+    those before it; empty ones are left blank.
     """
     figure = Figure(figsize=(WIDTH_INCHES, 5.2), dpi=DPI, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -134,7 +149,17 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> bytes:
         )
     confidence = [row["confidence"] for row in filled]
     accuracy = [row["accuracy"] for row in filled]
-    upper.plot(confidence, accuracy, "o", color=BLUE, label="bin mean")
+    upper.plot(confidence, accuracy, "o", color=BLUE, label="calibrated")
+    if before:
+        filled = [row for row in before if row["count"]]
+        confidence = [row["confidence"] for row in filled]
+        accuracy = [row["accuracy"] for row in filled]
+        upper.plot(
+            *(confidence, accuracy, "s:"),
+            color=VERMILION,
+            markerfacecolor="white",
+            label="before calibration",
+        )
     upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="perfectly calibrated")
     upper.set(xlim=(0, 1), ylim=(0, 1.03), ylabel="share that was right")
     upper.legend(frameon=False, fontsize=9, loc="upper left")
@@ -148,24 +173,78 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> bytes:
 
 def roc(predictions: Predictions) -> bytes:
     """Draw each class's ROC curve against the rest; classes without both sides are left out."""
+    figure, axes = _square("false positive rate", "true positive rate")
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+    lines, labels = [], []
+    for name, positive_N, scores_N, look in _one_against_rest(predictions):
+        false_T, true_T, _ = roc_curve(positive_N, scores_N)
+        lines += axes.plot(false_T, true_T, **look)
+        labels.append(f"{name}  (AUC {auc(false_T, true_T):.3f})")
+    _legend(axes, lines, labels, "lower right")
+    return _png(figure)
+
+
+def precision_recall(predictions: Predictions) -> bytes:
+    """Draw each class's precision against its recall; classes without both sides are left out."""
+    figure, axes = _square(
+        "recall: share of the class that is found", "precision: share of the found that is right"
+    )
+    lines, labels = [], []
+    for name, positive_N, scores_N, look in _one_against_rest(predictions):
+        precision_T, recall_T, _ = precision_recall_curve(positive_N, scores_N)
+        area = average_precision_score(positive_N, scores_N)
+        lines += axes.plot(recall_T, precision_T, drawstyle="steps-post", **look)
+        labels.append(f"{name}  (AP {area:.3f}; by chance {positive_N.mean():.3f})")
+    _legend(axes, lines, labels, "lower left")
+    return _png(figure)
+
+
+def roc_demented(predictions: Predictions, healthy_class: str) -> bytes:
+    """Draw the ROC curve of demented against non-demented, for slices and for people."""
+    figure, axes = _square("healthy taken for demented", "demented found")
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+    healthy = predictions.classes.index(healthy_class)
+    lines, labels = [], []
+    for name, answers, colour, style in (
+        ("slices", predictions, BLUE, "-"),
+        ("people", by_person(predictions), VERMILION, "--"),
+    ):
+        if answers is None:
+            continue
+        ill_N = answers.labels_N != healthy
+        if ill_N.all() or not ill_N.any():
+            continue
+        false_T, true_T, _ = roc_curve(ill_N, -answers.probabilities_NK[:, healthy])
+        lines += axes.plot(false_T, true_T, color=colour, linestyle=style, linewidth=1.9)
+        labels.append(f"{len(ill_N)} {name}  (AUC {auc(false_T, true_T):.3f})")
+    _legend(axes, lines, labels, "lower right")
+    return _png(figure)
+
+
+def _square(x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH_INCHES, 5.2), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
-    handles, names = [], []
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", xlabel=x, ylabel=y)
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def _legend(axes: Axes, lines: Sequence[Any], labels: Sequence[str], place: Corner) -> None:
+    """Name the lines; by hand, since a label of a line that begins with _ is left out."""
+    if lines:
+        axes.legend(lines, labels, framealpha=0.8, edgecolor="none", fontsize=9, loc=place)
+
+
+def _one_against_rest(
+    predictions: Predictions,
+) -> Iterator[tuple[str, npt.NDArray[np.bool_], npt.NDArray[np.float64], dict[str, Any]]]:
+    """Yield name, who is of it, scores and look of each class that has both sides."""
     looks = zip(cycle(COLOURS), cycle(STYLES), strict=False)
     for k, (name, (colour, style)) in enumerate(zip(predictions.classes, looks, strict=False)):
         positive_N = predictions.labels_N == k
-        if positive_N.all() or not positive_N.any():
-            continue
-        false_T, true_T, _ = roc_curve(positive_N, predictions.probabilities_NK[:, k])
-        handles += axes.plot(false_T, true_T, color=colour, linestyle=style, linewidth=1.9)
-        names.append(f"{_plain(name)}  (AUC {auc(false_T, true_T):.3f})")
-    axes.set(xlim=(-0.01, 1), ylim=(0, 1.01), aspect="equal")
-    axes.set(xlabel="false positive rate", ylabel="true positive rate")
-    axes.grid(alpha=0.25)
-    if handles:
-        axes.legend(handles, names, frameon=False, fontsize=9, loc="lower right")
-    return _png(figure)
+        if not positive_N.all() and positive_N.any():
+            look = {"color": colour, "linestyle": style, "linewidth": 1.9}
+            yield _plain(name), positive_N, predictions.probabilities_NK[:, k], look
 
 
 def _plain(name: str, longest: int = 24) -> str:

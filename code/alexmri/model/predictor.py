@@ -9,7 +9,7 @@ import numpy.typing as npt
 from numpy.typing import NDArray
 
 from alexmri.contract.archive import model_folder
-from alexmri.data.pixels import Pixels, decode
+from alexmri.data.pixels import PixelRows, Pixels, decode
 from alexmri.model.bundle import Bundle, load_bundle
 from alexmri.model.forward import Compute, choose_compute, predict_logits
 from alexmri.model.inference import choose_inference
@@ -65,10 +65,13 @@ class Predictor:
         """Decode one picture to `uint8` (channels, size, size), as in training."""
         return decode(source, image_size=self.bundle.image_size, channels=self.bundle.channels)
 
-    def probabilities(self, pixels_NCHW: Pixels) -> NDArray[np.float64]:
+    def logits(self, pixels_NCHW: PixelRows) -> NDArray[np.float32]:
+        """Return the network's scores (N, K) of `uint8` images, before calibration."""
+        return predict_logits(self._network, pixels_NCHW, self.compute)
+
+    def probabilities(self, pixels_NCHW: PixelRows) -> NDArray[np.float64]:
         """Return calibrated probabilities (N, K) of `uint8` images."""
-        logits_NK = predict_logits(self._network, pixels_NCHW, self.compute)
-        return softmax(logits_NK, self.bundle.temperature)
+        return softmax(self.logits(pixels_NCHW), self.bundle.temperature)
 
     def predict(self, pixels_NCHW: Pixels) -> Prediction:
         """Return what a server answers about `uint8` images; safe in several threads."""

@@ -19,7 +19,7 @@ DYING_SECONDS = 10.0
 RESULTS = (
     *("audit.json", "split.json", "run.json", "metrics.jsonl", "evaluation.json"),
     *("statistics.json", "report.html", "curves.png", "confusion.png", "reliability.png"),
-    "roc.png",
+    *("roc.png", "predictions.csv"),
 )
 
 

@@ -6,7 +6,7 @@ from alexmri.contract.resources import resources_line
 from alexmri.data.audit import LeakProbe, warnings_of
 from alexmri.data.dataset import Dataset
 from alexmri.data.store import cache_folder
-from alexmri.evaluation.report import verdict
+from alexmri.evaluation.verdict import verdict
 from alexmri.model.forward import Compute
 from alexmri.terminal import Terminal
 from alexmri.training.provenance import version

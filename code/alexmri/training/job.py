@@ -16,7 +16,9 @@ from alexmri.contract.signals import Stopped, StopRequest
 from alexmri.data.audit import audit_document, probe_leak
 from alexmri.data.augment import choose_augment
 from alexmri.data.dataset import Dataset, load_dataset
+from alexmri.data.folds import Fold
 from alexmri.errors import UserError
+from alexmri.evaluation.healthy import find_healthy_class
 from alexmri.files import remove_leftovers, write_json
 from alexmri.model.alexnet import build
 from alexmri.model.export import require_onnx
@@ -38,6 +40,7 @@ from alexmri.training.introduction import introduce
 from alexmri.training.loop import Run
 from alexmri.training.manifest import changes, manifest_of
 from alexmri.training.mirror import Mirror, open_mirror
+from alexmri.training.predictions import PREDICTIONS, write_predictions
 from alexmri.training.provenance import machine_document
 from alexmri.training.results import (
     draw_plots,
@@ -56,7 +59,8 @@ class Job:
     """Where a job reads (split name -> folder) and where it writes.
 
     A run that stands there is resumed. A finished one is moved below `earlier` where that is given;
-    with `start_anew` any run is removed. Neither happens before the data has been read.
+    with `start_anew` any run is removed. Neither happens before the data has been read. With `fold`
+    that fold of all images is the test split.
     """
 
     channels: Mapping[str, Path]
@@ -66,6 +70,7 @@ class Job:
     checkpoints: Path
     start_anew: bool = False
     earlier: Path | None = None
+    fold: Fold | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +124,10 @@ def _run(
     compute = choose_compute(settings.precision)
 
     with stop.interrupts(at=1):
-        dataset = load_dataset(job.channels, settings, workers=cores, terminal=terminal)
+        dataset = load_dataset(
+            job.channels, settings, workers=cores, terminal=terminal, fold=job.fold
+        )
+        find_healthy_class(dataset.classes, settings.healthy_class)  # a wrong name ends it here
         probe = probe_leak(dataset, settings)
     introduce(dataset, probe, compute, terminal)
     if settings.resume == "never":
@@ -133,7 +141,8 @@ def _run(
         mirror.clear()
         terminal.say(f"a finished run was here: it is kept in {aside}, and training starts anew")
     run_facts = {**machine_document(compute.device, compute.precision), "finished": False}
-    write_json(job.output / "audit.json", audit_document(dataset, probe))
+    audit = audit_document(dataset, probe)
+    write_json(job.output / "audit.json", audit)
     write_json(job.output / "split.json", dataset.split_document())
     write_json(job.output / "run.json", run_facts)
 
@@ -150,9 +159,9 @@ def _run(
     try:
         with stop.interrupts(at=2):
             if stopped:  # a model before all else: the platform may not wait for the figures
-                facts = measure_run(run, dataset, probe, test=False)
+                facts = measure_run(run, dataset, audit, test=False)
                 write_model(job.model, run, dataset, facts, soon=True)
-            facts = measure_run(run, dataset, probe)
+            facts = measure_run(run, dataset, audit)
             write_model(job.model, run, dataset, facts)
             plots = draw_plots(facts)
             run_facts |= {
@@ -160,6 +169,8 @@ def _run(
                 "training_seconds": round(run.progress.seconds, 1),
                 "total_seconds": round(time.monotonic() - started, 1),
             }
+            if facts["test"]:
+                write_predictions(job.output / PREDICTIONS, facts["predictions"])
             evaluation = write_results(job.output, facts, plots, run_facts)
             final = _last_metrics(run, facts)
             wandb.finish(final, plots)

@@ -16,6 +16,7 @@ FREE_ON_RESUME = frozenset(
         "keep_checkpoints",
         "checkpoint_s3",
         "export_onnx",
+        "healthy_class",
         "on_bad_image",
         "resume",
         "time_budget_seconds",
@@ -42,6 +43,22 @@ def manifest_of(settings: Settings, dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def settings_changed(before: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return setting -> how it differs between two manifests, in words."""
+    then, now = before["settings"], manifest["settings"]
+    changed = [key for key, value in now.items() if then.get(key) != value]
+    return {key: f"{key} was {then.get(key)}, is {now[key]}" for key in changed}
+
+
+def images_changed(before: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[str]:
+    """Return in words whether two manifests are about other images, or images split otherwise."""
+    if before["data"] != manifest["data"]:
+        return ["the images are not the same"]
+    if before["split"] != manifest["split"]:
+        return ["the images are not split or ordered as before"]
+    return []
+
+
 def changes(
     before: Mapping[str, Any], manifest: Mapping[str, Any], folder: Path, *, allowed: bool
 ) -> list[str]:
@@ -50,15 +67,10 @@ def changes(
     Raises:
         UserError: changes that were not allowed, or that no run can go on with.
     """
-    now = manifest["settings"]
-    changed = [key for key, value in now.items() if before["settings"].get(key) != value]
-    words = {key: f"{key} was {before['settings'].get(key)}, is {now[key]}" for key in changed}
-    fixed = [words[key] for key in changed if key in FIXED_ON_RESUME]
-    if before["data"] != manifest["data"]:
-        fixed.append("the images are not the same")
-    elif before["split"] != manifest["split"]:
-        fixed.append("the images are not split or ordered as before")
-    if fixed or (changed and not allowed):
+    words = settings_changed(before, manifest)
+    fixed = [word for key, word in words.items() if key in FIXED_ON_RESUME]
+    fixed += images_changed(before, manifest)
+    if fixed or (words and not allowed):
         allow = "" if fixed else " go on with them by resume=changed,"
         raise UserError(
             f"the checkpoints in {folder} belong to another run:"

@@ -1,6 +1,7 @@
 """What a finished training leaves behind: figures, plots, report, card and model directory."""
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from alexmri.data.audit import LeakProbe, warnings_of
 from alexmri.data.dataset import Dataset, Part
+from alexmri.data.split import SPLITS
+from alexmri.evaluation.baselines import look_up
 from alexmri.evaluation.calibration import fit_temperature
 from alexmri.evaluation.card import model_card
-from alexmri.evaluation.metrics import Predictions, measure
+from alexmri.evaluation.healthy import find_healthy_class
+from alexmri.evaluation.metrics import measure
+from alexmri.evaluation.mistakes import confident_mistakes
 from alexmri.evaluation.output import write_measured
+from alexmri.evaluation.predictions import Ints, Predictions
 from alexmri.files import write_json
 from alexmri.model.alexnet import AlexNet
 from alexmri.model.bundle import ONNX, save_bundle
@@ -38,35 +43,52 @@ def protocol_document(dataset: Dataset) -> dict[str, Any]:
 
 
 def measure_run(
-    run: Run, dataset: Dataset, probe: LeakProbe, *, test: bool = True
+    run: Run, dataset: Dataset, audit: Mapping[str, Any], *, test: bool = True
 ) -> dict[str, Any]:
     """Return everything the report, the card and the model file are made from.
 
-    Without `test` the test split is left alone, for a model that must be written soon.
+    `audit` is the document of the data's audit. Without `test` the test split is left alone, and
+    what can be done without, for a model that must be written soon.
     """
     settings, network = run.settings, run.state.best_network()
     served = Compute(run.compute.device, "fp32")
-    validation, held_out = dataset.part("validation"), dataset.part("test")
+    healthy_class = find_healthy_class(dataset.classes, settings.healthy_class)
+    train, validation, held_out = (dataset.part(name) for name in ("train", "validation", "test"))
     logits_NK = predict_logits(network, validation.pixels_NCHW, served)
     temperature = fit_temperature(logits_NK, validation.labels_N)
-    on_validation = _predictions(validation, dataset.classes, logits_NK, temperature)
-    on_test = None
+
+    def predictions(part: Part, logits_NK: NDArray[np.float32]) -> Predictions:
+        nearest_N = look_up(part.pixels_NCHW, train.pixels_NCHW, train.labels_N) if test else None
+        return predictions_of(part, dataset.classes, logits_NK, temperature, nearest_N)
+
+    on_validation = predictions(validation, logits_NK)
+    on_test, mistakes = None, []
     if test and len(held_out):
-        logits_NK = predict_logits(network, held_out.pixels_NCHW, served)
-        on_test = _predictions(held_out, dataset.classes, logits_NK, temperature)
+        on_test = predictions(held_out, predict_logits(network, held_out.pixels_NCHW, served))
+    if test:
+        shown = on_test or on_validation
+        pixels_NCHW = (held_out if on_test else validation).pixels_NCHW
+        mistakes = confident_mistakes(shown, pixels_NCHW, network, served.device)
+
+    def measured(predictions: Predictions) -> dict[str, Any]:
+        return measure(predictions, healthy_class=healthy_class, seed=settings.seed)
+
     return {
         "protocol": protocol_document(dataset),
-        "leak_probe": probe.document(),
+        "leak_probe": {key: audit["leak_probe"][key] for key in ("slice", "subject", "shuffled")},
+        "audit": audit,
         "predictions": on_test or on_validation,
-        "test": measure(on_test, seed=settings.seed) if on_test else None,
-        "validation": measure(on_validation, seed=settings.seed),
+        "test": measured(on_test) if on_test else None,
+        "validation": measured(on_validation),
+        "mistakes": mistakes,
         "history": run.progress.history,
         "best_epoch": run.progress.best_epoch,
         "data": {
             "classes": list(dataset.classes),
             "counts": dataset.counts(),
+            "people": people_by_split(dataset),
             "fingerprint": dataset.fingerprint,
-            "warnings": warnings_of(dataset),
+            "warnings": list(audit["warnings"]),
         },
         # Where checkpoints were kept says nothing about the model, and names somebody's bucket.
         "settings": settings.model_dump(mode="json", exclude={"checkpoint_s3"}),
@@ -75,6 +97,40 @@ def measure_run(
             "temperature": temperature,
         },
     }
+
+
+def people_by_split(dataset: Dataset) -> dict[str, dict[str, int]] | None:
+    """Return split -> class -> number of people ("all": in the whole set), None where unknown."""
+    if dataset.groups is None:
+        return None
+    rows = list(
+        zip(dataset.split.assigned, dataset.folder.images, dataset.groups.subjects, strict=True)
+    )
+    seen = {(split, image.label, person) for split, image, person in rows}
+    seen |= {("all", image.label, person) for _, image, person in rows}
+    found = Counter((split, label) for split, label, _ in seen)
+    return {
+        split: {name: found[split, name] for name in dataset.classes} for split in (*SPLITS, "all")
+    }
+
+
+def predictions_of(
+    part: Part,
+    classes: tuple[str, ...],
+    logits_NK: NDArray[np.float32],
+    temperature: float,
+    nearest_N: Ints | None,
+) -> Predictions:
+    """Return what a network said about `part`; `nearest_N` is what the look-up said of it."""
+    return Predictions(
+        classes=classes,
+        labels_N=part.labels_N,
+        probabilities_NK=softmax(logits_NK, temperature),
+        subjects_N=part.subjects,
+        paths=part.names,
+        uncalibrated_NK=softmax(logits_NK),
+        nearest_N=nearest_N,
+    )
 
 
 def draw_plots(facts: Mapping[str, Any]) -> dict[str, bytes]:
@@ -157,6 +213,7 @@ def write_results(
             "title": "AlexNet on brain-MRI slices",
             "generated": run_facts["started"],
             "run": run_facts,
+            "code": code_document(),
             "plots": plots,
         },
     )
@@ -173,15 +230,3 @@ def test_metrics(test: Mapping[str, Any] | None) -> dict[str, float | None]:
         "test_accuracy": test["accuracy"]["value"],
         "test_macro_f1": test["macro_f1"]["value"],
     }
-
-
-def _predictions(
-    part: Part, classes: tuple[str, ...], logits_NK: NDArray[np.float32], temperature: float
-) -> Predictions:
-    return Predictions(
-        classes=classes,
-        labels_N=part.labels_N,
-        probabilities_NK=softmax(logits_NK, temperature),
-        subjects_N=part.subjects,
-        paths=part.names,
-    )

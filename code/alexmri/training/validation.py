@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexmri.evaluation.calibration import negative_log_likelihood
-from alexmri.evaluation.metrics import confusion_matrix, macro_f1
+from alexmri.evaluation.rates import confusion_matrix, macro_f1
 
 
 def best_epoch(history: Sequence[Mapping[str, float]], metric: str) -> int:

@@ -1,0 +1,52 @@
+"""What two opponents without any learning answer, and how far a model is above them."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from alexmri.data.nearest import nearest, unit_vectors
+from alexmri.data.pixels import PixelRows
+from alexmri.evaluation.predictions import Floats, Ints, Predictions
+
+# Pictures that are looked among, as in the audit: larger sets are thinned evenly.
+LARGEST_REFERENCE = 28_000
+COMPARED = ("accuracy", "macro_f1")  # with a paired test
+
+
+def look_up(pixels_NCHW: PixelRows, reference_NCHW: PixelRows, reference_labels: Ints) -> Ints:
+    """Return the label (N,) of the reference picture most like each picture.
+
+    Alike is the correlation of 32 x 32 pixels: a 1-nearest-neighbour classifier (Cover and Hart
+    1967) that knows nothing of what a disease looks like. `reference_NCHW` are training pictures.
+    """
+    every = -(-len(reference_labels) // LARGEST_REFERENCE)
+    rows_M = np.arange(0, len(reference_labels), every)
+    reference_MD = unit_vectors(reference_NCHW[rows_M])
+    index_N, _ = nearest(unit_vectors(pixels_NCHW), reference_MD)
+    return reference_labels[rows_M][index_N]
+
+
+def answers_of_baselines(predictions: Predictions, majority: int) -> dict[str, Ints]:
+    """Return the answers (N,) of each opponent by name.
+
+    "majority" always answers the class that is commonest in this very split, so no constant answer
+    is right more often; "nearest_neighbour", where known, gives the label of the most similar
+    training image.
+    """
+    answers = {"majority": np.full_like(predictions.labels_N, majority)}
+    if predictions.nearest_N is not None:
+        answers["nearest_neighbour"] = predictions.nearest_N
+    return answers
+
+
+def against(
+    name: str, model: Mapping[str, Floats], baseline: Mapping[str, Floats]
+) -> dict[str, Floats]:
+    """Return the baseline's averages (R,) and the model's lead, by names that begin with `name`.
+
+    Both come from the same resamples, so what makes a resample easy or hard for both drops out.
+    """
+    averages = ("accuracy", "balanced_accuracy", "macro_f1")
+    return {f"{name} {average}": baseline[average] for average in averages} | {
+        f"{name} difference {average}": model[average] - baseline[average] for average in COMPARED
+    }

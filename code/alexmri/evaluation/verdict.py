@@ -1,0 +1,284 @@
+"""Say in words what an evaluation measures, and whether it beats answers that know nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from alexmri.evaluation.words import figure, lead
+
+# Accuracies closer than this are called alike: two test sets of 30 people differ by as much
+# (dataset.md, section 2: 0.04 from one such set to the next).
+NEAR = 0.05
+# Below this, bootstrap intervals over people come out too narrow to be left without a word.
+FEW_PEOPLE = 50
+# Differences with a larger p-value are not called differences.
+SIGNIFICANT = 0.05
+OPPONENTS = {
+    "nearest_neighbour": "a look-up of the most similar training slice",
+    "majority": "always answering {}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """The result in one sentence; good where a model beats look-up and guessing on new people."""
+
+    text: str
+    good: bool
+
+
+def headline(protocol: Mapping[str, Any], test: Mapping[str, Any] | None) -> Headline:
+    """Return what a reader must know who reads one sentence; arguments as of `verdict`."""
+    if test is None:
+        return Headline("No test set: nothing here was measured on images kept aside.", False)
+    shared = protocol["subjects_shared"]
+    if protocol["split_by"] == "none":
+        trained_on = protocol["trained_on_these_images"]
+        where = "the very images it was trained with" if trained_on else "the images given"
+    elif _kept_apart(protocol):
+        where = "people it has not seen"
+    else:
+        where = (
+            "images of unknown people" if shared is None else "slices of people it was trained on"
+        )
+    said: dict[str, list[str]] = {"WORSE than": [], "NOT better than": [], "better than": []}
+    for name, baseline in _baselines(test):
+        known = "a look-up" if name == "nearest_neighbour" else _opponent(name, baseline)
+        said[standing(baseline)].append(known)
+    found = ", ".join(f"{how} {' and '.join(whom)}" for how, whom in said.items() if whom)
+    good = _kept_apart(protocol) and not said["WORSE than"] and not said["NOT better than"]
+    return Headline(f"Accuracy {figure(test['accuracy'])} on {where}: {found}.", good)
+
+
+def standing(baseline: Mapping[str, Any]) -> str:
+    """Tell how a model stands to a baseline by paired tests of accuracy and macro F1.
+
+    It is "better than" the baseline where it is better in one of them and not worse in the other.
+    """
+    outcomes = [_outcome(difference) for difference in baseline["difference"].values()]
+    if "better" in outcomes and "worse" not in outcomes:
+        return "better than"
+    return "WORSE than" if "worse" in outcomes and "better" not in outcomes else "NOT better than"
+
+
+def compared(measured: Mapping[str, Any]) -> list[tuple[str, bool]]:
+    """Return a paired test in words for each baseline of `measured`, and whether it is beaten.
+
+    `measured` is what `metrics.measure` returned, or its "subject_level".
+    """
+    return [
+        (_compared_with(_opponent(name, baseline), baseline), standing(baseline) == "better than")
+        for name, baseline in _baselines(measured)
+    ]
+
+
+def _baselines(measured: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    found = measured["baselines"]
+    return [(name, found[name]) for name in OPPONENTS if found[name] is not None]
+
+
+def _opponent(name: str, baseline: Mapping[str, Any]) -> str:
+    return OPPONENTS[name].format(baseline.get("class"))
+
+
+def _outcome(difference: Mapping[str, Any] | None) -> str:
+    if difference is None or difference["p_value"] is None or difference["p_value"] > SIGNIFICANT:
+        return "open"
+    return "better" if difference["value"] > 0 else "worse"
+
+
+def _compared_with(opponent: str, baseline: Mapping[str, Any]) -> str:
+    gaps = {
+        name: baseline["difference"][key]
+        for name, key in (("accuracy", "accuracy"), ("macro F1", "macro_f1"))
+    }
+    named = {
+        outcome: " and ".join(name for name, gap in gaps.items() if _outcome(gap) == outcome)
+        for outcome in ("worse", "open", "better")
+    }
+    found = ", ".join(
+        f"{how} in {named[outcome]}"
+        for outcome, how in (
+            ("worse", "WORSE"),
+            ("open", "NOT shown to be better"),
+            ("better", "better"),
+        )
+        if named[outcome]
+    )
+    leads = ", ".join(f"{lead(gap)} in {name}" for name, gap in gaps.items())
+    return f"{found} than {opponent}. Lead: {leads}."
+
+
+def _kept_apart(protocol: Mapping[str, Any]) -> bool:
+    shared = protocol["subjects_shared"]
+    return bool(shared == 0 or (shared is None and protocol["split_by"] == "subject"))
+
+
+def verdict(
+    protocol: Mapping[str, Any], leak_probe: Mapping[str, Any], test: Mapping[str, Any] | None
+) -> list[str]:
+    """Return what the test accuracy measures, as paragraphs of plain sentences.
+
+    `protocol` has split_by (slice, subject or folders; none where an existing model was measured,
+    and then trained_on_these_images), subjects (people in the data, or None), subjects_shared
+    (people with images in both training and test, or None) and groups_from;
+    `leak_probe` the accuracies (or None) of a 1-nearest-neighbour look-up: on a slice split (or on
+    the folders' own split), on a subject split, and "shuffled", the first with labels shuffled
+    between people. `test` is what `metrics.measure` returned, None where there is no test split.
+    """
+    apart = _kept_apart(protocol)
+    paragraphs = [_split(protocol)]
+    if test is None:
+        paragraphs.append(
+            "There is no test set: no figure here was measured on images kept aside. Validation "
+            "figures also chose which epoch to keep, so they are somewhat too good."
+        )
+    if apart:
+        paragraphs.append(_look_up_on_new_people(protocol, leak_probe, test))
+    else:
+        paragraphs.append(_look_up_on_known_people(protocol, leak_probe, test))
+    if test is not None:
+        paragraphs += _trust(test)
+    if not apart and protocol["split_by"] == "folders":
+        paragraphs.append(
+            "For a figure about people the network has not seen, put all images of a person into "
+            "one of the folders, or all images into one folder and train with split_by=subject."
+        )
+    elif not apart and protocol["split_by"] == "slice":
+        means = "" if protocol["subjects"] else "say which image is whose (group_regex) and "
+        paragraphs.append(
+            f"For a figure about people the network has not seen, {means}train with "
+            "split_by=subject."
+        )
+    return paragraphs
+
+
+def _split(protocol: Mapping[str, Any]) -> str:
+    """Say how images were split and how many people stand on both sides."""
+    split_by, people, shared = (protocol[k] for k in ("split_by", "subjects", "subjects_shared"))
+    source = protocol["groups_from"]
+    told = f" Who is who was taken from: {source}; if that is wrong, so is this." if source else ""
+    if split_by == "none" and protocol["trained_on_these_images"]:
+        return "These are the very images the model was trained with: this is no test of anything."
+    if split_by == "none":
+        return (
+            "An existing model was measured. Whether it was trained on images of the same people "
+            "cannot be told from here; if so, the figures are far too good for people it has not "
+            f"seen, since images of one person look alike.{told}"
+        )
+    how = {
+        "slice": "The images were split one by one, without regard to whose they are",
+        "subject": "The images were split by person",
+        "folders": "The split came with the data",
+    }[split_by]
+    if shared is None and split_by == "subject":
+        return f"{how}.{told}"
+    if shared is None:
+        return (
+            f"{how}. How many people have images in both training and test is unknown; where "
+            "people have several images each, expect that many do. Images of one person look "
+            "alike, so the figures may be far too good for people the network has not seen."
+        )
+    of_people = "people" if people is None else f"{people} people"
+    if shared == 0:
+        return (
+            f"{how}: none of the {of_people} has images in both training and test. The figures "
+            f"are about people the network has not seen.{told}"
+        )
+    failed = " It was meant to keep people apart and did not." if split_by == "subject" else ""
+    return (
+        f"{how}: {shared} of the {of_people} have images in both training and test.{failed} Images "
+        f"of one person look alike, so a figure on known people is not one on new people.{told}"
+    )
+
+
+def _look_up_on_known_people(
+    protocol: Mapping[str, Any], leak_probe: Mapping[str, Any], test: Mapping[str, Any] | None
+) -> str:
+    """Say what the look-up shows where people may stand on both sides."""
+    found, new, shuffled = (leak_probe[k] for k in ("slice", "subject", "shuffled"))
+    if found is None:
+        return "How far recognising people alone would get was not measured."
+    said = [
+        "A look-up of the most similar training image, which only compares pixels, scores "
+        f"{figure(found)} "
+        + (
+            "on this very split."
+            if protocol["split_by"] == "folders"
+            else "when images are split one by one."
+        )
+    ]
+    if new is not None:
+        said.append(f"On people it has not seen it scores {figure(new)}.")
+    by_person = False
+    if shuffled is not None:
+        said.append(
+            "With labels shuffled between people, which leaves no disease to find, it scores "
+            f"{figure(shuffled)}."
+        )
+        # How low it could fall: guessing where that is known, else its own score on new people.
+        floor = new if test is None else test["majority_class"]["accuracy"]
+        # Half the way up from there is not a small part of what the look-up found.
+        by_person = floor is not None and shuffled - floor > max(NEAR, (found - floor) / 2)
+        if by_person:
+            said.append("It does so by recognising people.")
+    if test is None:
+        return " ".join(said)
+    accuracy = test["accuracy"]["value"]
+    said.append(f"The network scores {figure(accuracy)}.")
+    if protocol["split_by"] == "subject":
+        said.append(
+            "The look-up used splits of its own, not this one: it tells how far recognising people "
+            "can go, not how far it went here."
+        )
+    elif found < accuracy - NEAR:
+        said.append("That is more than the look-up; how much of it is disease, this cannot tell.")
+    elif by_person and accuracy < found - NEAR:
+        said.append("Recognising people would be enough for that: it is no evidence of disease.")
+    elif by_person:
+        said.append("So this accuracy mostly measures recognising people, not disease.")
+    else:
+        said.append("So this accuracy takes no more than looking up the most similar image.")
+    return " ".join(said)
+
+
+def _look_up_on_new_people(
+    protocol: Mapping[str, Any], leak_probe: Mapping[str, Any], test: Mapping[str, Any] | None
+) -> str:
+    """Say what the look-up shows where nobody stands on both sides."""
+    found, by_slice = leak_probe["subject"], leak_probe["slice"]
+    if protocol["split_by"] == "folders":
+        # Given folders were probed as they are, so `slice` is the figure on new people here.
+        found, by_slice = by_slice, None
+    said = []
+    if found is not None:
+        said.append(
+            "A look-up of the most similar training image, which only compares pixels, scores "
+            f"{figure(found)} on people it has not seen."
+        )
+    if found is not None and test is not None:
+        said.append(f"The network scores {figure(test['accuracy'])}.")
+    if by_slice is not None and (found is None or by_slice > found + NEAR):
+        said.append(
+            f"Split image by image, the look-up scores {figure(by_slice)} on these data: figures "
+            "from such splits are not comparable with this one."
+        )
+    return " ".join(said) or "How far a look-up of similar images would get was not measured."
+
+
+def _trust(test: Mapping[str, Any]) -> list[str]:
+    """Say how far intervals and tests can be trusted."""
+    if test["accuracy"]["ci95"] is None:
+        one = "person" if test["resampled_by"] == "subject" else "image"
+        return [f"One {one} is too few for an interval or a test."]
+    if test["resampled_by"] == "image":
+        return [
+            "Intervals and tests treat every image as independent; where people have several "
+            "images each, the true ones are wider and differences less certain."
+        ]
+    if test["subjects"] < FEW_PEOPLE:
+        return [
+            f"The test set holds {test['subjects']} people: as many others could give quite "
+            "different figures."
+        ]
+    return []

@@ -1,0 +1,36 @@
+"""Write figures for people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def figure(value: float | Mapping[str, Any] | None) -> str:
+    """Write a number, or the value of an estimate, with three decimals."""
+    if isinstance(value, Mapping):
+        value = value["value"]
+    return "–" if value is None else f"{value:.3f}"
+
+
+def interval(estimate: Mapping[str, Any] | None) -> str:
+    """Write an estimate's interval, or nothing where there is none."""
+    if estimate is None or estimate["ci95"] is None:
+        return ""
+    low, high = estimate["ci95"]
+    return f"{low:.3f} to {high:.3f}"
+
+
+def lead(difference: Mapping[str, Any] | None) -> str:
+    """Write how far one figure is above another, with interval and p-value."""
+    if difference is None:
+        return "–"
+    p_value = difference["p_value"]
+    if difference["ci95"] is None or p_value is None:
+        return _signed(difference["value"])
+    low, high = map(_signed, difference["ci95"])
+    p = "p ≤ 0.001" if p_value <= 0.001 else f"p = {p_value:.3f}"
+    return f"{_signed(difference['value'])} ({low} to {high}, {p})"
+
+
+def _signed(value: float) -> str:
+    rounded = round(value, 3)
+    return f"{rounded:+.3f}".replace("-", "−") if rounded else "0.000"

@@ -1,0 +1,170 @@
+"""Cross-validate: train and test a model per fold, each an ordinary run, and pool what they said.
+
+The folder of a cross-validation holds fold-1, fold-2 …, each what `alexmri train` leaves, and the
+figures of all folds together. Whatever interrupts it, the same command goes on.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alexmri.contract.resources import cpu_cores
+from alexmri.contract.signals import Stopped, StopRequest
+from alexmri.data.dataset import Dataset, load_dataset
+from alexmri.data.folders import discover
+from alexmri.data.folds import Fold
+from alexmri.data.groups import find_groups
+from alexmri.errors import UserError
+from alexmri.evaluation.healthy import find_healthy_class
+from alexmri.files import remove_leftovers, write_json
+from alexmri.settings import Settings
+from alexmri.terminal import Terminal
+from alexmri.training.folders import RESULTS, claimed, is_finished, make_writable
+from alexmri.training.job import Job, run_job
+from alexmri.training.manifest import images_changed, manifest_of, settings_changed
+from alexmri.training.pooled import pool_folds
+from alexmri.training.predictions import PREDICTIONS
+
+SCHEMA = "alexmri.crossval/1"
+PLAN = "crossval.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Crossval:
+    """What to cross-validate and where to write; `start_anew` removes the one that stands there.
+
+    The checkpoints of a finished fold are removed unless `keep_all_checkpoints`.
+    """
+
+    data: Path
+    settings: Settings
+    output: Path
+    folds: int
+    start_anew: bool = False
+    keep_all_checkpoints: bool = False
+
+    def job(self, number: int) -> Job:
+        """Return the training of fold `number` (from 1)."""
+        output = self.output / f"fold-{number}"
+        settings = self.settings
+        if settings.checkpoint_s3:
+            own = f"{settings.checkpoint_s3}/fold-{number}"
+            settings = settings.model_copy(update={"checkpoint_s3": own})
+        return Job(
+            channels={"train": self.data},
+            settings=settings,
+            output=output,
+            model=output / "model",
+            checkpoints=output / "checkpoints",
+            # What stands here is gone by then; what stands in S3 is not.
+            start_anew=self.start_anew,
+            fold=Fold(number, self.folds),
+        )
+
+
+def choose_split_by(data: Path, settings: Settings, terminal: Terminal) -> Settings:
+    """Return `settings` that split by subject where people are known, else by slice, said aloud."""
+    folder = discover(data)
+    groups = find_groups(
+        folder.images, folder.root, regex=settings.group_regex, csv_file=settings.groups_file
+    )
+    if groups is None:
+        terminal.warn(
+            "the file names do not tell who is on an image, so the folds are dealt slice by slice:"
+            " people may be in training and test at once; pass group_regex or groups_file"
+        )
+    return settings.model_copy(update={"split_by": "subject" if groups else "slice"})
+
+
+def run_crossval(plan: Crossval, terminal: Terminal, stop: StopRequest) -> dict[str, Any] | None:
+    """Train every fold that is not finished, then write and return the figures of all of them.
+
+    Returns None where `stop` came first: the same call goes on from there.
+
+    Raises:
+        UserError: as `run_job`, and where the folder holds another cross-validation.
+    """
+    make_writable(plan.output)
+    with claimed(plan.output):
+        try:
+            with stop.interrupts(at=1):
+                dataset = load_dataset(
+                    {"train": plan.data},
+                    plan.settings,
+                    workers=cpu_cores(),
+                    terminal=terminal,
+                    fold=Fold(1, plan.folds),
+                )
+                find_healthy_class(dataset.classes, plan.settings.healthy_class)
+            _take_up(plan, dataset)
+            for number in range(1, plan.folds + 1):
+                if not _finish_fold(plan, number, terminal, stop):
+                    return None
+            with stop.interrupts(at=1):
+                return pool_folds(plan.output, plan.folds, plan.settings)
+        except Stopped:
+            return None
+
+
+def _take_up(plan: Crossval, dataset: Dataset) -> None:
+    """Say in the folder what is done there; refuse it where something else was begun."""
+    path = plan.output / PLAN
+    now = {"schema": SCHEMA, "folds": plan.folds, **manifest_of(plan.settings, dataset)}
+    if plan.start_anew:
+        _clear(plan.output)
+    if not path.exists():
+        if (plan.output / "run.json").exists():
+            raise UserError(
+                f"{plan.output} holds a training; choose another output folder for the folds"
+            )
+        write_json(path, now)
+        return
+    try:
+        before: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        differs = (
+            []
+            if before["folds"] == plan.folds
+            else [f"folds was {before['folds']}, is {plan.folds}"]
+        )
+        differs += settings_changed(before, now).values()
+        differs = differs or images_changed(before, now)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is damaged; start anew with --overwrite") from None
+    if differs:
+        raise UserError(
+            f"{plan.output} holds another cross-validation: {'; '.join(differs)}; undo the change,"
+            " choose another output folder, or start anew with --overwrite"
+        )
+
+
+def _finish_fold(plan: Crossval, number: int, terminal: Terminal, stop: StopRequest) -> bool:
+    """Train fold `number` unless that was done before; return whether it is finished now."""
+    job = plan.job(number)
+    if is_finished(job.output) and (job.output / PREDICTIONS).is_file():
+        terminal.say(f"fold {number} of {plan.folds} is finished")
+    else:
+        if stop:
+            return False
+        terminal.say(f"fold {number} of {plan.folds}: {job.output}")
+        if run_job(job, terminal, stop, model_when_stopped=False).stopped:
+            return False
+    if not plan.keep_all_checkpoints:
+        shutil.rmtree(job.checkpoints, ignore_errors=True)
+    return True
+
+
+def _clear(output: Path) -> None:
+    """Remove the cross-validation in `output`, and nothing else there."""
+    if not (output / PLAN).is_file():
+        return
+    for name in RESULTS:
+        (output / name).unlink(missing_ok=True)
+    for folder in output.glob("fold-*"):
+        if (folder / "run.json").is_file() or (folder / "checkpoints").is_dir():
+            shutil.rmtree(folder)
+    # Last, so that what is left after a kill is still known for what it is.
+    (output / PLAN).unlink()
+    remove_leftovers(output)

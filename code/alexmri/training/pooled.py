@@ -1,0 +1,188 @@
+"""What the folds of a cross-validation say together: every image judged by a model not shown it."""
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alexmri.data.folds import classes_of_enough
+from alexmri.evaluation.healthy import find_healthy_class
+from alexmri.evaluation.metrics import measure
+from alexmri.evaluation.output import write_measured
+from alexmri.evaluation.predictions import Predictions, pool, restrict
+from alexmri.files import write_json
+from alexmri.settings import Settings
+from alexmri.training.predictions import PREDICTIONS, read_predictions, write_predictions
+
+# What is told of every fold, with mean and standard deviation over the folds; where it stands in
+# what `measure` returned.
+PER_FOLD = {
+    "accuracy": ("accuracy",),
+    "macro_f1": ("macro_f1",),
+    "balanced_accuracy": ("balanced_accuracy",),
+    "demented_auc_by_person": ("subject_level", "demented", "auc"),
+}
+# What is told without the classes that have too few people for the folds.
+WITHOUT = ("images", "subjects", "accuracy", "macro_f1", "balanced_accuracy", "auc", "baselines")
+
+
+def pool_folds(output: Path, folds: int, settings: Settings) -> dict[str, Any]:
+    """Measure what the finished folds in `output` predicted; write it all and return the figures.
+
+    Only what the folds left is read, so the result is a function of that.
+    """
+    # matplotlib: seconds that no training waits for.
+    from alexmri.evaluation.plots import measured_plots
+
+    folders = [output / f"fold-{number}" for number in range(1, folds + 1)]
+    parts = [read_predictions(folder / PREDICTIONS) for folder in folders]
+    evaluations, audits, runs, models = (
+        [_read(folder / name) for folder in folders]
+        for name in ("evaluation.json", "audit.json", "run.json", "model/model.json")
+    )
+    predictions = pool(parts)
+    healthy_class = find_healthy_class(predictions.classes, settings.healthy_class)
+    measured = measure(predictions, healthy_class=healthy_class, seed=settings.seed)
+    per_fold = [
+        _row(number, evaluation, model["temperature"])
+        for number, (evaluation, model) in enumerate(zip(evaluations, models, strict=True), start=1)
+    ]
+    shared = [each["protocol"]["subjects_shared"] for each in evaluations]
+    evaluation = {
+        "schema": "alexmri.evaluation/1",
+        "protocol": {
+            **evaluations[0]["protocol"],
+            "folds": folds,
+            # The most in any fold.
+            "subjects_shared": None if None in shared else max(shared),
+        },
+        "test": measured,
+        "validation": None,
+        "leak_probe": evaluations[0]["leak_probe"] | _look_up(evaluations[0], measured),
+        "folds": per_fold,
+        "over_folds": {
+            name: mean_and_deviation([row[name] for row in per_fold]) for name in PER_FOLD
+        },
+        "without_small_classes": without_small_classes(
+            predictions, folds, healthy_class, settings.seed
+        ),
+    }
+    fold_of = [number for number, part in enumerate(parts, start=1) for _ in part.paths]
+    write_predictions(output / PREDICTIONS, predictions, fold_of)
+    run_facts = {key: value for key, value in runs[0].items() if not key.endswith("_seconds")} | {
+        key: round(sum(run[key] for run in runs), 1)
+        for key in ("training_seconds", "total_seconds")
+    }
+    write_measured(
+        output,
+        evaluation,
+        {
+            **evaluation,
+            "title": f"AlexNet on brain-MRI slices, {folds}-fold cross-validation",
+            "generated": runs[0]["started"],
+            "audit": audits[0],
+            "history": [],
+            "best_epoch": None,
+            "predictions": predictions,
+            "mistakes": [],
+            "data": {
+                "classes": list(predictions.classes),
+                "counts": {"test": _images_by_class(predictions)},
+                "people": _people_by_split(predictions),
+                "fingerprint": models[0]["data"]["fingerprint"],
+                # What is true of every fold, not what one of them happens to lack.
+                "warnings": [
+                    warning
+                    for warning in audits[0]["warnings"]
+                    if all(warning in audit["warnings"] for audit in audits)
+                ],
+            },
+            "settings": settings.model_dump(mode="json", exclude={"checkpoint_s3"}),
+            "model": {
+                "parameters": models[0]["architecture"]["parameters"],
+                "temperature": statistics.fmean(model["temperature"] for model in models),
+            },
+            "run": run_facts,
+            "code": models[0]["code"],
+            "plots": measured_plots(measured, predictions, f"test parts of {folds} folds"),
+        },
+    )
+    write_json(output / "run.json", run_facts)
+    return evaluation
+
+
+def without_small_classes(
+    predictions: Predictions, folds: int, healthy_class: str | None, seed: int
+) -> dict[str, Any] | None:
+    """Return the figures between the classes that every fold tests; None where all classes are.
+
+    A class with fewer people (images, where people are unknown) than folds is missing from some of
+    them, and its F1 rests on those few people.
+    """
+    keys = predictions.subjects_N or predictions.paths
+    labels = [predictions.classes[k] for k in predictions.labels_N.tolist()]
+    kept = classes_of_enough(keys, labels, folds=folds)
+    if len(kept) < 2 or len(kept) == len(predictions.classes):
+        return None
+    measured = measure(
+        restrict(predictions, kept),
+        healthy_class=healthy_class if healthy_class in kept else None,
+        seed=seed,
+    )
+    left_out = [name for name in predictions.classes if name not in kept]
+    return {"classes": kept, "left_out": left_out} | {name: measured[name] for name in WITHOUT}
+
+
+def mean_and_deviation(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Return mean and sample standard deviation of the values that are known."""
+    known = [value for value in values if value is not None]
+    return {
+        "mean": statistics.fmean(known) if known else None,
+        "standard_deviation": statistics.stdev(known) if len(known) > 1 else None,
+    }
+
+
+def value_at(measured: Mapping[str, Any], path: Sequence[str]) -> float | None:
+    """Return the value of the figure at `path` in what `measure` returned, None where undefined."""
+    found: Any = measured
+    for key in path:
+        found = None if found is None else found[key]
+    return None if found is None else float(found["value"])
+
+
+def _row(number: int, evaluation: Mapping[str, Any], temperature: float) -> dict[str, Any]:
+    test = evaluation["test"]
+    return {
+        "fold": number,
+        "images": test["images"],
+        "subjects": test["subjects"],
+        "best_epoch": evaluation["best_epoch"],
+        "temperature": temperature,
+        **{name: value_at(test, path) for name, path in PER_FOLD.items()},
+    }
+
+
+def _look_up(evaluation: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, float]:
+    """Return the look-up's accuracy over all folds, for the probe's figure of the same protocol."""
+    found = value_at(measured, ("baselines", "nearest_neighbour", "accuracy"))
+    return {} if found is None else {evaluation["protocol"]["split_by"]: found}
+
+
+def _images_by_class(predictions: Predictions) -> dict[str, int]:
+    counted = Counter(predictions.labels_N.tolist())
+    return {name: counted[k] for k, name in enumerate(predictions.classes)}
+
+
+def _people_by_split(predictions: Predictions) -> dict[str, dict[str, int]] | None:
+    if predictions.subjects_N is None:
+        return None
+    pairs = set(zip(predictions.subjects_N, predictions.labels_N.tolist(), strict=True))
+    counted = Counter(k for _, k in pairs)
+    people = {name: counted[k] for k, name in enumerate(predictions.classes)}
+    return {"test": people, "all": people}
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,171 @@
+"""`alexmri crossval` as a person uses it: stopped, gone on with, refused, and what it leaves."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alexmri.data.phantom import write_demo_data
+
+COMMAND = [sys.executable, "-c", "from alexmri.cli import main; main()"]
+TINY = ("--folds", "2", "--epochs", "3", "--batch-size", "4", "--wandb-mode", "disabled")
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four people of one class, two of another, two slices each."""
+    folder = tmp_path_factory.mktemp("few") / "slices"
+    write_demo_data(folder, subjects={"MildDemented": 2, "NonDemented": 4}, slices=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(few: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A cross-validation that nothing interrupted, and what it printed."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    done = crossval(few, out)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def arguments(data: Path, out: Path, *more: str) -> list[str]:
+    return [*COMMAND, "crossval", "--data", str(data), "--out", str(out), *TINY, *more]
+
+
+def crossval(data: Path, out: Path, *more: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(arguments(data, out, *more), capture_output=True, text=True, check=False)
+
+
+def stop_in_fold_2(data: Path, out: Path, number: signal.Signals) -> "tuple[int, str]":
+    """Send the signal after an epoch of fold 2; return exit code and all that was printed."""
+    printed, awaited = "", ["fold 2 of 2:", "epoch=1;"]
+    with subprocess.Popen(
+        arguments(data, out), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout
+        for line in process.stdout:
+            printed += line
+            if awaited and line.startswith(awaited[0]):
+                awaited.pop(0)
+                if not awaited:
+                    process.send_signal(number)
+    return process.returncode, printed
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_every_image_is_tested_once_by_a_model_that_has_not_seen_the_person(
+    whole: tuple[Path, str], few: Path
+) -> None:
+    out, _ = whole
+    with (out / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == sorted(
+        path.relative_to(few).as_posix() for path in few.rglob("*.jpg")
+    )
+    assert {row["subject"] for row in rows if row["fold"] == "1"}.isdisjoint(
+        row["subject"] for row in rows if row["fold"] == "2"
+    )
+    for row in rows:
+        probabilities = {name[2:]: float(value) for name, value in row.items() if name[:2] == "p_"}
+        assert sum(probabilities.values()) == pytest.approx(1)
+        assert row["predicted"] == max(probabilities, key=probabilities.__getitem__)
+        own_fold = read(out / f"fold-{row['fold']}" / "split.json")["images"]
+        assert {"path": row["path"], "split": "test"} in [
+            {key: image[key] for key in ("path", "split")} for image in own_fold
+        ]
+
+
+def test_the_figures_are_those_of_the_pooled_predictions(whole: tuple[Path, str]) -> None:
+    out, printed = whole
+    evaluation = read(out / "evaluation.json")
+    with (out / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        right = [row["predicted"] == row["label"] for row in csv.DictReader(file)]
+    assert evaluation["test"]["accuracy"]["value"] == pytest.approx(sum(right) / len(right))
+    assert evaluation["test"]["resampled_by"] == "subject"
+    assert evaluation["protocol"]["split_by"] == "subject"
+    assert evaluation["protocol"]["folds"] == 2
+    assert evaluation["protocol"]["subjects_shared"] == 0
+    single = [
+        read(out / f"fold-{n}" / "evaluation.json")["test"]["accuracy"]["value"] for n in (1, 2)
+    ]
+    assert [row["accuracy"] for row in evaluation["folds"]] == single
+    over = evaluation["over_folds"]["accuracy"]
+    assert over["mean"] == pytest.approx(sum(single) / 2)
+    assert over["standard_deviation"] == pytest.approx(abs(single[0] - single[1]) / 2**0.5)
+    assert "look-up" in printed
+    assert "demented against NonDemented: AUC" in printed
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "2-fold cross-validation" in page
+    assert "Fold by fold" in page
+    look_up = evaluation["test"]["baselines"]["nearest_neighbour"]["accuracy"]["value"]
+    assert evaluation["leak_probe"]["subject"] == look_up
+
+
+def test_a_finished_fold_keeps_its_model_and_not_its_checkpoints(whole: tuple[Path, str]) -> None:
+    out, _ = whole
+    for number in (1, 2):
+        assert (out / f"fold-{number}" / "model" / "model.json").is_file()
+        assert not (out / f"fold-{number}" / "checkpoints").exists()
+
+
+def test_the_bench_measures_its_opponents_on_the_same_splits(
+    few: Path, whole: tuple[Path, str], tmp_path: Path
+) -> None:
+    """The look-up of `bench/baselines.py` and that of the cross-validation are one and the same."""
+    bench = Path(__file__).parents[1] / "bench" / "baselines.py"
+    options = ("--folds", "2", "--seeds", "0", "--epochs", "1", "--stem", "torchvision")
+    command = [sys.executable, bench, few, "--out", tmp_path / "rows.json", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = {(row["protocol"], row["row"]): row for row in read(tmp_path / "rows.json")["rows"]}
+    names = ("majority", "nearest_neighbour", "logistic_regression", "resnet18")
+    assert set(rows) == {(split_by, name) for split_by in ("slice", "subject") for name in names}
+    ours = read(whole[0] / "evaluation.json")["test"]["baselines"]["nearest_neighbour"]
+    theirs = rows["subject", "nearest_neighbour"]["pooled"]
+    for figure in ("accuracy", "macro_f1"):
+        assert theirs[figure]["value"] == pytest.approx(ours[figure]["value"])
+    assert "| subject | resnet18 | " in done.stdout
+
+
+def test_stopped_in_a_fold_it_goes_on_and_ends_as_if_it_had_not_been(
+    few: Path, whole: tuple[Path, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    code, printed = stop_in_fold_2(few, out, signal.SIGINT)
+    assert code == 130, printed
+    assert "to resume: " in printed
+    assert not (out / "predictions.csv").exists()
+    finished_at = (out / "fold-1" / "run.json").stat().st_mtime_ns
+
+    refused = crossval(few, out, "--seed", "1", "--learning-rate", "0.1")
+    assert refused.returncode == 2
+    assert "learning_rate was 0.02, is 0.1" in refused.stderr
+    assert "seed was 0, is 1" in refused.stderr
+
+    resumed = crossval(few, out)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "fold 1 of 2 is finished" in resumed.stdout
+    assert "resuming at epoch" in resumed.stdout
+    assert (out / "fold-1" / "run.json").stat().st_mtime_ns == finished_at
+    for name in ("predictions.csv", "evaluation.json"):
+        assert (out / name).read_bytes() == (whole[0] / name).read_bytes(), name
+
+
+def test_a_finished_one_is_kept_and_a_training_is_not_mixed_with_folds(
+    few: Path, whole: tuple[Path, str], tmp_path: Path
+) -> None:
+    refused = crossval(few, whole[0])
+    assert refused.returncode == 2
+    assert "holds a finished run" in refused.stderr
+    (tmp_path / "run.json").write_text('{"finished": false}', encoding="utf-8")
+    refused = crossval(few, tmp_path)
+    assert refused.returncode == 2
+    assert "holds a training" in refused.stderr
