@@ -45,7 +45,11 @@ def headline(protocol: Mapping[str, Any], test: Mapping[str, Any] | None) -> Hea
     for name, baseline in _baselines(test):
         known = "a look-up" if name == "nearest_neighbour" else _opponent(name, baseline)
         said[standing(baseline)].append(known)
-    found = ", ".join(f"{how} {' and '.join(whom)}" for how, whom in said.items() if whom)
+    found = ", ".join(
+        f"{how} {(' or ' if 'NOT' in how else ' and ').join(whom)}"
+        for how, whom in said.items()
+        if whom
+    )
     good = _kept_apart(protocol) and not said["WORSE than"] and not said["NOT better than"]
     return Headline(f"Accuracy {figure(test['accuracy'])} on {where}: {found}.", good)
 
