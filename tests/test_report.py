@@ -271,6 +271,9 @@ def test_headline_of_other_measurements() -> None:
     assert "No test set" in headline(SHARED, None).text
     test = result(0.9, 0.8, 1)
     test["baselines"]["nearest_neighbour"] = None
+    few = headline(SHARED | {"subjects_shared": 3}, test)
+    assert "on 60 people, 3 of them in its training too: better" in few.text
+    assert not few.good
     assert "on images of unknown people: better than always" in headline(NOBODY, test).text
     assert "on the images given" in headline(EXISTING, test).text
     own = headline(EXISTING | {"trained_on_these_images": True}, test)
