@@ -390,3 +390,15 @@ def test_help_imports_nothing_heavy() -> None:
         [sys.executable, "-c", check], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_healthy_class_that_is_none_ends_a_training_before_it_begins(
+    demo: Path, tmp_path: Path
+) -> None:
+    refused = run(
+        *("train", "--data", demo, "--out", tmp_path / "out", "--healthy-class", "Well"),
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert "healthy_class is 'Well', which is no class folder; the classes are" in refused.stderr
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()

@@ -271,6 +271,9 @@ def test_headline_of_other_measurements() -> None:
     assert "No test set" in headline(SHARED, None).text
     test = result(0.9, 0.8, 1)
     test["baselines"]["nearest_neighbour"] = None
+    few = headline(SHARED | {"subjects_shared": 3}, test)
+    assert "on 60 people, 3 of them in its training too: better" in few.text
+    assert not few.good
     assert "on images of unknown people: better than always" in headline(NOBODY, test).text
     assert "on the images given" in headline(EXISTING, test).text
     own = headline(EXISTING | {"trained_on_these_images": True}, test)
@@ -395,11 +398,27 @@ def test_mistakes_are_pictures_with_names_and_escaped() -> None:
     ("audit", "expected"),
     [
         (None, ["w"]),
-        ({"verdict": ["a", "w"], "leak_probe": UNKNOWN}, ["a", "w"]),
+        ({"verdict": ["a", "W."], "leak_probe": LEAKY}, ["a", "W."]),
         ({"exact_duplicates": [], "leak_probe": UNKNOWN}, ["Groups of exact copies: 0.", "w"]),
         (
-            {"near_duplicates": {"count": 7, "pairs": [1, 2]}, "leak_probe": UNKNOWN},
-            ["Near copies (pairs of slices too much alike): 7.", "w"],
+            {"near_duplicates": [{}, {}], "leak_probe": UNKNOWN},
+            ["Pairs that are changed copies or suspiciously alike: 2.", "w"],
+        ),
+        (
+            {"near_duplicate_counts": {"pairs": 9, "across_classes": 0}, "leak_probe": UNKNOWN},
+            [
+                "Pairs of slices that are nearly the same, neighbouring slices of one person among"
+                " them: pairs 9, across classes 0.",
+                "w",
+            ],
+        ),
+        (
+            {"leak_probe": LEAKY},
+            [
+                "A look-up of the most similar slice scores 0.992 on a split by slice, 0.462 by"
+                " person, 0.989 with labels shuffled between people.",
+                "w",
+            ],
         ),
     ],
 )

@@ -60,10 +60,10 @@ def measure(
     units_N = units_of(predictions.subjects_N, len(labels_N))
     U = int(units_N.max()) + 1
 
-    answers = {"model": predicted_N, **answers_of_baselines(predictions, majority)}
+    answers = answers_of_baselines(predictions, majority)
     matrices = {
         name: _matrices_of_units(labels_N, answer_N, units_N, K)
-        for name, answer_N in answers.items()
+        for name, answer_N in {"model": predicted_N, **answers}.items()
     }
     sums = _per_image(predictions, probabilities_NK, healthy_class)
     names, sums_UC = list(sums), np.zeros((U, len(sums)))
@@ -86,7 +86,7 @@ def measure(
             | {"auc": auc_RK, "macro_auc": mean_defined(auc_RK)}
             | _means(summed)
         )
-        for name in answers.keys() - {"model"}:
+        for name in answers:
             block |= against(name, block, rates(confusions[name]))
         blocks.append(block)
     sampled = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
@@ -121,7 +121,7 @@ def measure(
         "baselines": {"majority": None, "nearest_neighbour": None},
         "weighted": {name: spread(sampled[name]) for name in sampled if name in _STATISTICS},
     }
-    for name in answers.keys() - {"model"}:
+    for name in answers:
         p_values = paired_test(
             matrices["model"], matrices[name], permutations=replicates, seed=seed
         )

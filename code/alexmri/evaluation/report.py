@@ -49,37 +49,35 @@ def render_report(facts: Mapping[str, Any]) -> str:
 
 
 def audit_findings(audit: Mapping[str, Any] | None, warnings: Sequence[str]) -> list[str]:
-    """Return what the audit found as sentences: its verdict, copies, unreadable files, warnings."""
+    """Return what the audit found as sentences: its verdict, counts of copies, warnings.
+
+    Without a verdict its look-up is told. What an audit does not know is left out.
+    """
     if audit is None:
         return list(warnings)
     told = audit.get("verdict") or []
     found = [told] if isinstance(told, str) else [str(words) for words in told]
-    counted = {
-        "exact_duplicates": "groups of exact copies",
-        "near_duplicates": "near copies (pairs of slices too much alike)",
-        "skipped_images": "unreadable images left out",
-    }
-    for key, name in counted.items():
-        if (number := count(audit.get(key))) is not None:
-            found.append(f"{name[0].upper()}{name[1:]}: {number}.")
     probe = audit["leak_probe"]
-    if probe.get("shuffled") is not None:
+    if not found and probe["slice"] is not None:
         found.append(
-            f"Accuracy of a look-up of the most similar slice: {figure(probe['slice'])} on a split"
-            f" by slice, {figure(probe['subject'])} by person, {figure(probe['shuffled'])} with"
+            f"A look-up of the most similar slice scores {figure(probe['slice'])} on a split by"
+            f" slice, {figure(probe['subject'])} by person, {figure(probe['shuffled'])} with"
             " labels shuffled between people."
         )
-    return [*found, *(words for words in warnings if words not in found)]
-
-
-def count(finding: Any) -> int | None:
-    """Return how many things a part of the audit's document tells of, None where it does not."""
-    if isinstance(finding, Mapping):
-        told = finding.get("count", len(finding))
-        return int(told) if isinstance(told, int) else None
-    if isinstance(finding, list | tuple):
-        return len(finding)
-    return finding if isinstance(finding, int) else None
+    for key, name in (
+        ("exact_duplicates", "Groups of exact copies"),
+        ("near_duplicates", "Pairs that are changed copies or suspiciously alike"),
+        ("skipped_images", "Unreadable images left out"),
+    ):
+        if key in audit:
+            found.append(f"{name}: {len(audit[key])}.")
+    if "near_duplicate_counts" in audit:
+        found.append(
+            "Pairs of slices that are nearly the same, neighbouring slices of one person among"
+            f" them: {_shown(audit['near_duplicate_counts']).replace('_', ' ')}."
+        )
+    known = {words.rstrip(".").lower() for words in found}
+    return [*found, *(words for words in warnings if words.rstrip(".").lower() not in known)]
 
 
 def _breakable(name: str) -> Markup:

@@ -37,15 +37,21 @@ def headline(protocol: Mapping[str, Any], test: Mapping[str, Any] | None) -> Hea
         where = "the very images it was trained with" if trained_on else "the images given"
     elif _kept_apart(protocol):
         where = "people it has not seen"
+    elif shared is None:
+        where = "images of unknown people"
+    elif shared < test["subjects"]:
+        where = f"{test['subjects']} people, {shared} of them in its training too"
     else:
-        where = (
-            "images of unknown people" if shared is None else "slices of people it was trained on"
-        )
+        where = "slices of people it was trained on"
     said: dict[str, list[str]] = {"WORSE than": [], "NOT better than": [], "better than": []}
     for name, baseline in _baselines(test):
         known = "a look-up" if name == "nearest_neighbour" else _opponent(name, baseline)
         said[standing(baseline)].append(known)
-    found = ", ".join(f"{how} {' and '.join(whom)}" for how, whom in said.items() if whom)
+    found = ", ".join(
+        f"{how} {(' or ' if 'NOT' in how else ' and ').join(whom)}"
+        for how, whom in said.items()
+        if whom
+    )
     good = _kept_apart(protocol) and not said["WORSE than"] and not said["NOT better than"]
     return Headline(f"Accuracy {figure(test['accuracy'])} on {where}: {found}.", good)
 
