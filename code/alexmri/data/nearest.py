@@ -87,9 +87,12 @@ def pairs_above(
         i, j = chunk[at], j + first
         keep = i < j if queries is None else i != j
         i, j = i[keep], j[keep]
-        product = np.einsum("pd,pd->p", query_ND[i], reference_ND[j])
-        keep = product >= least
-        found.append(_best(i[keep], j[keep], product[keep]))
+        if coarse_query is query_ND:
+            product = bound[at[keep], j - first]
+        else:
+            product = np.einsum("pd,pd->p", query_ND[i], reference_ND[j])
+            i, j, product = (part[product >= least] for part in (i, j, product))
+        found.append(_best(i, j, product))
     i, j, product = (np.concatenate(parts) for parts in zip(*found, strict=True))
     low, high = np.minimum(i, j), np.maximum(i, j)
     _, once = np.unique(low * len(query_ND) + high, return_index=True)
@@ -103,7 +106,7 @@ def _chunks(rows: Rows) -> Iterator[Rows]:
 
 def _coarse(query_ND: Vectors, reference_ND: Vectors) -> tuple[Vectors, Vectors]:
     """Return both on fewer axes, with the length of what is left of each as one more."""
-    if query_ND.shape[1] <= 2 * COARSE or len(query_ND) < COARSE_SAMPLE:
+    if query_ND.shape[1] <= 4 * COARSE or len(query_ND) < COARSE_SAMPLE:
         return query_ND, reference_ND
     sample = reference_ND[:: max(1, len(reference_ND) // COARSE_SAMPLE)]
     axes_DK = np.linalg.eigh(sample.T @ sample)[1][:, -COARSE:].astype(np.float32)
