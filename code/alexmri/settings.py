@@ -129,6 +129,11 @@ class Settings(BaseModel):
     groups_file: OptionalText = Field(
         None, description="CSV with the columns path and subject, here or in the data folder"
     )
+    groups: Literal["auto", "inferred"] = Field(
+        "auto",
+        description="who tells the people: auto = file names, group_regex or groups_file;"
+        " inferred = the pixels, as chains of neighbouring slices",
+    )
     on_bad_image: Literal["fail", "skip"] = Field(
         "fail", description="what to do with unreadable images; skip = leave out at most 5 %"
     )

@@ -3,7 +3,7 @@
 import torch
 
 from alexmri.contract.resources import resources_line
-from alexmri.data.audit import LeakProbe, warnings_of
+from alexmri.data.audit import Audit, LeakProbe
 from alexmri.data.dataset import Dataset
 from alexmri.data.store import cache_folder
 from alexmri.evaluation.report import verdict
@@ -13,7 +13,9 @@ from alexmri.training.provenance import version
 from alexmri.training.results import protocol_document
 
 
-def introduce(dataset: Dataset, probe: LeakProbe, compute: Compute, terminal: Terminal) -> None:
+def introduce(
+    dataset: Dataset, probe: LeakProbe, audited: Audit, compute: Compute, terminal: Terminal
+) -> None:
     """Print machine, data and warnings, and what a look-up scores on this split."""
     folder = dataset.folder
     people = f", {dataset.groups.count} people" if dataset.groups else ", people unknown"
@@ -31,7 +33,7 @@ def introduce(dataset: Dataset, probe: LeakProbe, compute: Compute, terminal: Te
     for split, counts in dataset.counts().items():
         shown = ", ".join(f"{name} {count}" for name, count in counts.items())
         terminal.say(f"  {split}: {sum(counts.values())} ({shown})")
-    for warning in warnings_of(dataset):
+    for warning in audited.document["warnings"]:
         terminal.warn(warning)
     terminal.say(verdict(protocol_document(dataset), probe.document(), None)[0])
     scores = [

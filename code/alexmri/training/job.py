@@ -13,7 +13,7 @@ import torch
 from alexmri.contract.metric_lines import metric_line
 from alexmri.contract.resources import ask_for_large_pages, cpu_cores
 from alexmri.contract.signals import Stopped, StopRequest
-from alexmri.data.audit import audit_document, probe_leak
+from alexmri.data.audit import audit, probe_leak
 from alexmri.data.augment import choose_augment
 from alexmri.data.dataset import Dataset, load_dataset
 from alexmri.errors import UserError
@@ -121,7 +121,8 @@ def _run(
     with stop.interrupts(at=1):
         dataset = load_dataset(job.channels, settings, workers=cores, terminal=terminal)
         probe = probe_leak(dataset, settings)
-    introduce(dataset, probe, compute, terminal)
+        audited = audit(dataset, settings)
+    introduce(dataset, probe, audited, compute, terminal)
     if settings.resume == "never":
         remove_checkpoints(job.checkpoints)
         mirror.clear()
@@ -133,7 +134,7 @@ def _run(
         mirror.clear()
         terminal.say(f"a finished run was here: it is kept in {aside}, and training starts anew")
     run_facts = {**machine_document(compute.device, compute.precision), "finished": False}
-    write_json(job.output / "audit.json", audit_document(dataset, probe))
+    write_json(job.output / "audit.json", audited.document)
     write_json(job.output / "split.json", dataset.split_document())
     write_json(job.output / "run.json", run_facts)
 
