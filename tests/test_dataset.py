@@ -298,7 +298,7 @@ def test_the_probe_sees_a_leak_by_slice_and_none_by_person(demo: Path) -> None:
 def test_the_probe_of_a_large_set_looks_at_a_sample_and_says_so(
     demo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("alexmri.data.audit.LARGEST_PROBE", 40)
+    monkeypatch.setattr("alexmri.data.audit_probe.LARGEST_PROBE", 40)
     found = audit(demo)
     note = "the most similar slices were looked for among 32 of 96 images"
     assert note in found["warnings"]

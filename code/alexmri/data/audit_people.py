@@ -50,7 +50,8 @@ def misfiled(
 ) -> list[dict[str, Any]]:
     """Return people whose slices stand in several classes or under several names.
 
-    Names tell of the first; pixels of both, where a chain of neighbouring slices runs through.
+    Names tell of the first; pixels of both, where a chain of neighbouring slices runs through and
+    chains are believed.
     `copies` are images that are known to be copies of others: those tell nothing of their own.
     """
     labels = [image.label for image in images]
@@ -66,7 +67,7 @@ def misfiled(
         ]
     chains: dict[int, list[int]] = defaultdict(list)
     for i, person in enumerate(inferred.person_N.tolist()):
-        if i not in copies:
+        if inferred.believed and i not in copies:
             chains[person].append(i)
     told = {path for finding in findings for path in finding["paths"]}
     for rows in chains.values():
@@ -74,8 +75,8 @@ def misfiled(
         if len(set(homes)) < 2:
             continue
         home = Counter(homes).most_common(1)[0][0]
-        subject = groups.subjects[rows[homes.index(home)]] if groups else None
-        finding = _finding(images, rows, homes, subject, "pixels")
+        person = groups.subjects[rows[homes.index(home)]] if groups else None
+        finding = _finding(images, rows, homes, person, "pixels")
         if not told.issuperset(finding["paths"]):
             findings.append(finding)
     return findings

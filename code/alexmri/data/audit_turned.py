@@ -63,7 +63,7 @@ class Turned:
             shift = (best + 0.5 * (left - right) / bend) / ANGLES
             angles[rows] = 360 * ((shift + 0.5) % 1 - 0.5)
             turned = self._turned(j[rows], shift, mirrored)
-            weights = np.repeat(RADII, STEPS)
+            weights = np.repeat(RADII, STEPS).astype(np.float32)
             alike[rows] = tint_blind(
                 self.rings_NRT[i[rows]].reshape(len(best), -1), turned, weights
             )
@@ -120,7 +120,8 @@ def _fitted(target_PD: Vectors, source_PD: Vectors, weights_D: Vectors) -> Vecto
     explained = (moments * np.linalg.solve(gram, moments)).sum(axis=(1, 2))
     total = (centred**2 @ weights_D).astype(np.float64)
     share = np.clip(explained / np.maximum(total, 1e-6), 0, 1)
-    return np.sqrt(share).astype(np.float32)
+    explained_share: Vectors = np.sqrt(share).astype(np.float32)
+    return explained_share
 
 
 def _sampler(across: float, down: float) -> Vectors:
@@ -144,7 +145,8 @@ def _spectra(flat_PD: Vectors) -> Spectra:
     spectra = np.fft.rfft(ranks, axis=2)[:, :, :FREQUENCIES] * np.sqrt(RADII)[:, None]
     spectra[:, :, 1:] *= np.sqrt(2)
     lengths = np.sqrt((np.abs(spectra) ** 2).sum(axis=(1, 2), keepdims=True))
-    return (spectra / np.maximum(lengths, 1e-6)).astype(np.complex64)
+    unit: Spectra = (spectra / np.maximum(lengths, 1e-6)).astype(np.complex64)
+    return unit
 
 
 def _ranks(flat_PD: Vectors) -> Vectors:
@@ -154,7 +156,8 @@ def _ranks(flat_PD: Vectors) -> Vectors:
     places = np.broadcast_to(np.arange(flat_PD.shape[1], dtype=np.float32), flat_PD.shape)
     np.put_along_axis(ranks, order, places, axis=1)
     dark = (flat_PD <= DARK).sum(axis=1, keepdims=True).astype(np.float32)
-    return np.maximum(ranks, dark)
+    lifted: Vectors = np.maximum(ranks, dark)
+    return lifted
 
 
 def _main_axis(column_NR: Spectra) -> Spectra:

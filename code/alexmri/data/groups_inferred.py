@@ -80,7 +80,7 @@ def _whitened(vectors_ND: Vectors) -> Vectors:
     variances, axes = np.linalg.eigh(sample.T @ sample / len(sample))
     kept = min(MOST_AXES, int(len(centred) * AXES_PER_IMAGE))
     scales = np.sqrt(np.maximum(variances[-kept:], 1e-9))
-    white = (centred @ (axes[:, -kept:] / scales)).astype(np.float32)
+    white: Vectors = (centred @ (axes[:, -kept:] / scales)).astype(np.float32)
     white /= np.maximum(np.linalg.norm(white, axis=1, keepdims=True), 1e-6)
     return white
 
