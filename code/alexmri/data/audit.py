@@ -108,7 +108,7 @@ def verdict(found: Mapping[str, Any]) -> list[str]:
         )
     faults = _warnings(found)
     if found["skipped_images"]:
-        faults = [f"{len(found['skipped_images'])} files cannot be read", *faults]
+        faults = [f"unreadable files: {len(found['skipped_images'])}", *faults]
     said += [f"{fault[0].upper()}{fault[1:]}." for fault in faults]
     if not faults:
         said.append("No copies, no misfiled people and no unreadable files were found.")
@@ -178,19 +178,19 @@ def _warnings(found: Mapping[str, Any]) -> list[str]:
                 for key in ("classes", "splits")
             ]
             notes.append(
-                f"{len(pairs)} images have {what} ({', '.join(across)}), the first being"
+                f"{what}: {len(pairs)} ({', '.join(across)}), the first being"
                 f" {' = '.join(pairs[0]['paths'][:3])}"
             )
     if alike:
         counts = found["near_duplicate_counts"]
         notes.append(
-            f"{counts['suspicious']} pairs of images are nearly the same though they are of"
-            f" different classes or people, the first being {' and '.join(alike[0]['paths'])}"
+            "pairs of images of different classes or people that are nearly the same:"
+            f" {counts['suspicious']}, the first being {' and '.join(alike[0]['paths'])}"
         )
     if found["misfiled"]:
         first = found["misfiled"][0]
         notes.append(
-            f"{len(found['misfiled'])} people stand in several classes or under several names;"
+            f"people who stand in several classes or under several names: {len(found['misfiled'])};"
             f" the first stray images are {', '.join(first['paths'][:3])}"
         )
     return notes
