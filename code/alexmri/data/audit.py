@@ -71,7 +71,9 @@ def audit(dataset: Dataset, settings: Settings) -> Audit:
         },
         "subjects_shared": subjects_shared(dataset.split, people.subjects) if people else None,
     }
-    document["warnings"] = [*warnings_of(dataset), *_warnings(document)]
+    skips = settings.on_bad_image == "skip"
+    notes = warnings_of(dataset, left_out=skips, exact_copies=False)
+    document["warnings"] = [*notes, *_warnings(document)]
     document = {"schema": document.pop("schema"), "verdict": verdict(document), **document}
     return Audit(document, {image.name: image.path for image in images})
 
@@ -134,17 +136,21 @@ def audit_document(dataset: Dataset, probe: LeakProbe) -> dict[str, Any]:
     }
 
 
-def warnings_of(dataset: Dataset) -> list[str]:
-    """Return what a person should know about the data before believing a number."""
+def warnings_of(dataset: Dataset, *, left_out: bool = True, exact_copies: bool = True) -> list[str]:
+    """Return what a person should know about the data before believing a number.
+
+    `left_out` and `exact_copies`: whether those are told here, or by whoever asks.
+    """
     notes = list(dataset.split.notes)
     skipped = [f"{name} {reason}" for name, reason in dataset.store.skipped.items()]
-    if skipped:
+    if skipped and left_out:
         whole = len(dataset.folder.images)
         notes.append(
             f"{len(skipped)} of {whole + len(skipped)} images are left out, because on_bad_image is"
             f" skip: {shortened(skipped)}"
         )
-    copies = [_described(dataset, rows, "bytes") for rows in _equal_bytes(dataset)]
+    equal = _equal_bytes(dataset) if exact_copies else []
+    copies = [_described(dataset, rows, "bytes") for rows in equal]
     for title, key in (("classes", "classes"), ("splits", "splits")):
         crossing = [copy for copy in copies if len(copy[key]) > 1]
         if crossing:
