@@ -229,7 +229,7 @@ def test_a_split_by_subject_shares_nobody(demo: Path) -> None:
 
 def test_a_split_by_subject_needs_people(make_images: ImageMaker) -> None:
     root = make_images(*(f"{label}/scan{i}x.png" for label in "AB" for i in range(9)))
-    with pytest.raises(UserError, match=r"do not tell who .*pass group_regex or groups_file"):
+    with pytest.raises(UserError, match=r"do not tell who .*pass group_regex, groups_file"):
         load(root, split_by="subject")
     dataset = load(root, split_by="subject", group_regex=r"scan([0-9])")
     assert dataset.groups is not None
@@ -308,7 +308,7 @@ def test_the_probe_sees_a_leak_by_slice_and_none_by_person(demo: Path) -> None:
 def test_the_probe_of_a_large_set_looks_at_a_sample_and_says_so(
     demo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("alexmri.data.audit.LARGEST_PROBE", 40)
+    monkeypatch.setattr("alexmri.data.audit_probe.LARGEST_PROBE", 40)
     found = audit(demo)
     note = "the most similar slices were looked for among 32 of 96 images"
     assert note in found["warnings"]

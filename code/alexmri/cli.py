@@ -88,6 +88,48 @@ def demo_data(folder: Path, seed: int) -> None:
 
 
 @cli.command()
+@click.argument("data", type=EXISTING_FOLDER)
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="also write the findings"
+)
+@click.option("--html", "html_file", type=click.Path(path_type=Path), help="also write a page")
+@settings_options
+def audit(
+    data: Path,
+    json_file: Path | None,
+    html_file: Path | None,
+    config_file: Path | None,
+    **options: Any,
+) -> None:
+    """Look for copies, shared people, misfiled and unreadable images in DATA.
+
+    Of the settings only those of people and split matter: --groups, --group-regex, --groups-file,
+    --split-by, --split-ratios and --seed.
+    """
+    settings = read_settings(config_file, options).settings
+    from alexmri.contract.resources import cpu_cores
+    from alexmri.data.audit import audit as look
+    from alexmri.data.audit_page import render_page
+    from alexmri.data.audit_table import show_audit
+    from alexmri.data.dataset import load_dataset
+    from alexmri.files import write_atomically, write_json
+    from alexmri.terminal import choose_terminal
+
+    # What the network would see does not matter here: the audit looks at 32 x 32 pixels.
+    settings = settings.model_copy(update={"image_size": 32, "channels": 1})
+    terminal = choose_terminal()
+    dataset = load_dataset(
+        {"train": data}, settings, workers=cpu_cores(), terminal=terminal, for_audit=True
+    )
+    found = look(dataset, settings)
+    if json_file:
+        write_json(json_file, found.document)
+    if html_file:
+        write_atomically(html_file, render_page(found, title=f"Audit of {data.name}"))
+    show_audit(found.document)
+
+
+@cli.command()
 @click.option("--data", type=EXISTING_FOLDER, required=True, help="folder of class folders")
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="output folder"

@@ -139,6 +139,11 @@ class Settings(BaseModel):
         description="class of people without dementia; none = found by a name like Non*, Normal,"
         " CN, No Impairment, Healthy or Control",
     )
+    groups: Literal["auto", "inferred"] = Field(
+        "auto",
+        description="who tells the people: auto = file names, group_regex or groups_file;"
+        " inferred = the pixels, as chains of neighbouring slices",
+    )
     on_bad_image: Literal["fail", "skip"] = Field(
         "fail", description="what to do with unreadable images; skip = leave out at most 5 %"
     )

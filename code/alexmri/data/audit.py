@@ -1,101 +1,124 @@
 """Look at a data set before training: counts, copies, shared people, and what a look-up scores."""
 
+import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from PIL import Image
 
-from alexmri.data.dataset import Dataset, Rows
-from alexmri.data.decode import shortened
-from alexmri.data.nearest import nearest, unit_vectors
-from alexmri.data.split import Split, split_randomly
+from alexmri.data.audit_copies import Copy, Size, find_copies
+from alexmri.data.audit_people import misfiled, near_pairs
+from alexmri.data.audit_probe import LeakProbe, probe_leak, probed_rows
+from alexmri.data.dataset import Dataset
+from alexmri.data.decode import read_image, shortened
+from alexmri.data.groups_inferred import infer_people
+from alexmri.data.nearest import Rows, normalised, small_grays
+from alexmri.data.pixels import FORMATS, ORIENTATION
+from alexmri.data.split import subjects_shared
 from alexmri.settings import Settings
 
-# The probe compares every test image with every train image; larger sets are thinned evenly, to
-# what takes seconds and 120 MB.
-LARGEST_PROBE = 28_000
-NAMED_COPIES = 20
+__all__ = ["Audit", "audit", "audit_document", "probe_leak", "warnings_of"]
+
+# Look-alikes that are written down one by one; the rest is counted.
+LISTED = 1000
+# A picture with less deviation of its grey levels than this is empty, and like nothing.
+FLAT = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class LeakProbe:
-    """Accuracy of a look-up of the most similar training image, under three protocols.
+class Audit:
+    """What was found, for `audit.json`, the terminal and the page, and where the pictures lie."""
 
-    `slice` is this data set's own split, or one by slice; `subject` a split by person; `shuffled`
-    is `slice` with every person given another person's label: what remains is recognising people.
-    None where people are unknown or there is nothing to test on.
-    """
-
-    slice: float | None
-    subject: float | None
-    shuffled: float | None
-
-    def document(self) -> dict[str, float | None]:
-        return {"slice": self.slice, "subject": self.subject, "shuffled": self.shuffled}
+    document: Mapping[str, Any]
+    paths: Mapping[str, Path]
 
 
-def probe_leak(dataset: Dataset, settings: Settings) -> LeakProbe:
-    """Score a 1-nearest-neighbour look-up by correlation of 32 x 32 pixels."""
-    rows_M = _probed_rows(dataset)
-    vectors_MD = unit_vectors(Rows(dataset.store.pixels_NCHW, rows_M))
-    labels_N = dataset.labels_N
+def audit(dataset: Dataset, settings: Settings) -> Audit:
+    """Look for everything in docs/audit.md; reads some of the files again."""
+    images, store = dataset.folder.images, dataset.store
+    grays_NHW = small_grays(store.pixels_NCHW)
+    sizes = [_size(image.path) for image in images]
+    exact, repeats = _exact(dataset)
+    flat = set(np.flatnonzero(grays_NHW.std(axis=(1, 2)) < FLAT).tolist())
+    rows = np.array([i for i in range(len(images)) if i not in repeats | flat], dtype=np.int64)
 
-    def look_up(labels_N: NDArray[np.int64], split: Split) -> float | None:
-        assigned = [split.assigned[row] for row in rows_M.tolist()]
-        return _look_up(vectors_MD, labels_N[rows_M], assigned)
+    copies = find_copies(grays_NHW, [image.path for image in images], sizes, rows)
+    vectors_ND = normalised(grays_NHW.reshape(len(images), -1))
+    inferred = infer_people(vectors_ND)
+    inferred_groups = inferred.groups(store.sha256) if inferred.believed else None
+    people = dataset.groups or inferred_groups
+    copied = {image for copy in copies for image in (copy.first, copy.second)}
+    near, counts = _near(dataset, vectors_ND[rows], rows, copies)
+    probe = probe_leak(dataset, settings, inferred=inferred_groups)
+    strays = misfiled(images, dataset.groups, inferred, repeats | copied)
 
-    labels = [image.label for image in dataset.folder.images]
-    by_slice = (
-        dataset.split
-        if dataset.folder.is_split
-        else split_randomly(
-            dataset.store.sha256,
-            labels,
-            ratios=settings.split_ratios,
-            seed=settings.seed,
-            split_by="slice",
+    document = audit_document(dataset, probe)
+    document |= {
+        "sizes": _sizes(dataset, sizes),
+        "exact_duplicates": exact,
+        "near_duplicates": near,
+        "near_duplicate_counts": counts,
+        "misfiled": strays,
+        "subjects": people.count if people else None,
+        "groups_from": people.found_by if people else None,
+        "inferred_people": {
+            "people": int(inferred.person_N.max()) + 1,
+            "confidence": round(inferred.confidence, 4),
+        },
+        "subjects_shared": subjects_shared(dataset.split, people.subjects) if people else None,
+    }
+    skips = settings.on_bad_image == "skip"
+    notes = warnings_of(dataset, left_out=skips, exact_copies=False)
+    document["warnings"] = [*notes, *_warnings(document)]
+    document = {"schema": document.pop("schema"), "verdict": verdict(document), **document}
+    return Audit(document, {image.name: image.path for image in images})
+
+
+def verdict(found: Mapping[str, Any]) -> list[str]:
+    """Return what the findings mean, in plain sentences; the first says what a score measures."""
+    shared, people, probe = found["subjects_shared"], found["subjects"], found["leak_probe"]
+    if shared is None:
+        first = (
+            "Whether a score on this split measures recognition of people is unknown, because who"
+            " is on which image is unknown; where people have several images, expect that it does."
         )
-    )
-    slice_score = look_up(labels_N, by_slice)
-    if dataset.groups is None:
-        return LeakProbe(slice_score, None, None)
-    subjects = dataset.groups.subjects
-    shuffled_N = _shuffle_between_people(labels_N, subjects, settings.seed)
-    shuffled_score = look_up(shuffled_N, by_slice)
-    people_of_class: dict[str, set[str]] = defaultdict(set)
-    for label, subject in zip(labels, subjects, strict=True):
-        people_of_class[label].add(subject)
-    if min(len(people) for people in people_of_class.values()) < 2:
-        return LeakProbe(slice_score, None, shuffled_score)
-    by_subject = split_randomly(
-        subjects, labels, ratios=settings.split_ratios, seed=settings.seed, split_by="subject"
-    )
-    return LeakProbe(slice_score, look_up(labels_N, by_subject), shuffled_score)
-
-
-def exact_copies(dataset: Dataset) -> list[dict[str, Any]]:
-    """Return groups of files with equal bytes, with the classes and splits they stand in."""
-    same: dict[str, list[int]] = defaultdict(list)
-    for i, sha in enumerate(dataset.store.sha256):
-        same[sha].append(i)
-    images, assigned = dataset.folder.images, dataset.split.assigned
-    return [
-        {
-            "paths": [images[i].name for i in rows],
-            "classes": sorted({images[i].label for i in rows}),
-            "splits": sorted({assigned[i] for i in rows}),
-        }
-        for rows in same.values()
-        if len(rows) > 1
-    ]
+    elif shared:
+        first = (
+            f"A score on this split measures recognition of people: {shared} of {people} people"
+            " have images in both training and test."
+        )
+    else:
+        first = (
+            "A score on this split does not measure recognition of people: none of the"
+            f" {people} people has images in both training and test."
+        )
+    said = [first]
+    if probe["slice"] is not None:
+        said.append(
+            "A look-up of the most similar training image, which has learned nothing of any"
+            f" disease, scores {probe['slice']:.3f} on a split image by image"
+            + (f", {probe['subject']:.3f} by person" if probe["subject"] is not None else "")
+            + (
+                f", and {probe['shuffled']:.3f} with labels shuffled between people."
+                if probe["shuffled"] is not None
+                else "."
+            )
+        )
+    faults = _warnings(found)
+    if found["skipped_images"]:
+        faults = [f"unreadable files: {len(found['skipped_images'])}", *faults]
+    said += [f"{fault[0].upper()}{fault[1:]}." for fault in faults]
+    if not faults:
+        said.append("No copies, no misfiled people and no unreadable files were found.")
+    return said
 
 
 def audit_document(dataset: Dataset, probe: LeakProbe) -> dict[str, Any]:
-    """Return what `audit.json` holds."""
-    copies = exact_copies(dataset)
+    """Return the part of `audit.json` that needs no second look at the pictures."""
     return {
         "schema": "alexmri.audit/1",
         "images": len(dataset.folder.images),
@@ -107,23 +130,27 @@ def audit_document(dataset: Dataset, probe: LeakProbe) -> dict[str, Any]:
         "groups_from": dataset.groups.found_by if dataset.groups else None,
         "split_by": dataset.split.split_by,
         "subjects_shared": dataset.subjects_shared,
-        "exact_duplicates": copies,
+        "exact_duplicates": [_described(dataset, rows, "bytes") for rows in _equal_bytes(dataset)],
         "leak_probe": probe.document(),
         "warnings": warnings_of(dataset),
     }
 
 
-def warnings_of(dataset: Dataset) -> list[str]:
-    """Return what a person should know about the data before believing a number."""
+def warnings_of(dataset: Dataset, *, left_out: bool = True, exact_copies: bool = True) -> list[str]:
+    """Return what a person should know about the data before believing a number.
+
+    `left_out` and `exact_copies`: whether those are told here, or by whoever asks.
+    """
     notes = list(dataset.split.notes)
     skipped = [f"{name} {reason}" for name, reason in dataset.store.skipped.items()]
-    if skipped:
+    if skipped and left_out:
         whole = len(dataset.folder.images)
         notes.append(
             f"{len(skipped)} of {whole + len(skipped)} images are left out, because on_bad_image is"
             f" skip: {shortened(skipped)}"
         )
-    copies = exact_copies(dataset)
+    equal = _equal_bytes(dataset) if exact_copies else []
+    copies = [_described(dataset, rows, "bytes") for rows in equal]
     for title, key in (("classes", "classes"), ("splits", "splits")):
         crossing = [copy for copy in copies if len(copy[key]) > 1]
         if crossing:
@@ -134,7 +161,7 @@ def warnings_of(dataset: Dataset) -> list[str]:
             f"{len(dataset.store.enlarged)} images are smaller than the network's input and were"
             f" enlarged, the first being {dataset.store.enlarged[0]}"
         )
-    images, probed = len(dataset.folder.images), len(_probed_rows(dataset))
+    images, probed = len(dataset.folder.images), len(probed_rows(dataset))
     if probed < images:
         notes.append(f"the most similar slices were looked for among {probed} of {images} images")
     for split, counts in dataset.counts().items():
@@ -144,32 +171,141 @@ def warnings_of(dataset: Dataset) -> list[str]:
     return notes
 
 
-def _probed_rows(dataset: Dataset) -> NDArray[np.int64]:
-    images = len(dataset.folder.images)
-    return np.arange(0, images, -(-images // LARGEST_PROBE))
+def _warnings(found: Mapping[str, Any]) -> list[str]:
+    """Return one sentence per kind of finding among the pictures."""
+    notes = []
+    exact, near = found["exact_duplicates"], found["near_duplicates"]
+    copies = [pair for pair in near if pair["kind"] == "copy"]
+    alike = [pair for pair in near if pair["kind"] == "look-alike"]
+    for what, pairs in (("exact copies", exact), ("copies that were changed", copies)):
+        if pairs:
+            across = [
+                f"{sum(len(pair[key]) > 1 for pair in pairs)} across {key}"
+                for key in ("classes", "splits")
+            ]
+            notes.append(
+                f"{what}: {len(pairs)} ({', '.join(across)}), the first being"
+                f" {' = '.join(pairs[0]['paths'][:3])}"
+            )
+    if alike:
+        counts = found["near_duplicate_counts"]
+        notes.append(
+            "pairs of images of different classes or people that are nearly the same:"
+            f" {counts['suspicious']}, the first being {' and '.join(alike[0]['paths'])}"
+        )
+    if found["misfiled"]:
+        first = found["misfiled"][0]
+        notes.append(
+            f"people who stand in several classes or under several names: {len(found['misfiled'])};"
+            f" the first stray images are {', '.join(first['paths'][:3])}"
+        )
+    return notes
 
 
-def _look_up(
-    vectors_MD: NDArray[np.float32], labels_M: NDArray[np.int64], assigned: Sequence[str]
-) -> float | None:
-    train = [i for i, split in enumerate(assigned) if split == "train"]
-    test = [i for i, split in enumerate(assigned) if split == "test"]
-    if not train or not test:
-        return None
-    most_alike, _ = nearest(vectors_MD[test], vectors_MD[train])
-    right = labels_M[train][most_alike] == labels_M[test]
-    return float(right.mean())
+def _near(
+    dataset: Dataset, vectors_MD: Any, rows: Rows, copies: Sequence[Copy]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the near duplicates that need a look, and how many others there are.
+
+    Neighbouring slices of one person are near duplicates too: those are counted only.
+    """
+    subjects = dataset.groups.subjects if dataset.groups else None
+    known = [subjects[row] for row in rows] if subjects else None
+    threshold, i, j, alike = near_pairs(vectors_MD, known)
+    images, assigned = dataset.folder.images, dataset.split.assigned
+    listed: list[dict[str, Any]] = [
+        _described(dataset, (copy.first, copy.second), "copy")
+        | {"how": copy.how, "correlation": round(copy.correlation, 4)}
+        for copy in copies
+    ]
+    known_pairs = {(copy.first, copy.second) for copy in copies}
+    counts = Counter({"pairs": len(i)})
+    suspects: list[dict[str, Any]] = []
+    for first, second, correlation in sorted(
+        zip(rows[i].tolist(), rows[j].tolist(), alike.tolist(), strict=True),
+        key=lambda pair: (-pair[2], pair[:2]),
+    ):
+        other_class = images[first].label != images[second].label
+        other_person = subjects is not None and subjects[first] != subjects[second]
+        counts["across_classes"] += other_class
+        counts["across_people"] += other_person
+        counts["across_splits"] += assigned[first] != assigned[second]
+        if (other_class or other_person) and (first, second) not in known_pairs:
+            counts["suspicious"] += 1
+            if len(suspects) < LISTED:
+                suspects.append(
+                    _described(dataset, (first, second), "look-alike")
+                    | {"how": "nearly the same", "correlation": round(correlation, 4)}
+                )
+    names = ("pairs", "across_classes", "across_people", "across_splits", "suspicious")
+    shown = {name: counts[name] for name in names}
+    if subjects is None:
+        shown["across_people"] = None  # type: ignore[assignment]
+    listed.sort(key=lambda pair: (-len(pair["classes"]), -len(pair["splits"])))
+    return listed + suspects, {"threshold": round(threshold, 4), **shown}
 
 
-def _shuffle_between_people(
-    labels_N: NDArray[np.int64], subjects: tuple[str, ...], seed: int
-) -> NDArray[np.int64]:
-    """Give every person the (most frequent) label of a random person."""
-    seen: dict[str, Counter[int]] = defaultdict(Counter)
-    for label, subject in zip(labels_N.tolist(), subjects, strict=True):
-        seen[subject][label] += 1
-    people = sorted(seen)
-    labels = [seen[person].most_common(1)[0][0] for person in people]
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, 1))))
-    shuffled = dict(zip(people, generator.permutation(labels).tolist(), strict=True))
-    return np.array([shuffled[subject] for subject in subjects], dtype=np.int64)
+def _described(dataset: Dataset, rows: Sequence[int], kind: str) -> dict[str, Any]:
+    images, assigned = dataset.folder.images, dataset.split.assigned
+    return {
+        "paths": [images[i].name for i in rows],
+        "kind": kind,
+        "classes": sorted({images[i].label for i in rows}),
+        "splits": sorted({assigned[i] for i in rows}),
+        "subjects": sorted({dataset.groups.subjects[i] for i in rows}) if dataset.groups else None,
+    }
+
+
+def _equal_bytes(dataset: Dataset) -> list[list[int]]:
+    same: dict[str, list[int]] = defaultdict(list)
+    for i, sha in enumerate(dataset.store.sha256):
+        same[sha].append(i)
+    return [rows for rows in same.values() if len(rows) > 1]
+
+
+def _exact(dataset: Dataset) -> tuple[list[dict[str, Any]], set[int]]:
+    """Return groups of files with equal bytes or equal pixels, and all but the first of each."""
+    pixels, sha256 = dataset.store.pixels_NCHW, dataset.store.sha256
+    small: dict[bytes, list[int]] = defaultdict(list)
+    for i in range(len(pixels)):
+        small[hashlib.blake2b(pixels[i].tobytes(), digest_size=16).digest()].append(i)
+    groups, repeats = [], set()
+    for candidates in small.values():
+        whole = len({sha256[i] for i in candidates}) > 1  # else their bytes tell all
+        by_content: dict[str, list[int]] = defaultdict(list)
+        for i in candidates:
+            by_content[_content(dataset, i) if whole else sha256[i]].append(i)
+        for rows in by_content.values():
+            if len(rows) > 1:
+                kind = "bytes" if len({sha256[i] for i in rows}) == 1 else "pixels"
+                groups.append(_described(dataset, rows, kind))
+                repeats.update(rows[1:])
+    return sorted(groups, key=lambda group: group["paths"]), repeats
+
+
+def _content(dataset: Dataset, row: int) -> str:
+    """Return a digest of the pixels of a file at its full size."""
+    found = read_image(dataset.folder.images[row].path)
+    if isinstance(found, str):
+        return dataset.store.sha256[row]
+    picture = found[1].convert("RGB")
+    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
+
+
+def _sizes(dataset: Dataset, sizes: Sequence[Size]) -> dict[str, dict[str, int]]:
+    """Return class -> size -> number of images, the most frequent first."""
+    found: dict[str, Counter[str]] = {label: Counter() for label in dataset.classes}
+    for image, (width, height) in zip(dataset.folder.images, sizes, strict=True):
+        found[image.label][f"{width} x {height}"] += 1
+    return {label: dict(counts.most_common()) for label, counts in found.items()}
+
+
+def _size(path: Path) -> Size:
+    """Return width and height of a picture that was readable a moment ago, upright."""
+    with Image.open(path, formats=FORMATS) as picture:
+        width, height = picture.size
+        try:
+            sideways = picture.getexif().get(ORIENTATION, 1) >= 5
+        except Exception:  # a damaged EXIF block says nothing, as in `read_picture`
+            sideways = False
+    return (height, width) if sideways else (width, height)

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alexmri.data.decode import shortened
 from alexmri.data.folders import Folder, discover_channels
 from alexmri.data.folds import Fold, split_for_fold
 from alexmri.data.groups import Groups, find_groups
+from alexmri.data.nearest import unit_vectors
 from alexmri.data.pixels import PixelRows, Pixels
 from alexmri.data.split import SPLITS, Split, split_as_given, split_randomly, subjects_shared
 from alexmri.data.store import Store, open_store
@@ -134,10 +136,13 @@ def load_dataset(
     workers: int,
     terminal: Terminal,
     fold: Fold | None = None,
+    for_audit: bool = False,
 ) -> Dataset:
     """Find, decode, group and split the images of `channels` (split name -> folder).
 
     With `fold` the test split is that fold of all images, whatever split the folders have.
+    `for_audit` also takes what no training would: any number of unreadable images, and images that
+    cannot be split, which are then all of train.
 
     Raises:
         UserError: for anything wrong with the folders, the images, the groups or the split.
@@ -149,13 +154,16 @@ def load_dataset(
             f"num_classes is {expected}, but {folder.root} has {len(folder.classes)} class"
             f" folders: {', '.join(folder.classes)}"
         )
-    groups = find_groups(
-        folder.images, folder.root, regex=settings.group_regex, csv_file=settings.groups_file
-    )
-    if settings.split_by == "subject" and groups is None:
+    by_pixels = settings.groups == "inferred"
+    groups = None
+    if not by_pixels:
+        groups = find_groups(
+            folder.images, folder.root, regex=settings.group_regex, csv_file=settings.groups_file
+        )
+    if settings.split_by == "subject" and groups is None and not by_pixels:
         raise UserError(
             "split_by is subject, but the file names do not tell who is on an image (for example"
-            f" {folder.images[0].name}); pass group_regex or groups_file"
+            f" {folder.images[0].name}); pass group_regex, groups_file or groups=inferred"
         )
     store = open_store(
         folder,
@@ -163,15 +171,30 @@ def load_dataset(
         channels=settings.channels,
         workers=workers,
         terminal=terminal,
-        skip_bad=settings.on_bad_image == "skip",
+        bad_images="list" if for_audit else settings.on_bad_image,
     )
     folder, groups = _without(store.skipped, folder, groups)
-    if fold:
-        folder, split = _divide_for_fold(folder, groups, store, settings, fold)
-    else:
-        split = _divide(folder, groups, store, settings)
+    if not folder.images:
+        faults = [f"{name} {reason}" for name, reason in store.skipped.items()]
+        raise UserError(f"none of the images in {folder.root} can be read: {shortened(faults)}")
+    if by_pixels:
+        # scipy, which serving and most trainings do without
+        from alexmri.data.groups_inferred import infer_people
+
+        inferred = infer_people(unit_vectors(store.pixels_NCHW))
+        groups = inferred.groups(store.sha256)
+    try:
+        if fold:
+            folder, split = _divide_for_fold(folder, groups, store, settings, fold)
+        else:
+            split = _divide(folder, groups, store, settings)
+    except UserError as error:
+        if not for_audit:
+            raise
+        everything = ("train",) * len(folder.images)
+        split = Split(everything, settings.split_by, (f"not split: {error}",))
     for name in ("train", "validation"):
-        if not split.indices(name):
+        if not split.indices(name) and not for_audit:
             raise UserError(
                 f"{folder.root} has too few images: none of its {len(folder.images)} is left for"
                 f" {name}; add more"

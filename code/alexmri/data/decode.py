@@ -11,7 +11,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -26,6 +26,8 @@ from alexmri.terminal import Terminal
 # How many unreadable images one message names, and which share of them may be left out.
 NAMED_FAULTS = 5
 LARGEST_SKIPPED_SHARE = 0.05
+# What to do about unreadable images: an error, leave out a few, leave out any number.
+BadImages = Literal["fail", "skip", "list"]
 # Images per task of a worker, and from how many on the workers are processes. Threads wait for one
 # another during half of the work; starting processes takes as long as decoding 6,500 images.
 CHUNK = 128
@@ -41,7 +43,7 @@ def decode_all(
     channels: int,
     workers: int,
     terminal: Terminal,
-    skip_bad: bool,
+    bad_images: BadImages,
 ) -> dict[str, Any]:
     """Write the pixels of the readable images to `array_path`, one after the other.
 
@@ -49,7 +51,7 @@ def decode_all(
         `sha256` of their files and names of those `enlarged`, in order; `skipped`: name -> reason.
 
     Raises:
-        UserError: images that cannot be read, by name; with `skip_bad`, too many of them; a disk
+        UserError: images that cannot be read, by name; with "skip", too many of them; a disk
             that cannot hold them decoded.
     """
     images = len(folder.images)
@@ -83,7 +85,7 @@ def decode_all(
         finally:
             # Where a signal ends the work, the pictures that wait are not decoded first.
             pool.shutdown(cancel_futures=True)
-        refuse_unreadable(skipped, folder, skip_bad)
+        refuse_unreadable(skipped, folder, bad_images)
         if skipped:
             _close_ranks(temporary, [image.name not in skipped for image in folder.images])
     return {"sha256": sha256, "skipped": skipped, "enlarged": enlarged}
@@ -156,14 +158,14 @@ def read_image(path: Path) -> tuple[bytes, Image.Image] | str:
         return f"cannot be read: {error.strerror}"
 
 
-def refuse_unreadable(skipped: Mapping[str, str], folder: Folder, skip_bad: bool) -> None:
+def refuse_unreadable(skipped: Mapping[str, str], folder: Folder, bad_images: BadImages) -> None:
     """Raise UserError for images that cannot be read, unless they may and can be left out."""
-    if not skipped:
+    if not skipped or bad_images == "list":
         return
     paths = {image.name: str(image.path) for image in folder.images}
     faults = [f"{paths[name]} {reason}" for name, reason in skipped.items()]
     found = f"{len(faults)} of {len(paths)} images cannot be used: {shortened(faults)}"
-    if not skip_bad:
+    if bad_images == "fail":
         found = f"{faults[0]}; repair or remove it" if len(faults) == 1 else found
         raise UserError(f"{found} (on_bad_image=skip trains without such images)")
     if len(faults) > LARGEST_SKIPPED_SHARE * len(paths):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from alexmri.data.decode import decode_all, read_image, refuse_unreadable
+from alexmri.data.decode import BadImages, decode_all, read_image, refuse_unreadable
 from alexmri.data.folders import Folder, ImageFile
 from alexmri.data.pixels import PREPROCESSING, Pixels
 from alexmri.files import write_json
@@ -69,15 +69,15 @@ def open_store(
     channels: int,
     workers: int,
     terminal: Terminal,
-    skip_bad: bool = False,
+    bad_images: BadImages = "fail",
 ) -> Store:
     """Return the decoded images of `folder`, from the cache where no file has changed since.
 
-    A file counts as unchanged while its name, size and modification time are. With `skip_bad`,
-    images that cannot be read are left out.
+    A file counts as unchanged while its name, size and modification time are. With `bad_images`
+    "skip", images that cannot be read are left out; with "list" any number of them.
 
     Raises:
-        UserError: images that cannot be read, by name; with `skip_bad`, too many of them; a disk
+        UserError: images that cannot be read, by name; with "skip", too many of them; a disk
             that cannot hold them decoded.
     """
     state = [_state(image) for image in folder.images]
@@ -97,11 +97,11 @@ def open_store(
             channels=channels,
             workers=workers,
             terminal=terminal,
-            skip_bad=skip_bad,
+            bad_images=bad_images,
         )
         write_json(index_path, {"schema": SCHEMA, "root": str(folder.root), **index})
         seconds = time.monotonic() - started
-    refuse_unreadable(index["skipped"], folder, skip_bad)
+    refuse_unreadable(index["skipped"], folder, bad_images)
     return Store(
         np.load(array_path, mmap_mode="r")[: len(index["sha256"])],
         tuple(index["sha256"]),

@@ -3,7 +3,7 @@
 import torch
 
 from alexmri.contract.resources import resources_line
-from alexmri.data.audit import LeakProbe, warnings_of
+from alexmri.data.audit import Audit
 from alexmri.data.dataset import Dataset
 from alexmri.data.store import cache_folder
 from alexmri.evaluation.verdict import verdict
@@ -13,7 +13,7 @@ from alexmri.training.provenance import version
 from alexmri.training.results import protocol_document
 
 
-def introduce(dataset: Dataset, probe: LeakProbe, compute: Compute, terminal: Terminal) -> None:
+def introduce(dataset: Dataset, audited: Audit, compute: Compute, terminal: Terminal) -> None:
     """Print machine, data and warnings, and what a look-up scores on this split."""
     folder = dataset.folder
     people = f", {dataset.groups.count} people" if dataset.groups else ", people unknown"
@@ -31,15 +31,16 @@ def introduce(dataset: Dataset, probe: LeakProbe, compute: Compute, terminal: Te
     for split, counts in dataset.counts().items():
         shown = ", ".join(f"{name} {count}" for name, count in counts.items())
         terminal.say(f"  {split}: {sum(counts.values())} ({shown})")
-    for warning in warnings_of(dataset):
+    for warning in audited.document["warnings"]:
         terminal.warn(warning)
-    terminal.say(verdict(protocol_document(dataset), probe.document(), None)[0])
+    probe = audited.document["leak_probe"]
+    terminal.say(verdict(protocol_document(dataset), probe, None)[0])
     scores = [
         f"{score:.3f} {title}"
         for score, title in (
-            (probe.slice, "on this split" if dataset.folder.is_split else "on a slice split"),
-            (probe.subject, "on a split by person"),
-            (probe.shuffled, "with labels shuffled between people"),
+            (probe["slice"], "on this split" if dataset.folder.is_split else "on a slice split"),
+            (probe["subject"], "on a split by person"),
+            (probe["shuffled"], "with labels shuffled between people"),
         )
         if score is not None
     ]

@@ -13,7 +13,7 @@ import torch
 from alexmri.contract.metric_lines import metric_line
 from alexmri.contract.resources import ask_for_large_pages, cpu_cores
 from alexmri.contract.signals import Stopped, StopRequest
-from alexmri.data.audit import audit_document, probe_leak
+from alexmri.data.audit import audit
 from alexmri.data.augment import choose_augment
 from alexmri.data.dataset import Dataset, load_dataset
 from alexmri.data.folds import Fold
@@ -128,8 +128,8 @@ def _run(
             job.channels, settings, workers=cores, terminal=terminal, fold=job.fold
         )
         find_healthy_class(dataset.classes, settings.healthy_class)  # a wrong name ends it here
-        probe = probe_leak(dataset, settings)
-    introduce(dataset, probe, compute, terminal)
+        audited = audit(dataset, settings)
+    introduce(dataset, audited, compute, terminal)
     if settings.resume == "never":
         remove_checkpoints(job.checkpoints)
         mirror.clear()
@@ -141,8 +141,7 @@ def _run(
         mirror.clear()
         terminal.say(f"a finished run was here: it is kept in {aside}, and training starts anew")
     run_facts = {**machine_document(compute.device, compute.precision), "finished": False}
-    audit = audit_document(dataset, probe)
-    write_json(job.output / "audit.json", audit)
+    write_json(job.output / "audit.json", audited.document)
     write_json(job.output / "split.json", dataset.split_document())
     write_json(job.output / "run.json", run_facts)
 
@@ -159,9 +158,9 @@ def _run(
     try:
         with stop.interrupts(at=2):
             if stopped:  # a model before all else: the platform may not wait for the figures
-                facts = measure_run(run, dataset, audit, test=False)
+                facts = measure_run(run, dataset, audited.document, test=False)
                 write_model(job.model, run, dataset, facts, soon=True)
-            facts = measure_run(run, dataset, audit)
+            facts = measure_run(run, dataset, audited.document)
             write_model(job.model, run, dataset, facts)
             plots = draw_plots(facts)
             run_facts |= {

@@ -1,0 +1,182 @@
+"""The audit finds what is planted in a data set, and nothing in a clean one."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image, ImageEnhance, ImageOps
+
+from alexmri.cli import cli
+from alexmri.data.dataset import Dataset, load_dataset
+from alexmri.data.groups_inferred import infer_people
+from alexmri.data.nearest import nearest, pairs_above, unit_vectors
+from alexmri.data.phantom import write_demo_data
+from alexmri.settings import Layer, resolve
+from alexmri.terminal import PlainTerminal
+
+
+def audited(data: Path, out: Path, *options: str) -> dict[str, Any]:
+    arguments = ["audit", str(data), "--json", str(out), *options]
+    CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+def load(folder: Path, **values: object) -> Dataset:
+    settings = resolve([Layer("test", values)]).settings
+    return load_dataset({"train": folder}, settings, workers=1, terminal=PlainTerminal())
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of 12 people with 32 slices each."""
+    folder = tmp_path_factory.mktemp("audit") / "slices"
+    write_demo_data(folder, subjects={"MildDemented": 4, "NonDemented": 4, "VeryMildDemented": 4})
+    return folder
+
+
+CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "9 degrees": lambda picture: picture.rotate(9, Image.Resampling.BILINEAR),
+    "15 degrees": lambda picture: picture.rotate(-15, Image.Resampling.BILINEAR, expand=True),
+    "90 degrees": lambda picture: picture.transpose(Image.Transpose.ROTATE_90),
+    "left to right": ImageOps.mirror,
+    "top to bottom": ImageOps.flip,
+    "tinted": lambda picture: ImageEnhance.Brightness(picture).enhance(0.7),
+    "and tinted": lambda picture: picture.rotate(6).point(lambda v: int(255 * (v / 255) ** 0.7)),
+}
+
+
+def test_a_clean_set_has_no_findings_and_the_verdict_says_who_is_recognised(
+    slices: Path, tmp_path: Path
+) -> None:
+    found = audited(slices, tmp_path / "found.json", "--html", str(tmp_path / "page.html"))
+    for kind in ("exact_duplicates", "near_duplicates", "misfiled", "skipped_images", "warnings"):
+        assert not found[kind], kind
+    assert found["verdict"][0].startswith("A score on this split measures recognition of people")
+    assert found["subjects_shared"] == found["subjects"] == 12
+    assert found["leak_probe"]["slice"] > 0.95 > 0.8 > found["leak_probe"]["subject"]
+    assert found["leak_probe"]["shuffled"] > 0.95
+    assert found["inferred_people"] == {"people": 12, "confidence": 1.0}
+    assert found["sizes"]["MildDemented"] == {"176 x 208": 128}
+    apart = audited(slices, tmp_path / "apart.json", "--split-by", "subject")
+    assert apart["subjects_shared"] == 0
+    assert "does not measure recognition" in apart["verdict"][0]
+
+
+def test_planted_faults_are_each_found_and_nothing_else(slices: Path, tmp_path: Path) -> None:
+    data = tmp_path / "planted"
+    shutil.copytree(slices, data)
+    mild, healthy = data / "MildDemented", data / "NonDemented"
+    (mild / "9 (1).jpg").write_bytes((mild / "9 (1).jpg").read_bytes()[:900])
+    shutil.copy(mild / "4 (2).jpg", healthy / "40 (2).jpg")
+    with Image.open(mild / "6 (2).jpg") as picture:
+        picture.save(healthy / "41 (2).png")
+    for number, change in enumerate(CHANGES.values()):
+        with Image.open(healthy / f"{5 + 3 * number} (3).jpg") as picture:
+            change(picture).save(healthy / f"{50 + number} (3).jpg", quality=85)
+    for number in range(10, 16):  # slices of a person of one class stand in another
+        (mild / f"{number} (4).jpg").rename(data / "VeryMildDemented" / f"{number} (9).jpg")
+    found = audited(data, tmp_path / "found.json", "--html", str(tmp_path / "page.html"))
+
+    assert list(found["skipped_images"]) == ["MildDemented/9 (1).jpg"]
+    exact = {tuple(pair["paths"]): pair["kind"] for pair in found["exact_duplicates"]}
+    assert exact == {
+        ("MildDemented/4 (2).jpg", "NonDemented/40 (2).jpg"): "bytes",
+        ("MildDemented/6 (2).jpg", "NonDemented/41 (2).png"): "pixels",
+    }
+    copies = {
+        frozenset(pair["paths"]): pair["how"]
+        for pair in found["near_duplicates"]
+        if pair["kind"] == "copy"
+    }
+    expected = {
+        frozenset(f"NonDemented/{n} (3).jpg" for n in (5 + 3 * number, 50 + number)): how
+        for number, how in enumerate(CHANGES)
+    }
+    assert copies.keys() == expected.keys()
+    for pair, how in expected.items():
+        assert how in copies[pair]
+    strays = [set(person["paths"]) for person in found["misfiled"]]
+    assert {f"VeryMildDemented/{number} (9).jpg" for number in range(10, 16)} in strays
+    alike = [pair for pair in found["near_duplicates"] if pair["kind"] == "look-alike"]
+    assert alike
+    assert all("VeryMildDemented" in pair["classes"] for pair in alike)
+
+    page = (tmp_path / "page.html").read_text()
+    assert "Not a diagnostic device" in page
+    assert page.count('src="data:image/png;base64,') > 2 * len(CHANGES)
+    assert not re.search(r'(?:src|href)="(?!data:)', page)
+
+
+def test_people_are_told_by_pixels_whatever_the_files_are_called(
+    slices: Path, tmp_path: Path
+) -> None:
+    generator = np.random.default_rng(0)
+    truth: dict[str, str] = {}
+    for path in sorted(slices.rglob("*.jpg")):
+        hidden = tmp_path / "hidden" / path.parent.name / f"{generator.bytes(8).hex()}.jpg"
+        hidden.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, hidden)
+        truth[hidden.relative_to(tmp_path / "hidden").as_posix()] = (
+            f"{path.parent.name} {path.stem.split()[1]}"
+        )
+    dataset = load(tmp_path / "hidden", groups="inferred", split_by="subject")
+    assert dataset.groups is not None
+    assert dataset.groups.found_by == "pixels, inferred with confidence 1.00"
+    assert dataset.subjects_shared == 0
+    pairs = {
+        (truth[image.name], subject)
+        for image, subject in zip(dataset.folder.images, dataset.groups.subjects, strict=True)
+    }
+    assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs}) == 12
+
+
+def test_pictures_of_nobody_are_no_people() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (60, 1, 32, 32), dtype=np.uint8)
+    inferred = infer_people(unit_vectors(noise))
+    assert inferred.confidence < 0.5
+    assert not inferred.believed
+
+
+def test_pairs_are_those_of_the_whole_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alexmri.data.nearest.COARSE", 8)
+    monkeypatch.setattr("alexmri.data.nearest.COARSE_SAMPLE", 100)
+    monkeypatch.setattr("alexmri.data.nearest.BLOCK", 64)
+    generator = np.random.default_rng(0)
+    vectors = generator.standard_normal((300, 4), dtype=np.float32) @ generator.standard_normal(
+        (4, 60), dtype=np.float32
+    )
+    vectors += 0.5 * generator.standard_normal(vectors.shape, dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    i, j, product = pairs_above(vectors, vectors, 0.93)
+    whole = np.triu(vectors @ vectors.T, 1)
+    assert set(zip(i, j, strict=True)) == set(zip(*np.nonzero(whole >= 0.93), strict=True))
+    assert np.allclose(product, whole[i, j], atol=1e-5)
+    index, correlation = nearest(vectors[:5], vectors[5:])
+    assert index.tolist() == (vectors[:5] @ vectors[5:].T).argmax(axis=1).tolist()
+    assert np.allclose(correlation, (vectors[:5] @ vectors[5:].T).max(axis=1))
+
+
+def test_the_real_slices_are_clean_and_their_people_are_told_by_pixels(
+    real_slices: Path, tmp_path: Path
+) -> None:
+    from sklearn.metrics import adjusted_rand_score
+
+    found = audited(real_slices, tmp_path / "found.json", "--groups-file", "groups.csv")
+    assert not any(found[kind] for kind in ("exact_duplicates", "near_duplicates", "misfiled"))
+    assert found["subjects_shared"] >= 155
+    assert found["leak_probe"]["slice"] > 0.98
+    assert found["leak_probe"]["shuffled"] > 0.98
+    assert found["leak_probe"]["subject"] < 0.6
+    dataset = load(real_slices, groups_file="groups.csv")
+    order = np.random.default_rng(0).permutation(len(dataset.folder.images))
+    inferred = infer_people(unit_vectors(dataset.store.pixels_NCHW[order]))
+    assert dataset.groups is not None
+    people = np.array(dataset.groups.subjects)[order]
+    assert adjusted_rand_score(people, inferred.person_N) >= 0.99
