@@ -110,10 +110,6 @@ class Settings(BaseModel):
     shift_limit: float = Field(0.05, ge=0, le=1, description="largest shift, share of the side")
     scale_limit: float = Field(0.05, ge=0, lt=1, description="largest change of scale")
     rotate_limit: float = Field(15.0, ge=0, le=180, description="largest rotation in degrees")
-    flip_probability: float = Field(0.0, ge=0, le=1, description="share of images mirrored")
-    noise_limit: float = Field(
-        0.0, ge=0, le=4, description="largest standard deviation of noise; black to white is 2"
-    )
 
     early_stopping_patience: int = Field(
         0, ge=0, description="stop after so many epochs without a better model; 0 = off"

@@ -67,16 +67,14 @@ class BatchedAugment:
         )
 
 
-def uniforms(
-    seed: int, epoch: int, rows_N: NDArray[np.int64], *, stream: int = 3, draws: int = DRAWS
-) -> Floats:
-    """Return draws (draws, N) in [0, 1), each a function of (seed, epoch, row, its number).
+def uniforms(seed: int, epoch: int, rows_N: NDArray[np.int64]) -> Floats:
+    """Return draws (DRAWS, N) in [0, 1), each a function of (seed, epoch, row, its number).
 
-    Streams are independent. A generator per image costs 15 microseconds; this costs 15 for a batch.
+    A generator per image costs 15 microseconds; this costs 15 for a batch.
     """
-    key = np.random.SeedSequence((seed, epoch, stream)).generate_state(1, np.uint64)
-    counters = rows_N.astype(np.uint64) * np.uint64(draws)
-    state = key + GAMMA * (counters + np.arange(1, draws + 1, dtype=np.uint64)[:, None])
+    key = np.random.SeedSequence((seed, epoch, 3)).generate_state(1, np.uint64)
+    counters = rows_N.astype(np.uint64) * np.uint64(DRAWS)
+    state = key + GAMMA * (counters + np.arange(1, DRAWS + 1, dtype=np.uint64)[:, None])
     state = (state ^ (state >> np.uint64(30))) * MIXERS[0]
     state = (state ^ (state >> np.uint64(27))) * MIXERS[1]
     state ^= state >> np.uint64(31)

@@ -12,7 +12,6 @@ from alexmri.data.augment import Augment
 from alexmri.data.batches import epoch_order, steps_per_epoch, train_batches
 from alexmri.data.dataset import Part
 from alexmri.data.feed import Feed
-from alexmri.data.perturb import choose_perturb
 from alexmri.errors import UserError
 from alexmri.model.alexnet import AlexNet
 from alexmri.model.forward import Compute, predict_logits, to_input
@@ -54,7 +53,6 @@ class Run:
         self.settings = settings
         self.compute = compute
         self._augment = augment
-        self._perturb = choose_perturb(settings)
         # What is served is computed in float32, so that is what the best epoch is chosen by.
         self._served = Compute(compute.device, "fp32")
         self._class_weights_K = None
@@ -117,9 +115,6 @@ class Run:
                 break
             if self._augment:
                 pixels_NCHW = self._augment(pixels_NCHW, progress.epoch, rows_N)
-            images_NCHW = to_input(pixels_NCHW)
-            if self._perturb:
-                images_NCHW = self._perturb(images_NCHW, progress.epoch, rows_N)
             for group in state.optimizer.param_groups:
                 group["lr"] = self._learning_rate(progress.step)
             # Dropout draws from the default generator, so that is set anew for every step.
@@ -128,7 +123,7 @@ class Run:
                 state.twin,
                 state.optimizer,
                 state.scaler,
-                images_NCHW,
+                to_input(pixels_NCHW),
                 labels_N,
                 class_weights_K=self._class_weights_K,
                 label_smoothing=settings.label_smoothing,
