@@ -33,7 +33,7 @@ def test_precedence_and_sources() -> None:
 
 
 def test_the_recipes_are_those_promised() -> None:
-    assert recipe_names() == ["augmented", "baseline", "best"]
+    assert recipe_names() == ["augmented", "baseline", "best", "people"]
     baseline, augmented = settings_of(recipe="baseline"), settings_of(recipe="augmented")
     seed_project = {"optimizer": "sgd", "learning_rate": 1e-4, "momentum": 0.9}
     seed_project |= {"weight_decay": 1e-4, "batch_size": 128, "epochs": 100, "augment": "none"}
@@ -43,7 +43,14 @@ def test_the_recipes_are_those_promised() -> None:
     limits = (augmented.shift_limit, augmented.scale_limit, augmented.rotate_limit)
     assert limits == (0.05, 0.05, 15)
     assert augmented.augment_probability == 0.2
+
+
+def test_the_default_recipe_follows_the_split() -> None:
     assert settings_of().recipe == "best"
+    by_subject = settings_of(split_by="subject")
+    assert (by_subject.recipe, by_subject.epochs) == ("people", 6)
+    named = settings_of(split_by="subject", recipe="best")
+    assert (named.recipe, named.epochs) == ("best", settings_of().epochs)
 
 
 @pytest.mark.parametrize(

@@ -54,13 +54,15 @@ def settings_options(command: Command) -> Command:
     )(command)
 
 
-def read_settings(config_file: Path | None, options: Mapping[str, Any]) -> Resolved:
-    """Merge options, environment and config file over the recipe they name."""
+def read_settings(
+    config_file: Path | None, options: Mapping[str, Any], *fallback: Layer
+) -> Resolved:
+    """Merge options, environment, config file and `fallback` over the recipe they name."""
     given = {name: value for name, value in options.items() if value is not None}
     layers = [Layer("command line", given), environment_layer(os.environ)]
     if config_file:
         layers.append(Layer(config_file.name, _read_config(config_file)))
-    return resolve(layers)
+    return resolve([*layers, *fallback])
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
@@ -140,6 +142,7 @@ def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **op
     """Train and measure a model; the same command resumes a run that was stopped."""
     settings = read_settings(config_file, options).settings
     from alexmri.contract.signals import Stopped, StopRequest
+    from alexmri.evaluation.tables import show_measured
     from alexmri.terminal import choose_terminal
     from alexmri.training.folders import is_finished
     from alexmri.training.job import Job, run_job
@@ -199,16 +202,17 @@ def crossval(
     """
     resolved = read_settings(config_file, options)
     from alexmri.contract.signals import StopRequest
+    from alexmri.evaluation.tables import show_folds, show_measured, show_pooled
     from alexmri.terminal import choose_terminal
     from alexmri.training.crossval import Crossval, choose_split_by, run_crossval
     from alexmri.training.folders import is_finished
 
     refuse_output(data, out, overwrite, is_finished(out))
     terminal = choose_terminal()
-    settings = resolved.settings
     if resolved.sources["split_by"] == "default":
-        settings = choose_split_by(data, settings, terminal)
-    plan = Crossval(data, settings, out, folds, overwrite, keep_all_checkpoints)
+        split_by = choose_split_by(data, resolved.settings, terminal)
+        resolved = read_settings(config_file, options, Layer("crossval", {"split_by": split_by}))
+    plan = Crossval(data, resolved.settings, out, folds, overwrite, keep_all_checkpoints)
     with StopRequest().on(signal.SIGINT, signal.SIGTERM) as stop:
         evaluation = run_crossval(plan, terminal, stop)
     if evaluation is None:
@@ -256,6 +260,7 @@ def evaluate(bundle: Path, folder: Path, json_file: Path | None) -> None:
     """
     from alexmri.contract.resources import cpu_cores
     from alexmri.evaluation.on_folder import evaluate_folder, evaluation_document
+    from alexmri.evaluation.tables import show_measured
     from alexmri.files import write_json
     from alexmri.model.predictor import Predictor
     from alexmri.terminal import choose_terminal
@@ -453,103 +458,6 @@ def say_how_to_resume(terminal: "Terminal", stop: "StopRequest") -> NoReturn:
     again = [argument for argument in sys.argv if argument != "--overwrite"]
     terminal.say(f"to resume: {shlex.join(again)}")
     sys.exit(0 if stop.signal is signal.SIGTERM else 130)
-
-
-def show_folds(evaluation: Mapping[str, Any]) -> None:
-    """Print the figures of each fold of a cross-validation, with their mean and deviation."""
-    from rich.console import Console
-    from rich.table import Table
-
-    over = {
-        name: each for name, each in evaluation["over_folds"].items() if each["mean"] is not None
-    }
-    people = evaluation["protocol"]["subjects"] is not None
-    titles = {"demented_auc_by_person": "AUC by person", "macro_f1": "macro F1"}
-    heads = [titles.get(name, name.replace("_", " ")) for name in over]
-    table = Table("fold", *(["people"] if people else []), "images", "epoch kept", *heads)
-    for row in evaluation["folds"]:
-        own = [
-            row["fold"],
-            *([row["subjects"]] if people else []),
-            row["images"],
-            row["best_epoch"],
-        ]
-        table.add_row(*map(str, own), *(_number(row[name]) for name in over))
-    table.add_section()
-    empty = [""] * (3 if people else 2)
-    for key, title in (("mean", "mean"), ("standard_deviation", "sd")):
-        table.add_row(title, *empty, *(_number(each[key]) for each in over.values()))
-    Console().print(table)
-
-
-def show_pooled(evaluation: Mapping[str, Any]) -> None:
-    """Print what all folds together reach, beside opponents that have learned nothing."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    test, unit = evaluation["test"], "people"
-    if test["resampled_by"] == "image":
-        unit = "images"
-    table = Table(
-        *("", "accuracy", "macro F1"), title=f"all folds pooled, 95 % intervals over {unit}"
-    )
-    small = evaluation["without_small_classes"]
-    for measured in (test, small) if small else (test,):
-        if measured is small:
-            table.add_section()
-            table.add_row(escape(f"between {', '.join(small['classes'])} alone:"))
-        for name, figures in (("the network", measured), *_baselines(measured)):
-            shown = (_figure(figures[key]) for key in ("accuracy", "macro_f1"))
-            table.add_row(name, *shown)
-    Console().print(table)
-    by_person = test["subject_level"]
-    if by_person and by_person["demented"]:
-        click.echo(
-            f"person by person, demented against {by_person['demented']['healthy_class']}: AUC"
-            f" {_figure(by_person['demented']['auc'])}"
-        )
-
-
-def _baselines(measured: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    titles = {"majority": "always the commonest class", "nearest_neighbour": "look-up"}
-    found = measured["baselines"]
-    return [(title, found[name]) for name, title in titles.items() if found[name]]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def show_measured(measured: Mapping[str, Any], what: str) -> None:
-    """Print the figures measured on `what`."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    unit = "people" if measured["resampled_by"] == "subject" else "images"
-    title = escape(f"{what}, 95 % intervals over {unit}")
-    table = Table("class", "images", "precision", "recall", "F1", title=title)
-    for name, rates in measured["per_class"].items():
-        shown = (_value(rates[rate]) for rate in ("precision", "recall"))
-        table.add_row(escape(name), str(rates["images"]), *shown, _figure(rates["f1"]))
-    table.add_section()
-    for name in ("accuracy", "macro_f1"):
-        shown_name = "macro F1" if name == "macro_f1" else name
-        table.add_row(shown_name, str(measured["images"]), "", "", _figure(measured[name]))
-    Console().print(table)
-
-
-def _value(figure: Mapping[str, Any] | None) -> str:
-    return "-" if figure is None else f"{figure['value']:.3f}"
-
-
-def _figure(figure: Mapping[str, Any] | None) -> str:
-    if figure is None:
-        return "-"
-    interval = figure["ci95"]
-    shown = f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
-    return f"{figure['value']:.3f}{shown}"
 
 
 def main() -> NoReturn:

@@ -75,7 +75,11 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    recipe: str = Field("best", description="named set of defaults: best, augmented or baseline")
+    recipe: str = Field(
+        "best",
+        description="named set of defaults: best, people (the default where split_by is subject),"
+        " augmented or baseline",
+    )
     model_name: Literal["alexnet"] = Field("alexnet", description="the network")
     num_classes: OptionalCount = Field(
         None, description="expected number of class folders; checked, never needed"
@@ -239,13 +243,18 @@ def environment_layer(environment: Mapping[str, str]) -> Layer:
 def resolve(layers: Sequence[Layer]) -> Resolved:
     """Merge `layers` (the first wins) over the recipe they name and over the defaults.
 
+    Where they name none it is `best`, or `people` for a split by subject: what recognises known
+    people best is not what says most about new ones.
+
     Raises:
         UserError: for an unknown key (with the nearest name) and a value that does not fit.
     """
     cleaned = [Layer(layer.name, _known_keys(layer)) for layer in layers]
-    named = [str(layer.values["recipe"]) for layer in cleaned if "recipe" in layer.values]
-    default_recipe: str = Settings.model_fields["recipe"].default
-    cleaned.append(load_recipe(named[0] if named else default_recipe))
+    recipe = _first(cleaned, "recipe")
+    if recipe is None and _first(cleaned, "split_by") == "subject":
+        recipe = "people"
+        cleaned.append(Layer("split_by subject", {"recipe": recipe}))
+    cleaned.append(load_recipe(str(recipe or Settings.model_fields["recipe"].default)))
     values: dict[str, Any] = {}
     sources: dict[str, str] = dict.fromkeys(Settings.model_fields, "default")
     for layer in reversed(cleaned):
@@ -256,6 +265,10 @@ def resolve(layers: Sequence[Layer]) -> Resolved:
         return Resolved(Settings.model_validate(values), sources)
     except ValidationError as error:
         raise UserError(_explain(error, sources)) from None
+
+
+def _first(layers: Sequence[Layer], key: str) -> Any:
+    return next((layer.values[key] for layer in layers if key in layer.values), None)
 
 
 def _known_keys(layer: Layer) -> dict[str, Any]:

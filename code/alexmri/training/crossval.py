@@ -65,8 +65,10 @@ class Crossval:
         )
 
 
-def choose_split_by(data: Path, settings: Settings, terminal: Terminal) -> Settings:
-    """Return `settings` that split by subject where people are known, else by slice, said aloud."""
+def choose_split_by(data: Path, settings: Settings, terminal: Terminal) -> str:
+    """Return subject where people are known or told by pixels, else slice, said aloud."""
+    if settings.groups == "inferred":
+        return "subject"
     folder = discover(data)
     groups = find_groups(
         folder.images, folder.root, regex=settings.group_regex, csv_file=settings.groups_file
@@ -74,9 +76,10 @@ def choose_split_by(data: Path, settings: Settings, terminal: Terminal) -> Setti
     if groups is None:
         terminal.warn(
             "the file names do not tell who is on an image, so the folds are dealt slice by slice:"
-            " people may be in training and test at once; pass group_regex or groups_file"
+            " people may be in training and test at once; pass group_regex, groups_file"
+            " or groups=inferred"
         )
-    return settings.model_copy(update={"split_by": "subject" if groups else "slice"})
+    return "subject" if groups else "slice"
 
 
 def run_crossval(plan: Crossval, terminal: Terminal, stop: StopRequest) -> dict[str, Any] | None:
