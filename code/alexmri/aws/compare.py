@@ -62,7 +62,7 @@ def _doubts(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     split_a, split_b = a["protocol"]["split_by"], b["protocol"]["split_by"]
     if split_a != split_b:
         doubts.append(f"A was tested on a split by {split_a}, B on one by {split_b}")
-    data = [document.get("registry", {}).get("data_fingerprint") for document in (a, b)]
+    data = [document.get("data_fingerprint") for document in (a, b)]
     if data[0] != data[1] or data[0] is None:
         doubts.append("they were not trained and tested on the same data")
     elif a["test"]["images"] != b["test"]["images"]:

@@ -59,8 +59,9 @@ def register(aws: Aws, job: str, terminal: Terminal) -> str:
         kept = _keep(aws, job, results)
         facts = facts_of(described, results)
     facts["git_revision"] = revision_in(aws, image)
-    if "evaluation.json" in kept:
-        facts["evaluation"] = kept["evaluation.json"]
+    for name in ("evaluation", "audit"):
+        if f"{name}.json" in kept:
+            facts[name] = kept[f"{name}.json"]
     request = package_request(
         aws.config,
         image=image,
@@ -228,7 +229,7 @@ def choose_version(aws: Aws, version: str | None, *, any_version: bool) -> str:
 
 
 def evaluation_of(aws: Aws, version: str) -> dict[str, Any]:
-    """Return evaluation.json of a version, with its metadata under "registry".
+    """Return evaluation.json of a version, with the fingerprint of its data.
 
     Raises:
         UserError: the version was registered without one.
@@ -238,9 +239,27 @@ def evaluation_of(aws: Aws, version: str) -> dict[str, Any]:
     address = metadata.get("evaluation")
     if not address:
         raise UserError(f"version {version} has no evaluation; it was not registered by alexmri")
+    document = _document_at(aws, address)
+    if document is None:
+        raise UserError(f"the evaluation of version {version} is gone: nothing at {address}")
+    return {**document, "data_fingerprint": data_fingerprint(aws, metadata)}
+
+
+def data_fingerprint(aws: Aws, metadata: Mapping[str, str]) -> str | None:
+    """Return the fingerprint of the images that a version was made from, None if it is lost.
+
+    A version made by a pipeline has it in the audit that was kept with it.
+    """
+    if "data_fingerprint" in metadata or "audit" not in metadata:
+        return metadata.get("data_fingerprint")
+    found = (_document_at(aws, metadata["audit"]) or {}).get("fingerprint")
+    return str(found) if found else None
+
+
+def _document_at(aws: Aws, address: str) -> dict[str, Any] | None:
     bucket, key = bucket_and_key(address)
     found = aws.find("s3", "get_object", {"Bucket": bucket, "Key": key})
     if found is None:
-        raise UserError(f"the evaluation of version {version} is gone: nothing at {address}")
+        return None
     document: dict[str, Any] = json.loads(found["Body"].read())
-    return {**document, "registry": metadata}
+    return document

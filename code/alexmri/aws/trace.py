@@ -6,7 +6,7 @@ from typing import Any
 
 from alexmri.aws.endpoints import describe_endpoint
 from alexmri.aws.image import revision_in
-from alexmri.aws.registry import describe_package
+from alexmri.aws.registry import data_fingerprint, describe_package
 from alexmri.aws.session import Aws
 from alexmri.aws.training_request import fingerprint_in
 
