@@ -51,8 +51,10 @@ class Cloud:
 
     asked: list[Asked] = field(default_factory=list)
     answers: dict[str, Callable[[dict[str, Any]], Answer | None]] = field(default_factory=dict)
+    # What is put in place of what in moto's answers.
+    renamed: dict[str, str] = field(default_factory=dict)
     # Answers as XML, of services that speak it.
-    texts: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, tuple[int, str]] = field(default_factory=dict)
     # Called with each target before it is answered.
     before: Callable[[str], None] = lambda target: None
     endpoint: str = ""
@@ -107,17 +109,29 @@ def application(cloud: Cloud) -> Callable[..., Any]:
                 cloud.asked.append(Asked(target, body, len(content)))
             cloud.before(target)
             if target in cloud.texts:
-                start_response("200 .", [("Content-Type", "text/xml")])
-                return [cloud.texts[target].encode()]
+                status, text = cloud.texts[target]
+                start_response(f"{status} .", [("Content-Type", "text/xml")])
+                return [text.encode()]
             reply = cloud.answers.get(target)
             answered = reply(body) if reply else None
             if answered:
                 status, document = answered
-                text = json.dumps(document, default=str).encode()
+                answer = json.dumps(document, default=str).encode()
                 kind = "application/x-amz-json-1.1"
                 start_response(f"{status} .", [("Content-Type", kind)])
-                return [text]
-        return moto(environment, start_response)
+                return [answer]
+        if not cloud.renamed:
+            return moto(environment, start_response)
+        return renamed(environment, start_response)
+
+    def renamed(environment: dict[str, Any], start_response: Any) -> list[bytes]:
+        started: list[Any] = []
+        text = b"".join(moto(environment, lambda *given: started.extend(given))).decode()
+        for old, new in cloud.renamed.items():
+            text = text.replace(old, new)
+        headers = [each for each in started[1] if each[0].lower() != "content-length"]
+        start_response(started[0], headers)
+        return [text.encode()]
 
     return door
 

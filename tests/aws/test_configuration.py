@@ -124,6 +124,8 @@ def good_account(cloud: Cloud, run: Run) -> None:
     trust = run("policy", "trust").stdout
     boto3.client("iam").create_role(RoleName="jobs", AssumeRolePolicyDocument=trust)
     boto3.client("ecr").create_repository(repositoryName="alexmri", imageTagMutability="IMMUTABLE")
+    denied = "<ErrorResponse><Error><Code>AccessDenied</Code></Error></ErrorResponse>"
+    cloud.texts["SimulatePrincipalPolicy"] = 403, denied
 
 
 def test_doctor_of_a_good_account(cloud: Cloud, run: Run) -> None:
@@ -131,8 +133,11 @@ def test_doctor_of_a_good_account(cloud: Cloud, run: Run) -> None:
     result = run("doctor")
     assert "WRONG" not in result.stdout
     assert f"credentials: arn:aws:sts::{ACCOUNT}" in result.stdout
-    # moto simulates no policies; neither may everybody.
-    assert "unknown  training role: jobs trusts SageMaker; not checked further" in result.stdout
+    assert (
+        "unknown  training role: jobs trusts SageMaker; not checked further: these credentials may"
+        in (result.stdout)
+    )
+    assert "not do iam:SimulatePrincipalPolicy" in result.stdout
     assert "bucket: slices is in us-east-1" in result.stdout
     assert "repository: alexmri has immutable tags" in result.stdout
     assert "for trainings AWS chooses the driver" in result.stdout
@@ -161,11 +166,12 @@ def test_doctor_says_what_to_fix(cloud: Cloud, run: Run) -> None:
     assert result.exit_code == 1
     for words in (
         "training role: jobs does not trust sagemaker.amazonaws.com",
-        "endpoint role: there is no role absent; make it with the documents of `alexmri aws policy`",
+        "endpoint role: there is no role absent; make it with the documents of",
         "bucket: far is in eu-west-1, but jobs run in us-east-1: set region to eu-west-1",
         "repository: tags of alexmri can be moved",
-        "GPU driver: inference_ami al2-ami-sagemaker-inference-gpu-3-1 has driver 550 (CUDA 12.4), the"
-        " image is built for CUDA 13.0: set inference_ami to al2023-ami-sagemaker-inference-gpu-4-1",
+        "GPU driver: inference_ami al2-ami-sagemaker-inference-gpu-3-1 has driver 550 (CUDA 12.4),"
+        " the image is built for CUDA 13.0: set inference_ami to"
+        " al2023-ami-sagemaker-inference-gpu-4-1",
     ):
         assert f"WRONG    {words}" in result.stdout
     assert "WRONG    bucket: there is no bucket gone" in (
@@ -184,7 +190,7 @@ def test_doctor_names_actions_that_are_missing(cloud: Cloud, run: Run) -> None:
         "<EvalDecision>implicitDeny</EvalDecision></member>"
         "</EvaluationResults></SimulatePrincipalPolicyResult></SimulatePrincipalPolicyResponse>"
     )
-    cloud.texts["SimulatePrincipalPolicy"] = result
+    cloud.texts["SimulatePrincipalPolicy"] = 200, result
     printed = run("doctor", ok=False).stdout
     assert "WRONG    training role: jobs lacks s3:PutObject; attach the document of" in printed
 

@@ -2,10 +2,10 @@
 
     Audit -> Train -> Evaluate -> Check -> Register, or Stop with the reason
 
-Each step is a request as boto3 takes it, without its name. SageMaker takes a step from its cache where
-image, command, inputs, hyperparameters and checkpoints are the same ("Default cache key attributes by
-pipeline step type" in its guide): so the image is named by its digest, and the place of checkpoints
-does not depend on the execution, while that of results does.
+Each step is a request as boto3 takes it, without its name. SageMaker takes a step from its cache
+where image, command, inputs, hyperparameters and checkpoints are the same ("Default cache key
+attributes by pipeline step type" in its guide): so the image is named by its digest, and the place
+of checkpoints does not depend on the execution, while that of results does.
 """
 
 from collections.abc import Mapping

@@ -168,13 +168,17 @@ def _chain(steps: list[dict[str, Any]], states: Mapping[str, str], indent: str) 
 
 def _box(step: Mapping[str, Any], states: Mapping[str, str]) -> str:
     arguments = step["Arguments"]
-    what = {
-        "Processing": lambda: " ".join(arguments["AppSpecification"]["ContainerEntrypoint"][:2]),
-        "Training": lambda: f"train on {arguments['ResourceConfig']['InstanceType']}",
-        "Condition": lambda: f"{len(arguments['Conditions'])} conditions",
-        "RegisterModel": lambda: f"a version of {arguments['ModelPackageGroupName']}",
-        "Fail": lambda: "end with the reason",
-    }[step["Type"]]()
+    kind = step["Type"]
+    if kind == "Processing":
+        what = " ".join(arguments["AppSpecification"]["ContainerEntrypoint"][:2])
+    elif kind == "Training":
+        what = f"train on {arguments['ResourceConfig']['InstanceType']}"
+    elif kind == "Condition":
+        what = f"{len(arguments['Conditions'])} conditions"
+    elif kind == "RegisterModel":
+        what = f"a version of {arguments['ModelPackageGroupName']}"
+    else:
+        what = "end with the reason"
     state = states.get(step["Name"])
     sign = SIGNS.get(state or "", " ")
     return f"[{sign}] {step['Name']}: {what}" + (f" ({state})" if state else "")

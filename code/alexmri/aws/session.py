@@ -88,10 +88,16 @@ class Aws:
     def _told(self, action: str) -> Iterator[None]:
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.parsers import ResponseParserError
         from s3transfer.exceptions import RetriesExceededError
 
         try:
             yield
+        except ResponseParserError:
+            raise AwsError(
+                f"{action}: the answer is not AWS's; is there a proxy in between, or a wrong"
+                " AWS_ENDPOINT_URL?"
+            ) from None
         except (BotoCoreError, ClientError, Boto3Error, RetriesExceededError) as raised:
             error = raised.last_exception if isinstance(raised, RetriesExceededError) else raised
             # boto3 wraps what a transfer met into an error of its own.

@@ -72,5 +72,6 @@ def _origin(aws: Aws, container: dict[str, Any], known: dict[str, str]) -> Itera
     data = known.get("data", "-")
     yield Link("data", data)
     yield Link("data upload", known.get("data_upload", fingerprint_in(data)))
-    fingerprint = known.get("data_fingerprint", "-")
-    yield Link("data fingerprint", fingerprint, None if fingerprint != "-" else "no audit was kept")
+    fingerprint = data_fingerprint(aws, known)
+    doubt = None if fingerprint else "no audit was kept"
+    yield Link("data fingerprint", fingerprint or "-", doubt)
