@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,18 @@ def application(cloud: Cloud) -> Callable[..., Any]:
     return door
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_clients() -> Iterator[None]:
+    """Read botocore's models once, not once for each command: a command is a process for people."""
+    from botocore.loaders import JSONFileLoader
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JSONFileLoader, "load_file", cache(JSONFileLoader.load_file))
+        patch.setattr(JSONFileLoader, "__hash__", lambda self: 1, raising=False)
+        patch.setattr(JSONFileLoader, "__eq__", lambda self, other: True, raising=False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def cloud_server() -> Iterator[Cloud]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -230,3 +243,26 @@ def put(key: str, body: bytes | str) -> str:
 def keys(prefix: str = "") -> list[str]:
     found = boto3.client("s3").list_objects_v2(Bucket=BUCKET, Prefix=prefix)
     return [each["Key"] for each in found.get("Contents", [])]
+
+
+@pytest.fixture(scope="session")
+def valid() -> Callable[[dict[str, Any]], None]:
+    """Check a step of a plan against botocore's own model of the service."""
+    from botocore import xform_name
+    from botocore.session import Session
+    from botocore.validate import ParamValidator
+
+    session, models = Session(), dict[str, Any]()
+
+    def check(step: dict[str, Any]) -> None:
+        name = step["service"]
+        model = models.setdefault(name, session.get_service_model(name))
+        operations = {xform_name(each): each for each in model.operation_names}
+        shape = model.operation_model(operations[step["call"]]).input_shape
+        request = dict(step["request"])
+        if isinstance(request.get("PipelineDefinition"), dict):
+            request["PipelineDefinition"] = json.dumps(request["PipelineDefinition"])
+        report = ParamValidator().validate(request, shape)
+        assert not report.has_errors(), report.generate_report()
+
+    return check

@@ -238,23 +238,24 @@ def _cost(aws: Aws, found: dict[str, Any]) -> str:
     return f"{', '.join(shown) or 'instances'} by the hour"
 
 
-def invoke(aws: Aws, endpoint: str, file: Path) -> str:
-    """Return the endpoint's answer to one file, as text."""
+def invoke_request(endpoint: str, file: Path) -> dict[str, Any]:
+    """Return InvokeEndpoint for one file, without its bytes.
+
+    Raises:
+        UserError: the name tells of no kind of file that the model takes.
+    """
     kind = CONTENT_TYPES.get(file.suffix.lower())
     if kind is None:
         raise UserError(
             f"{file} is of no kind the endpoint takes; name it {', '.join(CONTENT_TYPES)}"
         )
-    answer = aws.call(
-        "sagemaker-runtime",
-        "invoke_endpoint",
-        {
-            "EndpointName": endpoint,
-            "ContentType": kind,
-            "Accept": "application/json",
-            "Body": file.read_bytes(),
-        },
-    )
+    return {"EndpointName": endpoint, "ContentType": kind, "Accept": "application/json"}
+
+
+def invoke(aws: Aws, endpoint: str, file: Path) -> str:
+    """Return the endpoint's answer to one file, as text."""
+    request = {**invoke_request(endpoint, file), "Body": file.read_bytes()}
+    answer = aws.call("sagemaker-runtime", "invoke_endpoint", request)
     return str(answer["Body"].read().decode("utf-8", "replace"))
 
 

@@ -68,19 +68,14 @@ def _wait(account: Account, name: str, wanted: str) -> None:
 @click.pass_obj
 def invoke(account: Account, files: tuple[Path, ...], endpoint: str | None, dry_run: bool) -> None:
     """Print what the endpoint says about FILES, one line of JSON for each."""
-    from alexmri.aws.endpoints import CONTENT_TYPES
     from alexmri.aws.endpoints import invoke as do_invoke
+    from alexmri.aws.endpoints import invoke_request
     from alexmri.aws.plan import Call
 
     name = endpoint or account.config.name
     for file in files:
         if dry_run:
-            request = {
-                "EndpointName": name,
-                "ContentType": CONTENT_TYPES.get(file.suffix.lower()),
-                "Accept": "application/json",
-                "Body": f"<{file}>",
-            }
+            request = {**invoke_request(name, file), "Body": f"<{file}>"}
             show_plan(Call("sagemaker-runtime", "invoke_endpoint", request))
             continue
         answer = do_invoke(account.aws, name, file)
