@@ -177,11 +177,29 @@ def cloud(cloud_server: Cloud, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     here.mkdir()
     monkeypatch.chdir(here)
     (here / "alexmri.toml").write_text(CONFIG, encoding="utf-8")
-    boto3.client("s3").create_bucket(Bucket=BUCKET)
+    client("s3").create_bucket(Bucket=BUCKET)
     cloud_server.reset()
+    cloud_server.answers["UpdateModelPackage"] = keep_metadata
     yield cloud_server
     cloud_server.reset()
     reset_moto(cloud_server.endpoint)
+
+
+@cache
+def client(service: str) -> Any:
+    """Return a client of the tests' own, made once: that takes as long as a test."""
+    return boto3.client(service)
+
+
+def keep_metadata(body: dict[str, Any]) -> Answer | None:
+    """Have moto keep a version's metadata, which it forgets when the version is approved."""
+    if "CustomerMetadataProperties" in body:
+        return None
+    name = body["ModelPackageArn"]
+    known = client("sagemaker").describe_model_package(ModelPackageName=name)
+    metadata = known.get("CustomerMetadataProperties", {})
+    client("sagemaker").update_model_package(**body, CustomerMetadataProperties=metadata)
+    return 200, {"ModelPackageArn": name}
 
 
 def reset_moto(endpoint: str) -> None:
@@ -220,7 +238,7 @@ def error_of(result: Result) -> str:
 @pytest.fixture
 def image(cloud: Cloud) -> str:
     """An image in ECR, tagged with REVISION; return its name with its digest."""
-    ecr: Any = boto3.client("ecr")
+    ecr = client("ecr")
     made = ecr.create_repository(repositoryName="alexmri", imageTagMutability="IMMUTABLE")
     layer = {"mediaType": "x", "size": 1, "digest": DIGEST}
     kind = "application/vnd.docker.distribution.manifest.v2+json"
@@ -236,12 +254,12 @@ def image(cloud: Cloud) -> str:
 def put(key: str, body: bytes | str) -> str:
     """Put an object into the bucket and return its address."""
     data = body.encode() if isinstance(body, str) else body
-    boto3.client("s3").put_object(Bucket=BUCKET, Key=key, Body=data)
+    client("s3").put_object(Bucket=BUCKET, Key=key, Body=data)
     return f"s3://{BUCKET}/{key}"
 
 
 def keys(prefix: str = "") -> list[str]:
-    found = boto3.client("s3").list_objects_v2(Bucket=BUCKET, Prefix=prefix)
+    found = client("s3").list_objects_v2(Bucket=BUCKET, Prefix=prefix)
     return [each["Key"] for each in found.get("Contents", [])]
 
 

@@ -11,7 +11,7 @@ import pytest
 from alexmri.aws.configuration import AwsConfig
 from alexmri.aws.group import COMMANDS
 
-from .conftest import ACCOUNT, ROLE, Cloud, Run, error_of
+from .conftest import ACCOUNT, ROLE, Cloud, Run, client, error_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,7 +96,7 @@ def test_a_policy_is_as_narrow_as_the_configuration(cloud: Cloud, run: Run, kind
             }
             assert set(statement["Resource"]) == {ROLE}
     # IAM itself takes it.
-    iam = boto3.client("iam")
+    iam = client("iam")
     iam.create_policy(PolicyName=kind, PolicyDocument=json.dumps(document))
     assert len(json.dumps(document, separators=(",", ":"))) <= 6144
 
@@ -112,7 +112,7 @@ def test_only_a_key_and_a_secret_that_are_named_are_allowed(cloud: Cloud, run: R
 
 def test_the_trust_policy_is_for_sagemaker_in_this_account(cloud: Cloud, run: Run) -> None:
     document = json.loads(run("policy", "trust").stdout)
-    boto3.client("iam").create_role(RoleName="jobs", AssumeRolePolicyDocument=json.dumps(document))
+    client("iam").create_role(RoleName="jobs", AssumeRolePolicyDocument=json.dumps(document))
     condition = document["Statement"][0]["Condition"]
     assert condition == {"StringEquals": {"aws:SourceAccount": ACCOUNT}}
 
@@ -122,8 +122,8 @@ def test_the_trust_policy_is_for_sagemaker_in_this_account(cloud: Cloud, run: Ru
 
 def good_account(cloud: Cloud, run: Run) -> None:
     trust = run("policy", "trust").stdout
-    boto3.client("iam").create_role(RoleName="jobs", AssumeRolePolicyDocument=trust)
-    boto3.client("ecr").create_repository(repositoryName="alexmri", imageTagMutability="IMMUTABLE")
+    client("iam").create_role(RoleName="jobs", AssumeRolePolicyDocument=trust)
+    client("ecr").create_repository(repositoryName="alexmri", imageTagMutability="IMMUTABLE")
     denied = "<ErrorResponse><Error><Code>AccessDenied</Code></Error></ErrorResponse>"
     cloud.texts["SimulatePrincipalPolicy"] = 403, denied
 
@@ -145,7 +145,7 @@ def test_doctor_of_a_good_account(cloud: Cloud, run: Run) -> None:
 
 
 def test_doctor_says_what_to_fix(cloud: Cloud, run: Run) -> None:
-    iam = boto3.client("iam")
+    iam = client("iam")
     trust = {
         "Effect": "Allow",
         "Action": "sts:AssumeRole",
@@ -153,7 +153,7 @@ def test_doctor_says_what_to_fix(cloud: Cloud, run: Run) -> None:
     }
     document = json.dumps({"Version": "2012-10-17", "Statement": [trust]})
     iam.create_role(RoleName="jobs", AssumeRolePolicyDocument=document)
-    boto3.client("ecr").create_repository(repositoryName="alexmri")
+    client("ecr").create_repository(repositoryName="alexmri")
     boto3.client("s3", region_name="eu-west-1").create_bucket(
         Bucket="far", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"}
     )

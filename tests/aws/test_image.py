@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 
-from .conftest import ACCOUNT, REGION, Cloud, Run, error_of
+from .conftest import ACCOUNT, REGION, Cloud, Run, client, error_of
 
 HOST = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"
 PASSWORD = f"{ACCOUNT}-auth-token"
@@ -226,6 +225,6 @@ def test_an_image_that_is_not_there_is_named(cloud: Cloud, image: str, run: Run)
 
 
 def test_a_repository_whose_tags_move_is_warned_of(cloud: Cloud, source: Path, run: Run) -> None:
-    boto3.client("ecr").create_repository(repositoryName="alexmri")
+    client("ecr").create_repository(repositoryName="alexmri")
     cloud.answer("DescribeImages", {"imageDetails": [{"imageDigest": "sha256:1"}]})
     assert "can be moved to other images" in run("push", source).stdout

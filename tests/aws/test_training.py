@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 
 from alexmri.aws import follow
@@ -24,6 +23,7 @@ from .conftest import (
     SECRET,
     Cloud,
     Run,
+    client,
     error_of,
     put,
 )
@@ -142,7 +142,7 @@ def test_a_failed_job_goes_on_from_its_checkpoints(
 
 
 def log(job: str, *lines: str) -> None:
-    logs: Any = boto3.client("logs")
+    logs: Any = client("logs")
     group, stream = follow.TRAINING_LOGS, f"{job}/algo-1-1"
     logs.create_log_group(logGroupName=group)
     logs.create_log_stream(logGroupName=group, logStreamName=stream)

@@ -11,10 +11,9 @@ import sys
 import threading
 from pathlib import Path
 
-import boto3
 import pytest
 
-from .conftest import BUCKET, Cloud, Run, error_of, keys
+from .conftest import BUCKET, Cloud, Run, client, error_of, keys
 
 FILES = {f"A/{n}.png": f"picture {n}".encode() for n in range(30)} | {"groups.csv": b"path,subject"}
 
@@ -44,7 +43,7 @@ def test_everything_arrives_once(cloud: Cloud, folder: Path, run: Run) -> None:
     fingerprint = address.rpartition("/")[2]
     found = {key.removeprefix("alexmri/data/") for key in keys()}
     assert found == {f"{fingerprint}/{name}" for name in FILES} | {f"{fingerprint}.json"}
-    s3 = boto3.client("s3")
+    s3 = client("s3")
     for name, data in FILES.items():
         key = f"alexmri/data/{fingerprint}/{name}"
         stored = s3.get_object(Bucket=BUCKET, Key=key, ChecksumMode="ENABLED")
@@ -68,7 +67,7 @@ def test_a_changed_file_is_all_that_is_sent(cloud: Cloud, folder: Path, run: Run
     assert f"{len(FILES)} files: 1 sent, {len(FILES) - 1} copied within S3" in second.stdout
     address = second.stdout.splitlines()[-1]
     assert address != first
-    s3 = boto3.client("s3")
+    s3 = client("s3")
     key = address.removeprefix(f"s3://{BUCKET}/") + "/A/renamed.png"
     assert s3.get_object(Bucket=BUCKET, Key=key)["Body"].read() == FILES["A/1.png"]
     # The first is as it was.
@@ -82,7 +81,7 @@ def test_a_large_file_goes_in_parts(cloud: Cloud, tmp_path: Path, run: Run) -> N
     (root / "large.npy").write_bytes(data)
     address = run("upload", root).stdout.splitlines()[-1]
     key = address.removeprefix(f"s3://{BUCKET}/") + "/large.npy"
-    assert boto3.client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read() == data
+    assert client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read() == data
     assert len([target for target in cloud.targets() if target.startswith("PUT")]) > 3
 
 

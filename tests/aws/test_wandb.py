@@ -8,12 +8,11 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 
 from alexmri.secret import fetch_wandb_key
 
-from .conftest import BUCKET, SECRET, Cloud, Run, error_of, keys, put
+from .conftest import BUCKET, SECRET, Cloud, Run, client, error_of, keys, put
 
 KEY = "feedfacefeedfacefeedfacefeedfacefeedface"
 
@@ -26,7 +25,7 @@ def test_the_container_fetches_the_key_itself(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    made = boto3.client("secretsmanager").create_secret(Name="wandb", SecretString=text)
+    made = client("secretsmanager").create_secret(Name="wandb", SecretString=text)
     told: list[str] = []
     monkeypatch.setenv("ALEXMRI_WANDB_SECRET", made["ARN"])
     fetch_wandb_key(os.environ, told.append)
@@ -88,7 +87,7 @@ def test_nobody_is_sent_told_or_left_the_key(
     cloud: Cloud, image: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither the requests of a training nor what is printed or written hold it."""
-    made: Any = boto3.client("secretsmanager").create_secret(Name="wandb", SecretString=KEY)
+    made: Any = client("secretsmanager").create_secret(Name="wandb", SecretString=KEY)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     put("d/x", b"x")
     cloud.asked.clear()

@@ -85,7 +85,7 @@ def start_request(
 
 def start(aws: Aws, parameters: Mapping[str, str], terminal: Terminal) -> str:
     """Start an execution unless one runs; return its ARN."""
-    known = {each["Name"] for each in stored_definition(aws)["Parameters"]}
+    known = [each["Name"] for each in stored_definition(aws)["Parameters"]]
     for name in parameters:
         if name not in known:
             raise UserError(f"the pipeline has no parameter {name}; it has {', '.join(known)}")
