@@ -56,6 +56,9 @@ def register(aws: Aws, job: str, terminal: Terminal) -> str:
         if not fetch(aws, results_address(described, "output.tar.gz"), archive):
             raise UserError(f"{job} has left no {results_address(described, 'output.tar.gz')}")
         unpack(archive, results)
+        # The platform packs output/data as it is; the SDK's local mode with data/ before it.
+        if not (results / "evaluation.json").is_file() and (results / "data").is_dir():
+            results = results / "data"
         kept = _keep(aws, job, results)
         facts = facts_of(described, results)
     facts["git_revision"] = revision_in(aws, image)
@@ -153,9 +156,7 @@ def _keep(aws: Aws, job: str, results: Path) -> dict[str, str]:
     """Copy what a version keeps to a place of its own; return name -> S3 address."""
     kept = {}
     for name in KEPT:
-        found = results / name
-        # The platform packs output/data as it is; the SDK's local mode with data/ before it.
-        path = found if found.is_file() else results / "data" / name
+        path = results / name
         if not path.is_file():
             continue
         place = {
