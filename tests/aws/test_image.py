@@ -30,9 +30,17 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
+def missing(reason: str) -> None:
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """A repository with an image of one file."""
+    if not shutil.which("git"):
+        missing("there is no git")
     folder = tmp_path / "source"
     folder.mkdir()
     git(folder, "init", "-q")
@@ -44,12 +52,6 @@ def source(tmp_path: Path) -> Path:
     git(folder, "add", "-A")
     git(folder, "commit", "-qm", "one")
     return folder
-
-
-def missing(reason: str) -> None:
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 class Registry:
@@ -129,6 +131,7 @@ def registry(cloud: Cloud, tmp_path: Path) -> Iterator[Registry]:
     registry.process.wait()
 
 
+@pytest.mark.docker
 def test_push_makes_the_repository_and_pushes_one_manifest(
     cloud: Cloud, registry: Registry, source: Path, run: Run, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,6 +163,7 @@ def test_push_makes_the_repository_and_pushes_one_manifest(
     subprocess.run(["docker", "rmi", f"{registry.host}/alexmri:{revision}"], capture_output=True)
 
 
+@pytest.mark.docker
 def test_a_push_that_was_cut_off_goes_on(
     cloud: Cloud, registry: Registry, source: Path, run: Run
 ) -> None:
