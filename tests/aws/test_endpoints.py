@@ -178,6 +178,8 @@ def test_a_failed_endpoint_says_why(cloud: Cloud, versions: None, run: Run) -> N
     cloud.answer("DescribeEndpoint", creating, creating, failed)
     told = error_of(run("deploy", "1", ok=False))
     assert told == "alexmri is Failed: no ping"
+    told = error_of(run("deploy", "1", ok=False))
+    assert told.startswith("alexmri has failed (no ping) and takes no update; remove it with")
 
 
 def test_invoke_prints_an_answer_for_each_file(cloud: Cloud, versions: None, run: Run) -> None:

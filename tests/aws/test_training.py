@@ -224,6 +224,17 @@ def test_ctrl_c_detaches_and_says_how_to_attach(cloud: Cloud, run: Run) -> None:
     assert not cloud.sent("StopTrainingJob")
 
 
+def test_the_image_of_a_tree_with_changes_is_not_guessed(
+    cloud: Cloud, image: str, run: Run, tmp_path: Path
+) -> None:
+    subprocess.run(["git", "init", "-q"], check=True)
+    commit = ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty")
+    subprocess.run(["git", *commit, "-m", "one"], check=True)
+    told = error_of(run("train", "--data", DATA, ok=False))
+    assert "(alexmri.toml, …)" in told
+    assert "commit them, or name an image that is there with --image" in told
+
+
 def test_kill_9_while_waiting_costs_nothing(cloud: Cloud, data: str, image: str, run: Run) -> None:
     """The same command finds the job that it had started, and goes on watching it."""
     started: list[str] = []
@@ -280,6 +291,10 @@ def test_download_leaves_what_a_training_here_leaves(
         assert Path("runs/j/report.html").read_bytes() == b"r"
         assert Path("runs/j/wandb/x").read_bytes() == b"w"
     assert len([t for t in cloud.targets() if t.startswith(f"GET /{BUCKET}/")]) == 2
+    cloud.answer("DescribeTrainingJob", description("k", "Completed"))
+    told = error_of(run("download", "k", "--out", "runs/j", ok=False))
+    assert told.startswith("runs/j holds results of another job (j-output.tar.gz)")
+    cloud.answer("DescribeTrainingJob", description("j", "Completed"))
     put("alexmri/jobs/j/output/model.tar.gz", archive(**{"../out": b"{}"}))
     assert "a name that leads out of its folder" in error_of(
         run("download", "j", "--out", "other", ok=False)

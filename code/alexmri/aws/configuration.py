@@ -1,6 +1,7 @@
 """What `alexmri.toml` says about an AWS account: typed, bounded, documented, once."""
 
 import difflib
+import os
 import tomllib
 import types
 import typing
@@ -184,6 +185,9 @@ def read_configuration(file: Path | None, options: Mapping[str, str]) -> AwsConf
             near = difflib.get_close_matches(key, AwsConfig.model_fields, n=1, cutoff=0.5)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise UserError(f"unknown key '{key}' in {path}{hint} (docs/aws.md lists all keys)")
+    for variable in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        if "region" not in values and os.environ.get(variable):
+            values["region"] = os.environ[variable]
     try:
         config = AwsConfig.model_validate(values | dict(options))
     except ValidationError as error:

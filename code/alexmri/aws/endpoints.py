@@ -102,6 +102,11 @@ def _ensure(
 
 
 def _require_calm(endpoint: str, found: dict[str, Any] | None) -> None:
+    if found and found["EndpointStatus"] == "Failed":
+        raise UserError(
+            f"{endpoint} has failed ({found.get('FailureReason', 'no reason')}) and takes no"
+            f" update; remove it with `alexmri aws delete {endpoint}`, then deploy again"
+        )
     if found and found["EndpointStatus"] in BUSY:
         raise UserError(
             f"{endpoint} is {found['EndpointStatus']} and takes no change now; run the same command"

@@ -9,6 +9,7 @@ from typing import Any
 from alexmri.aws.session import Aws
 from alexmri.aws.training import RUNNING, describe
 from alexmri.errors import UserError
+from alexmri.settings import Layer, resolve
 from alexmri.terminal import Terminal
 
 POLL_SECONDS = 5.0
@@ -69,22 +70,33 @@ def _epochs(aws: Aws, job: str, terminal: Terminal, last: dict[str, Any]) -> Ite
         last.update(describe(aws, job))
         running = last["TrainingJobStatus"] in RUNNING
         if not total:
-            total = int((last.get("HyperParameters") or {}).get("epochs", 0)) or 1
+            total = _epochs_of(last.get("HyperParameters") or {})
             yield total
         state = _state(last)
         if state != told:
             terminal.say(state)
             told = state
+        quiet = True
         for line in log.lines():
+            quiet = False
             terminal.say(line)
             found = EPOCH.match(line)
             # After an interruption the log begins again at some epoch.
             while found and done < int(found.group(1)):
                 done += 1
                 yield done
-        if not running:
+        # The last lines reach CloudWatch some seconds after the end.
+        if not running and quiet:
             return
         time.sleep(POLL_SECONDS)
+
+
+def _epochs_of(hyperparameters: dict[str, str]) -> int:
+    """Return how many epochs a job has; 1 where its settings are not ours."""
+    try:
+        return resolve([Layer("job", hyperparameters)]).settings.epochs
+    except UserError:
+        return 1
 
 
 def _state(described: dict[str, Any]) -> str:

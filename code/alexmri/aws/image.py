@@ -22,6 +22,10 @@ from alexmri.terminal import Terminal
 BUILD = ("--platform", "linux/amd64", "--provenance=false", "--sbom=false", "--load")
 
 
+# What to do in place of committing where an image is looked for.
+OTHERWISE = "name an image that is there with --image"
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """What an image is made from: a folder with a Dockerfile, at a revision."""
@@ -33,8 +37,12 @@ class Source:
     image: str | None = None
 
 
-def revision_of(folder: Path, *, allow_dirty: bool) -> str:
+def revision_of(
+    folder: Path, *, allow_dirty: bool = False, instead: str = "pass --allow-dirty"
+) -> str:
     """Return the git revision of `folder`, with what was changed since as a digest behind it.
+
+    `instead` says in the error what can be done if not committing.
 
     Raises:
         UserError: no git repository, or changes that are not committed and not allowed.
@@ -47,7 +55,7 @@ def revision_of(folder: Path, *, allow_dirty: bool) -> str:
         first = changes.splitlines()[0][3:]
         raise UserError(
             f"{folder} has changes that are not committed ({first}, …), so no revision would tell"
-            " what is in the image; commit them, or pass --allow-dirty"
+            f" what is in the image; commit them, or {instead}"
         )
     # New files count too, which `git diff` leaves out.
     digest = hashlib.sha256(_git(folder, "diff", "HEAD", "--binary").encode())

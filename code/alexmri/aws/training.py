@@ -125,12 +125,17 @@ def download(aws: Aws, job: str, out: Path, terminal: Terminal) -> None:
     """Fetch model and report of `job` into `out`; what is there already is not fetched again.
 
     Raises:
-        UserError: the job has left neither.
+        UserError: the job has left neither, or `out` is another job's.
     """
     described = describe(aws, job)
+    for other in out.glob("*-output.tar.gz"):
+        if other.name != f"{job}-output.tar.gz":
+            raise UserError(
+                f"{out} holds results of another job ({other.name}); choose another --out"
+            )
     found = False
     for archive, folder in (("output.tar.gz", out), ("model.tar.gz", out / "model")):
-        packed = out / archive
+        packed = out / f"{job}-{archive}"
         if packed.is_file() or fetch(aws, results_address(described, archive), packed):
             found = True
             _unpack_anew(packed, folder)

@@ -55,7 +55,7 @@ def train(
     The same command attaches to the job while it runs, and goes on from its checkpoints after a
     failure or a stop. Options are those of `alexmri train`.
     """
-    from alexmri.aws.image import find_image
+    from alexmri.aws.image import OTHERWISE, find_image, revision_of
     from alexmri.aws.training import start
     from alexmri.aws.training_request import hyperparameters, training_request
     from alexmri.terminal import choose_terminal
@@ -71,7 +71,7 @@ def train(
                 f"--{option.replace('train', 'data')} {place} is no S3 address; `alexmri aws"
                 f" upload {place}` prints one"
             )
-    asked = image or _revision()
+    asked = image or revision_of(Path(), instead=OTHERWISE)
     if dry_run:
         shown = image if image and "@" in image else f"<digest of the image {asked}>"
         request = training_request(
@@ -89,12 +89,6 @@ def train(
         terminal.say(f"to attach: alexmri aws logs {job} --follow")
         return
     watch(account, job)
-
-
-def _revision() -> str:
-    from alexmri.aws.image import revision_of
-
-    return revision_of(Path(), allow_dirty=False)
 
 
 def _train_plan(request: dict[str, Any]) -> list[Any]:

@@ -44,7 +44,7 @@ def upsert(
 
     --data with train, valid and test folders in it is measured on its test folder.
     """
-    from alexmri.aws.image import find_image, revision_of
+    from alexmri.aws.image import OTHERWISE, find_image, revision_of
     from alexmri.aws.pipeline_definition import pipeline_definition
     from alexmri.aws.pipelines import upsert as do_upsert
     from alexmri.aws.pipelines import upsert_plan
@@ -55,7 +55,7 @@ def upsert(
     for address in (data, test or data):
         if not address.startswith("s3://"):
             raise UserError(f"{address} is no S3 address; `alexmri aws upload DIR` prints one")
-    asked = image or revision_of(Path(), allow_dirty=False)
+    asked = image or revision_of(Path(), instead=OTHERWISE)
 
     def definition(found: str, revision: str) -> dict[str, Any]:
         return pipeline_definition(
