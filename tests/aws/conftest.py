@@ -6,6 +6,7 @@ nothing that its own model of the service does not take.
 
 import json
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.session import Session
 from click.testing import CliRunner, Result
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
@@ -52,6 +54,8 @@ class Cloud:
 
     asked: list[Asked] = field(default_factory=list)
     answers: dict[str, Callable[[dict[str, Any]], Answer | None]] = field(default_factory=dict)
+    # What SageMaker would have refused although botocore sent it.
+    beyond: list[str] = field(default_factory=list)
     # What is put in place of what in moto's answers.
     renamed: dict[str, str] = field(default_factory=dict)
     # Answers as XML, of services that speak it.
@@ -69,6 +73,7 @@ class Cloud:
 
     def reset(self) -> None:
         self.asked.clear()
+        self.beyond.clear()
         self.answers.clear()
         self.texts.clear()
         self.before = lambda target: None
@@ -86,6 +91,48 @@ class Cloud:
         self.answer(target, {"__type": code, "message": message}, status=status)
 
 
+# What `re` does not know of patterns, as far as our names and texts go.
+UNICODE = {
+    **{"L": "a-zA-Z", "Z": " ", "N": "0-9", "M": "", "S": "=+<>|~^"},
+    "P": r"!-#%-*,-/:;?@\[-\]_{}",
+}
+
+
+@cache
+def sagemaker_model() -> Any:
+    return Session().get_service_model("sagemaker")
+
+
+def beyond_limits(shape: Any, value: Any, place: str = "") -> Iterator[str]:
+    """Yield what in a request is beyond the limits that botocore leaves to the service."""
+    limits = shape.metadata
+    if shape.type_name == "structure":
+        for name, each in value.items():
+            yield from beyond_limits(shape.members[name], each, f"{place}.{name}")
+        return
+    size = value if shape.type_name in ("integer", "float", "long") else None
+    if shape.type_name in ("list", "map", "string"):
+        size = len(value)
+    if size is not None and not limits.get("min", size) <= size <= limits.get("max", size):
+        yield f"{place} is {value!r}: beyond {limits.get('min')} to {limits.get('max')}"
+    if shape.type_name == "list":
+        for number, each in enumerate(value):
+            yield from beyond_limits(shape.member, each, f"{place}[{number}]")
+    elif shape.type_name == "map":
+        for name, each in value.items():
+            yield from beyond_limits(shape.key, name, f"{place} key")
+            yield from beyond_limits(shape.value, each, f"{place}.{name}")
+    elif shape.type_name == "string":
+        # The pattern of metadata ends in a count behind its "$".
+        pattern = re.sub(r"\$\{1,\d+\}$", "", limits.get("pattern", ""))
+        for category, characters in UNICODE.items():
+            pattern = pattern.replace(f"\\p{{{category}}}", characters)
+        if pattern and not re.fullmatch(pattern, value, re.DOTALL):
+            yield f"{place} is {value!r}: not like {pattern}"
+        if shape.enum and value not in shape.enum:
+            yield f"{place} is {value!r}: none of {shape.enum}"
+
+
 def application(cloud: Cloud) -> Callable[..., Any]:
     moto = DomainDispatcherApplication(create_backend_app)
     lock = threading.Lock()
@@ -97,6 +144,9 @@ def application(cloud: Cloud) -> Callable[..., Any]:
         environment["wsgi.input"] = BytesIO(content)
         target = environment.get("HTTP_X_AMZ_TARGET", "").rpartition(".")[2]
         body: dict[str, Any] = json.loads(content) if target and content else {}
+        if environment.get("HTTP_X_AMZ_TARGET", "").startswith("SageMaker."):
+            shape = sagemaker_model().operation_model(target).input_shape
+            cloud.beyond += [f"{target}: {each}" for each in beyond_limits(shape, body)]
         if not target:
             query = environment.get("QUERY_STRING", "")
             target = f"{environment['REQUEST_METHOD']} {environment['PATH_INFO']}"
@@ -181,8 +231,10 @@ def cloud(cloud_server: Cloud, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     cloud_server.reset()
     cloud_server.answers["UpdateModelPackage"] = keep_metadata
     yield cloud_server
+    beyond = list(cloud_server.beyond)
     cloud_server.reset()
     reset_moto(cloud_server.endpoint)
+    assert beyond == []
 
 
 @cache
@@ -267,7 +319,6 @@ def keys(prefix: str = "") -> list[str]:
 def valid() -> Callable[[dict[str, Any]], None]:
     """Check a step of a plan against botocore's own model of the service."""
     from botocore import xform_name
-    from botocore.session import Session
     from botocore.validate import ParamValidator
 
     session, models = Session(), dict[str, Any]()

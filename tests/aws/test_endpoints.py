@@ -255,7 +255,7 @@ def test_from_an_endpoint_to_the_data_in_one_command(
     assert found["data_upload"] == "0123456789abcdef"
     assert found["training_job"] == "alexmri-1"
     assert found["version"].endswith("model-package/alexmri/1 (Approved)")
-    assert found["test_macro_f1"] == "0.9000 (0.8800 to 0.9200)"
+    assert found["test_macro_f1"] == "0.9000 from 0.8800 to 0.9200"
     assert found["doubts"] == {}
     lines = run("trace", "alexmri").stdout.splitlines()
     assert f"git revision            {REVISION}" in lines

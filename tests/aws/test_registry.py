@@ -110,8 +110,8 @@ def test_a_version_carries_what_it_is_worth_and_where_it_comes_from(
         "data_fingerprint": FINGERPRINT,
         "split_by": "slice",
         "subjects_shared": "40",
-        "test_accuracy": "0.9500 (0.9300 to 0.9700)",
-        "test_macro_f1": "0.9000 (0.8800 to 0.9200)",
+        "test_accuracy": "0.9500 from 0.9300 to 0.9700",
+        "test_macro_f1": "0.9000 from 0.8800 to 0.9200",
         "evaluation": f"s3://{BUCKET}/alexmri/versions/{job}/evaluation.json",
         "audit": f"s3://{BUCKET}/alexmri/versions/{job}/audit.json",
     }

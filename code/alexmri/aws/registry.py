@@ -140,7 +140,8 @@ def facts_of(described: Mapping[str, Any], results: Path) -> dict[str, str]:
         figure = (evaluation.get("test") or {}).get(name)
         if figure:
             low, high = figure["ci95"] or (None, None)
-            interval = "" if low is None else f" ({low:.4f} to {high:.4f})"
+            # No brackets: metadata takes letters, digits and _.:/=+-@ alone.
+            interval = "" if low is None else f" from {low:.4f} to {high:.4f}"
             facts[f"test_{name}"] = f"{figure['value']:.4f}{interval}"
     return facts
 

@@ -68,8 +68,8 @@ def _wait(account: Account, name: str, wanted: str) -> None:
 @click.pass_obj
 def invoke(account: Account, files: tuple[Path, ...], endpoint: str | None, dry_run: bool) -> None:
     """Print what the endpoint says about FILES, one line of JSON for each."""
-    from alexmri.aws.endpoints import invoke as do_invoke
-    from alexmri.aws.endpoints import invoke_request
+    from alexmri.aws.asking import invoke as do_invoke
+    from alexmri.aws.asking import invoke_request
     from alexmri.aws.plan import Call
 
     name = endpoint or account.config.name
@@ -104,8 +104,8 @@ def transform(
     dry_run: bool,
 ) -> None:
     """Ask a version about every picture below the S3 address, without an endpoint."""
-    from alexmri.aws.endpoints import transform as do_transform
-    from alexmri.aws.endpoints import transform_plan, wait_transformed
+    from alexmri.aws.asking import transform as do_transform
+    from alexmri.aws.asking import transform_plan, wait_transformed
     from alexmri.aws.registry import choose_version
     from alexmri.aws.registry_request import package_arn
     from alexmri.terminal import choose_terminal
@@ -165,8 +165,8 @@ def delete(account: Account, endpoint: str, yes: bool, dry_run: bool) -> None:
     Versions, training jobs and what is in S3 stay.
     """
     from alexmri.aws.endpoint_request import alarm_names
-    from alexmri.aws.endpoints import removals
     from alexmri.aws.plan import Call
+    from alexmri.aws.removal import removals
 
     if dry_run:
         name = {"EndpointConfigName": "<each configuration of it>"}
