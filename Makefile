@@ -84,7 +84,7 @@ test: $(VENV)/.developing  ## run the tests, with coverage of the package
 	@echo "The tests of the image need a Docker engine and minutes: make test-docker"
 
 test-docker: $(VENV)/.developing
-	$(BIN)/pytest -m docker tests/docker
+	$(BIN)/pytest -m docker tests/docker tests/aws
 
 conformance: image $(VENV)/.developing  ## check what the image promises a platform, by a simulator and by Amazon's own clients; needs a Docker engine
 	@$(BIN)/python -m pytest -p tests.promises -q -o console_output_style=classic -m promise tests/docker; promises=$$?; \

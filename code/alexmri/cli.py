@@ -8,15 +8,16 @@ import os
 import shlex
 import signal
 import sys
-import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from alexmri.aws.group import aws
 from alexmri.errors import UserError
-from alexmri.settings import Layer, Resolved, Settings, environment_layer, resolve
+from alexmri.options import read_settings, settings_options
+from alexmri.settings import Layer, Settings
 
 if TYPE_CHECKING:
     from alexmri.contract.signals import StopRequest
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 MODEL = click.Path(exists=True, path_type=Path)
-Command = Callable[..., Any]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -36,44 +36,7 @@ def cli() -> None:
     """
 
 
-def settings_options(command: Command) -> Command:
-    """Give `command` one option for each setting; those that were given arrive in `options`."""
-    for name, field in reversed(Settings.model_fields.items()):
-        # What is on or off is also switched on by its name alone.
-        alone: dict[str, Any] = {}
-        if field.annotation is bool:
-            alone = {"is_flag": False, "flag_value": "true"}
-        command = click.option(
-            f"--{name.replace('_', '-')}", name, metavar="VALUE", help=field.description, **alone
-        )(command)
-    return click.option(
-        "--config",
-        "config_file",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="JSON or TOML file of settings; options and ALEXMRI_* variables win over it",
-    )(command)
-
-
-def read_settings(
-    config_file: Path | None, options: Mapping[str, Any], *fallback: Layer
-) -> Resolved:
-    """Merge options, environment, config file and `fallback` over the recipe they name."""
-    given = {name: value for name, value in options.items() if value is not None}
-    layers = [Layer("command line", given), environment_layer(os.environ)]
-    if config_file:
-        layers.append(Layer(config_file.name, _read_config(config_file)))
-    return resolve([*layers, *fallback])
-
-
-def _read_config(path: Path) -> Mapping[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON (or TOML, named .toml): {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f'{path} must hold one object of settings, such as {{"epochs": 40}}')
-    return content
+cli.add_command(aws)
 
 
 @cli.command("demo-data")
@@ -368,26 +331,6 @@ def serve(bundle: Path, port: int) -> None:
     application = f"alexmri.serving.app:serve({str(bundle.resolve())!r})"
     os.environ.setdefault("MALLOC_ARENA_MAX", "2")
     os.execv(sys.executable, [*command, "--bind", f"127.0.0.1:{port}", application])  # noqa: S606
-
-
-@cli.group()
-def aws() -> None:
-    """Prepare jobs for Amazon SageMaker."""
-
-
-@aws.command("metric-definitions")
-@click.option("--tuning", is_flag=True, help="also the objective of a tuning job")
-def metric_definitions(tuning: bool) -> None:
-    """Print as JSON how SageMaker finds the metrics in a training's log.
-
-    This is MetricDefinitions in the AlgorithmSpecification of training and tuning jobs; with
-    --tuning the HyperParameterTuningJobObjective stands beside it.
-    """
-    from alexmri.aws.metric_definitions import METRIC_DEFINITIONS, OBJECTIVE
-
-    definitions = list(METRIC_DEFINITIONS)
-    document = {"HyperParameterTuningJobObjective": OBJECTIVE, "MetricDefinitions": definitions}
-    click.echo(json.dumps(document if tuning else definitions, indent=2))
 
 
 @cli.command()

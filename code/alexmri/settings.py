@@ -36,6 +36,7 @@ SWITCHES = {
     "ALEXMRI_MAX_BATCH_DELAY_MS": "how long a batch of `serve` that is not full waits (default: 0)",
     "ALEXMRI_TIMEOUT_SECONDS": "the platform's limit for an answer of `serve` (default: 60)",
     "ALEXMRI_LOG_FORMAT": "json: a JSON object per request in the log of `serve` (default: plain)",
+    "ALEXMRI_WANDB_SECRET": "ARN of the Secrets Manager secret with the key of Weights & Biases",
     "ALEXMRI_REQUIRE_GPU": "1: fail without a usable GPU; 0: never (default: auto)",
 }
 # Spellings of the seed project that still work.

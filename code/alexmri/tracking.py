@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alexmri.files import write_atomically
+from alexmri.secret import fetch_wandb_key
 from alexmri.settings import Settings
 
 ONLINE_TIMEOUT_S = 20
@@ -47,6 +48,8 @@ class WandbSink:
     ) -> None:
         self._warn = warn
         self._run: Any = None
+        if settings.wandb_mode in ("auto", "online") and not os.environ.get("WANDB_MODE"):
+            fetch_wandb_key(os.environ, warn)
         mode = _mode(settings)
         if mode != "disabled":
             self._try(lambda: self._start(settings, folder, run_id, facts, mode))

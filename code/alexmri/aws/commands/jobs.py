@@ -1,0 +1,236 @@
+"""`alexmri aws train` and what goes with it: status, logs, stop, download, wandb-sync."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from alexmri.aws.group import Account, dry_run_option, show_plan
+from alexmri.errors import UserError
+from alexmri.options import read_settings, settings_options
+
+
+@click.command("metric-definitions")
+@click.option("--tuning", is_flag=True, help="also the objective of a tuning job")
+def metric_definitions(tuning: bool) -> None:
+    """Print as JSON how SageMaker finds the metrics in a training's log.
+
+    This is MetricDefinitions in the AlgorithmSpecification of training and tuning jobs; with
+    --tuning the HyperParameterTuningJobObjective stands beside it.
+    """
+    from alexmri.aws.metric_definitions import METRIC_DEFINITIONS, OBJECTIVE
+
+    definitions = list(METRIC_DEFINITIONS)
+    document = {"HyperParameterTuningJobObjective": OBJECTIVE, "MetricDefinitions": definitions}
+    click.echo(json.dumps(document if tuning else definitions, indent=2))
+
+
+@click.command()
+@click.option("--data", required=True, metavar="S3", help="address that `upload` printed")
+@click.option("--validation", metavar="S3", help="address of validation data, where kept apart")
+@click.option("--test", metavar="S3", help="address of test data, where kept apart")
+@click.option("--image", help="tag, or REPOSITORY@sha256:… (default: this git revision)")
+@click.option("--name", help="name of the job (default: a digest of what is asked for)")
+@click.option("--detach", is_flag=True, help="start it and do not wait")
+@dry_run_option
+@settings_options
+@click.pass_obj
+def train(
+    account: Account,
+    /,
+    data: str,
+    validation: str | None,
+    test: str | None,
+    image: str | None,
+    name: str | None,
+    detach: bool,
+    dry_run: bool,
+    config_file: Path | None,
+    **options: Any,
+) -> None:
+    """Train on SageMaker, and watch until it ends; Ctrl-C leaves the job running.
+
+    The same command attaches to the job while it runs, and goes on from its checkpoints after a
+    failure or a stop. Options are those of `alexmri train`.
+    """
+    from alexmri.aws.image import OTHERWISE, find_image, revision_of
+    from alexmri.aws.training import start
+    from alexmri.aws.training_request import hyperparameters, training_request
+    from alexmri.terminal import choose_terminal
+
+    settings = hyperparameters(read_settings(config_file, options))
+    given = {"train": data, "validation": validation, "test": test}
+    channels = {channel: place for channel, place in given.items() if place}
+    if list(channels) == ["train"]:
+        channels = {"training": data}
+    for option, place in given.items():
+        if place and not place.startswith("s3://"):
+            raise UserError(
+                f"--{option.replace('train', 'data')} {place} is no S3 address; `alexmri aws"
+                f" upload {place}` prints one"
+            )
+    asked = image or revision_of(Path(), instead=OTHERWISE)
+    if dry_run:
+        shown = image if image and "@" in image else f"<digest of the image {asked}>"
+        request = training_request(
+            account.config, image=shown, revision=asked, data=channels, settings=settings, name=name
+        )
+        show_plan(*_train_plan(request))
+        return
+    terminal = choose_terminal()
+    found, revision = find_image(account.aws, image, asked)
+    request = training_request(
+        account.config, image=found, revision=revision, data=channels, settings=settings, name=name
+    )
+    job = start(account.aws, request, terminal)
+    if detach:
+        terminal.say(f"to attach: alexmri aws logs {job} --follow")
+        return
+    watch(account, job)
+
+
+def _train_plan(request: dict[str, Any]) -> list[Any]:
+    from alexmri.aws.plan import Call
+
+    return [
+        Call("sagemaker", "describe_training_job", {"TrainingJobName": request["TrainingJobName"]}),
+        Call("sagemaker", "create_training_job", request),
+    ]
+
+
+def watch(account: Account, job: str) -> None:
+    """Follow `job` to its end, or to a Ctrl-C, which the job does not notice."""
+    from alexmri.aws.follow import follow, require_completed
+    from alexmri.aws.training import status_lines
+    from alexmri.terminal import choose_terminal
+
+    terminal = choose_terminal()
+    try:
+        described = follow(account.aws, job, terminal)
+    except KeyboardInterrupt:
+        terminal.say(f"detached; {job} goes on. To attach again: alexmri aws logs {job} --follow")
+        terminal.say(f"To stop it: alexmri aws stop {job}")
+        sys.exit(130)
+    require_completed(described)
+    for line in status_lines(described):
+        terminal.say(line)
+    terminal.say(f"to fetch model and report: alexmri aws download {job}")
+
+
+@click.command()
+@click.argument("job")
+@dry_run_option
+@click.pass_obj
+def status(account: Account, job: str, dry_run: bool) -> None:
+    """Say how JOB is, what it costs, what it measured."""
+    from alexmri.aws.plan import Call
+    from alexmri.aws.training import describe, status_lines
+
+    if dry_run:
+        show_plan(Call("sagemaker", "describe_training_job", {"TrainingJobName": job}))
+        return
+    for line in status_lines(describe(account.aws, job)):
+        click.echo(line)
+
+
+@click.command()
+@click.argument("job")
+@click.option("--follow", "following", is_flag=True, help="go on until the job ends")
+@dry_run_option
+@click.pass_obj
+def logs(account: Account, job: str, following: bool, dry_run: bool) -> None:
+    """Print the log of JOB."""
+    from alexmri.aws.follow import TRAINING_LOGS, LogReader
+    from alexmri.aws.plan import Call
+    from alexmri.aws.training import describe
+
+    if dry_run:
+        streams = {"logGroupName": TRAINING_LOGS, "logStreamNamePrefix": f"{job}/"}
+        show_plan(
+            Call("sagemaker", "describe_training_job", {"TrainingJobName": job}),
+            Call("logs", "describe_log_streams", streams),
+        )
+        return
+    if following:
+        watch(account, job)
+        return
+    describe(account.aws, job)
+    for line in LogReader(account.aws, job).lines():
+        click.echo(line)
+
+
+@click.command()
+@click.argument("job")
+@dry_run_option
+@click.pass_obj
+def stop(account: Account, job: str, dry_run: bool) -> None:
+    """Stop JOB: it saves a checkpoint and the best model so far."""
+    from alexmri.aws.plan import Call
+    from alexmri.aws.training import RUNNING, describe
+
+    call = Call("sagemaker", "stop_training_job", {"TrainingJobName": job})
+    if dry_run:
+        show_plan(call)
+        return
+    found = describe(account.aws, job)["TrainingJobStatus"]
+    if found not in RUNNING:
+        click.echo(f"{job} runs no more: it is {found}")
+    elif found == "Stopping":
+        click.echo(f"{job} is being stopped already")
+    else:
+        call.do(account.aws)
+        click.echo(f"{job} is being stopped; the same `train` command goes on from there")
+
+
+@click.command()
+@click.argument("job")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="default: runs/JOB")
+@dry_run_option
+@click.pass_obj
+def download(account: Account, job: str, out: Path | None, dry_run: bool) -> None:
+    """Fetch model, report and figures of JOB, as `alexmri train` would have left them."""
+    from alexmri.aws.plan import Call
+    from alexmri.aws.training import download as do_download
+    from alexmri.terminal import choose_terminal
+
+    if dry_run:
+        bucket = account.config.need("bucket")
+        keys = [f"{account.config.prefix}/jobs/{job}/output/{name}.tar.gz" for name in RESULTS]
+        show_plan(
+            Call("sagemaker", "describe_training_job", {"TrainingJobName": job}),
+            *(Call("s3", "get_object", {"Bucket": bucket, "Key": key}) for key in keys),
+        )
+        return
+    do_download(account.aws, job, out or Path("runs") / job, choose_terminal())
+
+
+RESULTS = ("output", "model")
+
+
+@click.command("wandb-sync")
+@click.argument("what", metavar="JOB|S3-PREFIX")
+@dry_run_option
+@click.pass_obj
+def wandb_sync(account: Account, what: str, dry_run: bool) -> None:
+    """Send runs that were kept offline to Weights & Biases, each once.
+
+    WHAT is a training job, or an address s3://… with jobs below it.
+    """
+    from alexmri.aws.plan import Call, Run
+    from alexmri.aws.wandb_sync import find_sources, sync
+    from alexmri.terminal import choose_terminal
+
+    account.config.need("bucket")
+    if dry_run:
+        if what.startswith("s3://"):
+            bucket, _, prefix = what.removeprefix("s3://").partition("/")
+            look = Call("s3", "list_objects_v2", {"Bucket": bucket, "Prefix": prefix})
+        else:
+            look = Call("sagemaker", "describe_training_job", {"TrainingJobName": what})
+        show_plan(look, Run(["wandb", "sync", "<each offline run that is not marked as sent>"]))
+        return
+    terminal = choose_terminal()
+    sent = sync(account.aws, find_sources(account.aws, what), terminal)
+    terminal.say(f"{sent} runs sent")

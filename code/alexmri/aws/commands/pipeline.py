@@ -1,0 +1,181 @@
+"""`alexmri aws pipeline upsert, start, status, show`: from data to a version, by itself."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from alexmri.aws.group import Account, dry_run_option, show_plan
+from alexmri.errors import UserError
+from alexmri.options import read_settings, settings_options
+
+
+@click.group()
+def pipeline() -> None:
+    """Audit, train, evaluate, and register what is good enough, as a SageMaker pipeline."""
+
+
+@pipeline.command()
+@click.option("--data", required=True, metavar="S3", help="address of the data to train on")
+@click.option("--test", metavar="S3", help="address to evaluate on (default: --data)")
+@click.option("--image", help="tag, or REPOSITORY@sha256:… (default: this git revision)")
+@click.option(
+    "--leak-gate/--no-leak-gate",
+    default=True,
+    show_default=True,
+    help="hold back a version where a look-up recognises people; needs data that tell who is who",
+)
+@dry_run_option
+@settings_options
+@click.pass_obj
+def upsert(
+    account: Account,
+    /,
+    data: str,
+    test: str | None,
+    image: str | None,
+    leak_gate: bool,
+    dry_run: bool,
+    config_file: Path | None,
+    **options: Any,
+) -> None:
+    """Make or update the pipeline. Options are those of `alexmri train`.
+
+    --data with train, valid and test folders in it is measured on its test folder.
+    """
+    from alexmri.aws.image import OTHERWISE, find_image, revision_of
+    from alexmri.aws.pipeline_definition import pipeline_definition
+    from alexmri.aws.pipelines import upsert as do_upsert
+    from alexmri.aws.pipelines import upsert_plan
+    from alexmri.aws.training_request import hyperparameters
+    from alexmri.terminal import choose_terminal
+
+    settings = hyperparameters(read_settings(config_file, options))
+    for address in (data, test or data):
+        if not address.startswith("s3://"):
+            raise UserError(f"{address} is no S3 address; `alexmri aws upload DIR` prints one")
+    asked = image or revision_of(Path(), instead=OTHERWISE)
+
+    def definition(found: str, revision: str) -> dict[str, Any]:
+        return pipeline_definition(
+            account.config,
+            image=found,
+            revision=revision,
+            data=data,
+            test=test or data,
+            settings=settings,
+            leak_gate=leak_gate,
+        )
+
+    if dry_run:
+        shown = image if image and "@" in image else f"<digest of the image {asked}>"
+        show_plan(*upsert_plan(account.config, definition(shown, asked)))
+        return
+    found, revision = find_image(account.aws, image, asked)
+    do_upsert(account.aws, definition(found, revision), choose_terminal())
+
+
+@pipeline.command()
+@click.option(
+    "--parameter",
+    "given",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="in place of a default: LeastMacroF1, MostLeak, Data, Test, Checkpoints",
+)
+@dry_run_option
+@click.pass_obj
+def start(account: Account, given: tuple[str, ...], dry_run: bool) -> None:
+    """Start an execution, unless one runs already.
+
+    With other Data give it other Checkpoints too.
+    """
+    from alexmri.aws.pipelines import start as do_start
+    from alexmri.aws.pipelines import start_request
+    from alexmri.aws.plan import Call
+    from alexmri.terminal import choose_terminal
+
+    parameters = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise UserError(f"--parameter {each} must look like NAME=VALUE")
+        parameters[name] = value
+    if ("Data" in parameters) != ("Checkpoints" in parameters):
+        raise UserError(
+            "Data and Checkpoints go together: checkpoints belong to one training; give both, or"
+            " make the pipeline anew with `alexmri aws pipeline upsert --data …`"
+        )
+    if dry_run:
+        request = start_request(account.config, parameters, "<the execution before>")
+        show_plan(Call("sagemaker", "start_pipeline_execution", request))
+        return
+    terminal = choose_terminal()
+    arn = do_start(account.aws, parameters, terminal)
+    terminal.say(f"execution: {arn}")
+    terminal.say("to watch it: alexmri aws pipeline status --follow")
+
+
+@pipeline.command()
+@click.argument("execution", required=False)
+@click.option("--follow", is_flag=True, help="go on until it ends")
+@dry_run_option
+@click.pass_obj
+def status(account: Account, execution: str | None, follow: bool, dry_run: bool) -> None:
+    """Say how EXECUTION (default: the newest) and its steps are.
+
+    Exit code 1 with --follow: it did not succeed.
+    """
+    from alexmri.aws.follow import wait_until
+    from alexmri.aws.pipelines import status as do_status
+    from alexmri.aws.plan import Call
+    from alexmri.terminal import choose_terminal
+
+    if dry_run:
+        name = {"PipelineExecutionArn": execution or "<the newest>"}
+        show_plan(
+            Call("sagemaker", "describe_pipeline_execution", name),
+            Call("sagemaker", "list_pipeline_execution_steps", name),
+        )
+        return
+    terminal = choose_terminal()
+    if not follow:
+        _, _, lines = do_status(account.aws, execution)
+        for line in lines:
+            terminal.say(line)
+        return
+    last = ""
+
+    def look() -> tuple[str, bool]:
+        nonlocal last
+        last, _, lines = do_status(account.aws, execution)
+        return "\n".join(lines), last not in ("Executing", "Stopping")
+
+    try:
+        wait_until(look, terminal)
+    except KeyboardInterrupt:
+        terminal.say("detached; the execution goes on. The same command watches it again")
+        sys.exit(130)
+    sys.exit(0 if last == "Succeeded" else 1)
+
+
+@pipeline.command()
+@dry_run_option
+@click.pass_obj
+def show(account: Account, dry_run: bool) -> None:
+    """Draw the pipeline, with the states of the newest execution."""
+    from alexmri.aws.pipelines import draw, latest, stored_definition
+    from alexmri.aws.pipelines import status as do_status
+    from alexmri.aws.plan import Call
+
+    if dry_run:
+        show_plan(Call("sagemaker", "describe_pipeline", {"PipelineName": account.config.name}))
+        return
+    definition = stored_definition(account.aws)
+    states: dict[str, str] = {}
+    newest = latest(account.aws)
+    if newest:
+        _, states, _ = do_status(account.aws, str(newest["PipelineExecutionArn"]))
+    for line in draw(definition, states):
+        click.echo(line)

@@ -1,0 +1,128 @@
+"""`alexmri aws register, versions, approve, reject, compare`: the model registry."""
+
+import click
+
+from alexmri.aws.group import Account, dry_run_option, show_plan
+
+
+@click.command()
+@click.argument("job")
+@dry_run_option
+@click.pass_obj
+def register(account: Account, job: str, dry_run: bool) -> None:
+    """Make a version of the model that the training JOB left; it waits for an approval.
+
+    With it are kept: figures and report, image digest, git revision, data and its fingerprint.
+    """
+    from alexmri.aws.registry import register as do_register
+    from alexmri.aws.registry import register_plan
+    from alexmri.terminal import choose_terminal
+
+    if dry_run:
+        show_plan(*register_plan(account.config, job))
+        return
+    account.config.need("bucket")
+    arn = do_register(account.aws, job, choose_terminal())
+    version = arn.rpartition("/")[2]
+    click.echo(f"version {version}: {arn}")
+    click.echo(f"to approve it: alexmri aws approve {version}")
+
+
+@click.command()
+@dry_run_option
+@click.pass_obj
+def versions(account: Account, dry_run: bool) -> None:
+    """List the versions of the model, newest first."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from alexmri.aws.plan import Call
+    from alexmri.aws.registry import describe_package, packages
+
+    if dry_run:
+        request = {"ModelPackageGroupName": account.config.name}
+        show_plan(Call("sagemaker", "list_model_packages", request))
+        return
+    table = Table("version", "status", "test macro F1", "split by", "revision", "data", "job")
+    for package in packages(account.aws):
+        described = describe_package(account.aws, package["ModelPackageArn"])
+        known = described.get("CustomerMetadataProperties") or {}
+        shown = (
+            str(package.get("ModelPackageVersion", "-")),
+            str(described.get("ModelApprovalStatus", "-")),
+            known.get("test_macro_f1", "-"),
+            known.get("split_by", "-"),
+            known.get("git_revision", "-")[:12],
+            known.get("data_fingerprint", known.get("data_upload", "-"))[:12],
+            known.get("training_job", "-"),
+        )
+        table.add_row(*(escape(each) for each in shown))
+    Console().print(table)
+
+
+@click.command()
+@click.argument("version")
+@click.option("--reason", help="kept with the decision")
+@dry_run_option
+@click.pass_obj
+def approve(account: Account, version: str, reason: str | None, dry_run: bool) -> None:
+    """Approve VERSION: from now on it may be deployed."""
+    _decide(account, version, "Approved", reason, dry_run)
+
+
+@click.command()
+@click.argument("version")
+@click.option("--reason", help="kept with the decision")
+@dry_run_option
+@click.pass_obj
+def reject(account: Account, version: str, reason: str | None, dry_run: bool) -> None:
+    """Reject VERSION: it will not be deployed."""
+    _decide(account, version, "Rejected", reason, dry_run)
+
+
+def _decide(account: Account, version: str, status: str, reason: str | None, dry_run: bool) -> None:
+    from alexmri.aws.plan import Call
+    from alexmri.aws.registry import decide
+    from alexmri.aws.registry_request import approval_request, package_arn
+
+    if dry_run:
+        arn = package_arn(account.config, account.config.need("region"), version)
+        show_plan(Call("sagemaker", "update_model_package", approval_request(arn, status, reason)))
+        return
+    click.echo(decide(account.aws, version, status, reason))
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@dry_run_option
+@click.pass_obj
+def compare(account: Account, a: str, b: str, dry_run: bool) -> None:
+    """Show the figures of versions A and B side by side: is B better?"""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from alexmri.aws.compare import compare as do_compare
+    from alexmri.aws.plan import Call
+    from alexmri.aws.registry import evaluation_of
+    from alexmri.aws.registry_request import package_arn
+
+    if dry_run:
+        region = account.config.need("region")
+        arns = [package_arn(account.config, region, each) for each in (a, b)]
+        show_plan(
+            *(Call("sagemaker", "describe_model_package", {"ModelPackageName": x}) for x in arns)
+        )
+        return
+    found = do_compare(evaluation_of(account.aws, a), evaluation_of(account.aws, b))
+    if found.rows:
+        title = "test figures, 95 % intervals"
+        table = Table("", f"A: {a}", f"B: {b}", "B - A", title=title)
+        for row in found.rows:
+            table.add_row(escape(row.name), row.a, row.b, row.difference)
+        Console().print(table)
+    for doubt in found.doubts:
+        click.echo(f"note: {doubt}")
+    click.echo(found.answer)

@@ -1,0 +1,193 @@
+"""What SageMaker is asked for to serve a model version: plain dicts, made from a configuration."""
+
+from typing import Any
+
+from alexmri.aws.configuration import AwsConfig
+from alexmri.aws.names import digest_of
+
+# Driver and the newest CUDA it runs, by InferenceAmiVersion (API reference, ProductionVariant).
+DRIVERS = {
+    "al2-ami-sagemaker-inference-gpu-2": (535, "12.2"),
+    "al2-ami-sagemaker-inference-gpu-2-1": (535, "12.2"),
+    "al2-ami-sagemaker-inference-gpu-3-1": (550, "12.4"),
+    "al2023-ami-sagemaker-inference-gpu-4-1": (580, "13.0"),
+}
+VARIANT = "AllTraffic"
+# Pictures are sent one by one, and whatever the model answers is JSON.
+PICTURES = ("image/png", "image/jpeg", "image/tiff", "image/bmp", "image/webp")
+
+
+def has_gpu(instance: str) -> bool:
+    """Tell by its family whether an instance has an NVIDIA GPU."""
+    family = instance.split(".")[1]
+    return family.startswith(("g4", "g5", "g6", "g7", "p2", "p3", "p4", "p5", "p6")) and (
+        not family.startswith("g5g")
+    )
+
+
+def driver_problem(config: AwsConfig) -> str | None:
+    """Say why the driver of endpoints does not fit the image; None where it does."""
+    if not has_gpu(config.endpoint_instance) or config.inference_ami not in DRIVERS:
+        return None
+    driver, newest = DRIVERS[config.inference_ami]
+    # Within a major version CUDA's libraries run on any driver of that version.
+    if int(config.cuda.split(".")[0]) <= int(newest.split(".")[0]):
+        return None
+    fitting = [ami for ami, (_, cuda) in DRIVERS.items() if cuda >= config.cuda]
+    return (
+        f"inference_ami {config.inference_ami} has driver {driver} (CUDA {newest}), the image is"
+        f" built for CUDA {config.cuda}: set inference_ami to {fitting[-1] if fitting else '?'}"
+    )
+
+
+def model_request(config: AwsConfig, package: str) -> dict[str, Any]:
+    """Return CreateModel for the model package with the ARN `package`."""
+    container: dict[str, Any] = {"ModelPackageName": package}
+    request: dict[str, Any] = {
+        "ExecutionRoleArn": config.role_for("endpoint"),
+        "PrimaryContainer": container,
+        "Tags": config.tag_list(version=package.rpartition("/")[2]),
+    }
+    if config.vpc:
+        request["VpcConfig"] = config.vpc
+    version = package.rpartition("/")[2].strip("<>")
+    name = f"{config.name}-v{version}-{digest_of({**request, 'Tags': None}, 8)}"
+    return {"ModelName": name, **request}
+
+
+def endpoint_config_request(config: AwsConfig, endpoint: str, model: str) -> dict[str, Any]:
+    """Return CreateEndpointConfig; the name is a digest of what it says, so equal ones are one."""
+    variant: dict[str, Any] = {
+        "VariantName": VARIANT,
+        "ModelName": model,
+        "InstanceType": config.endpoint_instance,
+        "InitialInstanceCount": config.endpoint_instances,
+        "ModelDataDownloadTimeoutInSeconds": config.startup_seconds,
+        "ContainerStartupHealthCheckTimeoutInSeconds": config.startup_seconds,
+    }
+    if has_gpu(config.endpoint_instance):
+        variant["InferenceAmiVersion"] = config.inference_ami
+    request: dict[str, Any] = {"ProductionVariants": [variant]}
+    if config.data_capture_percent:
+        capture: dict[str, Any] = {
+            "EnableCapture": True,
+            "InitialSamplingPercentage": config.data_capture_percent,
+            "DestinationS3Uri": config.address("capture", endpoint),
+            "CaptureOptions": [{"CaptureMode": "Input"}, {"CaptureMode": "Output"}],
+            "CaptureContentTypeHeader": {"JsonContentTypes": ["application/json"]},
+        }
+        if config.kms_key:
+            capture["KmsKeyId"] = config.kms_key
+        request["DataCaptureConfig"] = capture
+    if config.kms_key and not has_local_disk(config.endpoint_instance):
+        request["KmsKeyId"] = config.kms_key
+    name = f"{endpoint[:54]}-{digest_of(request, 8)}"
+    return {"EndpointConfigName": name, **request, "Tags": config.tag_list(endpoint=endpoint)}
+
+
+def has_local_disk(instance: str) -> bool:
+    """Tell whether AWS refuses a key for the disk: that of the instance itself has its own."""
+    family = instance.split(".")[1]
+    return family.startswith(("g4dn", "g5", "g6", "g7", "p3dn", "p4", "p5", "p6")) or (
+        family.endswith("d")
+    )
+
+
+def alarm_requests(config: AwsConfig, endpoint: str) -> list[dict[str, Any]]:
+    """Return PutMetricAlarm for the alarms that undo an update: errors, latency."""
+    dimensions = [
+        {"Name": "EndpointName", "Value": endpoint},
+        {"Name": "VariantName", "Value": VARIANT},
+    ]
+    common: dict[str, Any] = {
+        "Namespace": "AWS/SageMaker",
+        "Dimensions": dimensions,
+        "Period": 60,
+        "EvaluationPeriods": 2,
+        "ComparisonOperator": "GreaterThanThreshold",
+        # An endpoint that nobody asks is not a broken one.
+        "TreatMissingData": "notBreaching",
+        "Tags": config.tag_list(endpoint=endpoint),
+    }
+    errors, latency = alarm_names(config, endpoint)
+    return [
+        {
+            "AlarmName": errors,
+            "AlarmDescription": f"share of requests to {endpoint} that fail; undoes updates",
+            "MetricName": "Invocation5XXErrors",
+            # Of a metric that is 0 or 1 for each request this is the share.
+            "Statistic": "Average",
+            "Threshold": config.alarm_error_percent / 100,
+            **common,
+        },
+        {
+            "AlarmName": latency,
+            "AlarmDescription": f"latency of {endpoint} in microseconds; undoes updates",
+            "MetricName": "ModelLatency",
+            "ExtendedStatistic": "p90",
+            "Threshold": config.alarm_latency_ms * 1000,
+            **common,
+        },
+    ]
+
+
+def alarm_names(config: AwsConfig, endpoint: str) -> tuple[str, str]:
+    """Return the names of the alarms of an endpoint; all begin with ours, as the policy wants."""
+    start = endpoint if endpoint.startswith(config.name) else f"{config.name}-{endpoint}"
+    return f"{start}-5xx", f"{start}-latency"
+
+
+def endpoint_request(config: AwsConfig, endpoint: str, endpoint_config: str) -> dict[str, Any]:
+    """Return CreateEndpoint."""
+    return {
+        "EndpointName": endpoint,
+        "EndpointConfigName": endpoint_config,
+        "Tags": config.tag_list(endpoint=endpoint),
+    }
+
+
+def update_request(config: AwsConfig, endpoint: str, endpoint_config: str) -> dict[str, Any]:
+    """Return UpdateEndpoint: new instances beside the old ones, undone when an alarm goes off."""
+    return {
+        "EndpointName": endpoint,
+        "EndpointConfigName": endpoint_config,
+        "DeploymentConfig": {
+            "BlueGreenUpdatePolicy": {
+                "TrafficRoutingConfiguration": {
+                    "Type": "ALL_AT_ONCE",
+                    "WaitIntervalInSeconds": 300,
+                },
+                "TerminationWaitInSeconds": 300,
+                "MaximumExecutionTimeoutInSeconds": 3600,
+            },
+            "AutoRollbackConfiguration": {
+                "Alarms": [{"AlarmName": name} for name in alarm_names(config, endpoint)]
+            },
+        },
+    }
+
+
+def transform_request(
+    config: AwsConfig, *, model: str, source: str, content_type: str
+) -> dict[str, Any]:
+    """Return CreateTransformJob: one request for each picture below the S3 address `source`."""
+    request: dict[str, Any] = {
+        "ModelName": model,
+        "BatchStrategy": "SingleRecord",
+        "MaxPayloadInMB": 6,
+        "ModelClientConfig": {"InvocationsTimeoutInSeconds": 60, "InvocationsMaxRetries": 2},
+        "TransformInput": {
+            "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": source}},
+            "ContentType": content_type,
+            "SplitType": "None",
+        },
+        "TransformOutput": {"Accept": "application/json", "S3OutputPath": ""},
+        "TransformResources": {"InstanceType": config.transform_instance, "InstanceCount": 1},
+    }
+    if config.kms_key:
+        request["TransformOutput"]["KmsKeyId"] = config.kms_key
+        if not has_local_disk(config.transform_instance):
+            request["TransformResources"]["VolumeKmsKeyId"] = config.kms_key
+    name = f"{config.name}-transform-{digest_of(request, 10)}"
+    request["TransformOutput"]["S3OutputPath"] = config.address("transform", name)
+    return {"TransformJobName": name, **request, "Tags": config.tag_list()}

@@ -1,0 +1,180 @@
+"""Endpoints: made, and updated with a way back."""
+
+from typing import Any
+
+from alexmri.aws.configuration import AwsConfig
+from alexmri.aws.endpoint_request import (
+    alarm_requests,
+    driver_problem,
+    endpoint_config_request,
+    endpoint_request,
+    model_request,
+    update_request,
+)
+from alexmri.aws.follow import wait_until
+from alexmri.aws.plan import Call
+from alexmri.aws.session import Aws
+from alexmri.errors import UserError
+from alexmri.terminal import Terminal
+
+# On a configuration: the one that served before it. What `rollback` goes back to.
+PREVIOUS = "alexmri:previous"
+OWNER = "alexmri:endpoint"
+BUSY = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
+
+
+def deploy_plan(config: AwsConfig, endpoint: str, package: str) -> list[Call]:
+    """Return what `deploy` asks for where the endpoint serves another version."""
+    model = model_request(config, package)
+    settings = endpoint_config_request(config, endpoint, model["ModelName"])
+    name = settings["EndpointConfigName"]
+    return [
+        Call("sagemaker", "create_model", model),
+        Call("sagemaker", "create_endpoint_config", settings),
+        *(
+            Call("cloudwatch", "put_metric_alarm", alarm)
+            for alarm in alarm_requests(config, endpoint)
+        ),
+        Call("sagemaker", "create_endpoint", endpoint_request(config, endpoint, name)),
+        Call("sagemaker", "update_endpoint", update_request(config, endpoint, name)),
+    ]
+
+
+def deploy(aws: Aws, endpoint: str, package: str, terminal: Terminal) -> None:
+    """Have `endpoint` serve the model package, made or updated; return when that was asked for.
+
+    Everything it takes is named by what it says, so asking twice finds what is there.
+
+    Raises:
+        UserError: a driver that does not fit, or an endpoint that is changing right now.
+    """
+    config = aws.config
+    problem = driver_problem(config)
+    if problem:
+        raise UserError(problem)
+    found = aws.find("sagemaker", "describe_endpoint", {"EndpointName": endpoint})
+    model = model_request(config, package)
+    settings = endpoint_config_request(config, endpoint, model["ModelName"])
+    name = settings["EndpointConfigName"]
+    version = package.rpartition("/")[2]
+    if found and found["EndpointConfigName"] == name and found["EndpointStatus"] != "Failed":
+        terminal.say(f"{endpoint} serves version {version} already, or is about to")
+        return
+    _require_calm(endpoint, found)
+    ensure(aws, "model", {"ModelName": model["ModelName"]}, model, terminal)
+    ensure(aws, "endpoint_config", {"EndpointConfigName": name}, settings, terminal)
+    if found:
+        _remember(aws, name, previous=str(found["EndpointConfigName"]))
+    for alarm in alarm_requests(config, endpoint):
+        aws.call("cloudwatch", "put_metric_alarm", alarm)
+    if found is None:
+        request = endpoint_request(config, endpoint, name)
+        aws.call("sagemaker", "create_endpoint", request)
+        terminal.say(f"making {endpoint} with version {version} on {config.endpoint_instance}")
+    else:
+        aws.call("sagemaker", "update_endpoint", update_request(config, endpoint, name))
+        terminal.say(f"updating {endpoint} to version {version}; alarms undo it")
+
+
+def ensure(
+    aws: Aws, what: str, name: dict[str, str], request: dict[str, Any], terminal: Terminal
+) -> None:
+    """Make what `request` says unless a thing of that name is there."""
+    if aws.find("sagemaker", f"describe_{what}", name) is None:
+        aws.call("sagemaker", f"create_{what}", request)
+        terminal.say(f"made the {what.replace('_', ' ')} {next(iter(name.values()))}")
+
+
+def _require_calm(endpoint: str, found: dict[str, Any] | None) -> None:
+    if found and found["EndpointStatus"] == "Failed":
+        raise UserError(
+            f"{endpoint} has failed ({found.get('FailureReason', 'no reason')}) and takes no"
+            f" update; remove it with `alexmri aws delete {endpoint}`, then deploy again"
+        )
+    if found and found["EndpointStatus"] in BUSY:
+        raise UserError(
+            f"{endpoint} is {found['EndpointStatus']} and takes no change now; run the same command"
+            " again when it is InService"
+        )
+
+
+def _arn(aws: Aws, kind: str, name: str) -> str:
+    partition = aws.config.need("role").split(":")[1]
+    return f"arn:{partition}:sagemaker:{aws.region}:{aws.config.account}:{kind}/{name.lower()}"
+
+
+def _remember(aws: Aws, name: str, *, previous: str) -> None:
+    """Write on a configuration which one it replaces, before it does."""
+    request = {
+        "ResourceArn": _arn(aws, "endpoint-config", name),
+        "Tags": [{"Key": PREVIOUS, "Value": previous}],
+    }
+    aws.call("sagemaker", "add_tags", request)
+
+
+def tags_of(aws: Aws, kind: str, name: str) -> dict[str, str]:
+    """Return the tags of an endpoint-config (or another thing of SageMaker's)."""
+    request = {"ResourceArn": _arn(aws, kind, name)}
+    return {
+        each["Key"]: each["Value"] for each in aws.pages("sagemaker", "list_tags", request, "Tags")
+    }
+
+
+def describe_endpoint(aws: Aws, endpoint: str) -> dict[str, Any]:
+    """Return DescribeEndpoint; UserError where there is no such endpoint."""
+    found = aws.find("sagemaker", "describe_endpoint", {"EndpointName": endpoint})
+    if found is None:
+        raise UserError(
+            f"there is no endpoint {endpoint} in {aws.region}; `alexmri aws deploy` makes it"
+        )
+    return found
+
+
+def wait_in_service(aws: Aws, endpoint: str, wanted: str | None, terminal: Terminal) -> None:
+    """Wait until the endpoint rests.
+
+    Raises:
+        UserError: it failed, or an alarm has put back what served before.
+    """
+
+    def look() -> tuple[str, bool]:
+        state = str(describe_endpoint(aws, endpoint)["EndpointStatus"])
+        return f"[{state}]", state not in BUSY
+
+    wait_until(look, terminal)
+    found = describe_endpoint(aws, endpoint)
+    reason = str(found.get("FailureReason") or "see /aws/sagemaker/Endpoints/" + endpoint)
+    if found["EndpointStatus"] != "InService":
+        raise UserError(f"{endpoint} is {found['EndpointStatus']}: {reason}")
+    if wanted and found["EndpointConfigName"] != wanted:
+        raise UserError(
+            f"{endpoint} serves what it served before: the update was undone ({reason})"
+        )
+
+
+def config_name(aws: Aws, endpoint: str, package: str) -> str:
+    """Return the name of the configuration by which `endpoint` serves a model package."""
+    model = model_request(aws.config, package)["ModelName"]
+    return str(endpoint_config_request(aws.config, endpoint, model)["EndpointConfigName"])
+
+
+def rollback(aws: Aws, endpoint: str, terminal: Terminal) -> str:
+    """Have the endpoint serve what it served before; return the name of that configuration.
+
+    Raises:
+        UserError: nothing served before, it is gone, or the endpoint is changing right now.
+    """
+    found = describe_endpoint(aws, endpoint)
+    _require_calm(endpoint, found)
+    current = str(found["EndpointConfigName"])
+    previous = tags_of(aws, "endpoint-config", current).get(PREVIOUS)
+    if previous is None:
+        raise UserError(f"nothing served at {endpoint} before {current}")
+    name = {"EndpointConfigName": previous}
+    if aws.find("sagemaker", "describe_endpoint_config", name) is None:
+        raise UserError(f"{previous}, which served before, is gone; deploy a version instead")
+    # So that another rollback comes back here.
+    _remember(aws, previous, previous=current)
+    aws.call("sagemaker", "update_endpoint", update_request(aws.config, endpoint, previous))
+    terminal.say(f"{endpoint} goes back from {current} to {previous}")
+    return previous

@@ -1,0 +1,123 @@
+"""The command group `alexmri aws`, whose commands are only imported when they are asked for."""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from alexmri.aws.configuration import AwsConfig
+    from alexmri.aws.plan import Call, Run
+    from alexmri.aws.session import Aws
+
+# Command -> module of alexmri.aws.commands, in the order in which a newcomer needs them.
+COMMANDS = {
+    "policy": "setup",
+    "doctor": "setup",
+    "push": "setup",
+    "upload": "setup",
+    "metric-definitions": "jobs",
+    "train": "jobs",
+    "status": "jobs",
+    "logs": "jobs",
+    "stop": "jobs",
+    "download": "jobs",
+    "wandb-sync": "jobs",
+    "register": "registry",
+    "versions": "registry",
+    "approve": "registry",
+    "reject": "registry",
+    "compare": "registry",
+    "deploy": "endpoints",
+    "invoke": "endpoints",
+    "transform": "endpoints",
+    "rollback": "endpoints",
+    "delete": "endpoints",
+    "trace": "endpoints",
+    "pipeline": "pipeline",
+}
+
+
+class Account:
+    """What the commands of the group share: the configuration, read when it is first needed."""
+
+    def __init__(self, file: Path | None, options: Mapping[str, str]) -> None:
+        self._file, self._options = file, options
+
+    @cached_property
+    def config(self) -> "AwsConfig":
+        from alexmri.aws.configuration import read_configuration
+
+        return read_configuration(self._file, self._options)
+
+    @cached_property
+    def aws(self) -> "Aws":
+        from alexmri.aws.session import Aws
+
+        return Aws(self.config)
+
+
+class LazyGroup(click.Group):
+    """Imports the module of a command when the command is looked up."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"alexmri.aws.commands.{COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return command
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Add one option for each key of alexmri.toml."""
+        from alexmri.aws.configuration import AwsConfig, example
+
+        return [
+            *super().get_params(ctx),
+            *(
+                click.Option(
+                    [f"--{key.replace('_', '-')}", key],
+                    metavar=example(key),
+                    help=field.description,
+                    expose_value=True,
+                )
+                for key, field in AwsConfig.model_fields.items()
+            ),
+        ]
+
+
+@click.group(cls=LazyGroup)
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="configuration (default: alexmri.toml, where it is here); options win over it",
+)
+@click.pass_context
+def aws(context: click.Context, /, config_file: Path | None, **options: str | None) -> None:
+    """Take alexmri to Amazon SageMaker, and back: image, data, jobs, versions, endpoints.
+
+    Options before the command stand for keys of alexmri.toml. Every command is safe to run twice,
+    and --dry-run shows what a command would do, without asking AWS for anything.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    context.obj = Account(config_file, given)
+
+
+def dry_run_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give `command` the option --dry-run."""
+    return click.option(
+        "--dry-run", is_flag=True, help="print the requests as JSON, and ask AWS for nothing"
+    )(command)
+
+
+def show_plan(*steps: "Call | Run") -> None:
+    """Print what would be done."""
+    from alexmri.aws.plan import plan_text
+
+    click.echo(plan_text(steps))

@@ -1,0 +1,82 @@
+"""What the model registry is told of a version: plain dicts, made from what a training left."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from alexmri.aws.configuration import AwsConfig
+from alexmri.aws.endpoint_request import PICTURES
+
+# Figures that stand beside a version in the registry, for lists: name -> place in evaluation.json.
+FIGURES = ("accuracy", "macro_f1")
+LONGEST_VALUE = 256
+
+
+def group_request(config: AwsConfig) -> dict[str, Any]:
+    """Return CreateModelPackageGroup."""
+    return {
+        "ModelPackageGroupName": config.name,
+        "ModelPackageGroupDescription": "AlexNet on brain-MRI slices; research, not for diagnosis",
+        "Tags": config.tag_list(),
+    }
+
+
+def package_request(
+    config: AwsConfig,
+    *,
+    image: str,
+    model: str,
+    statistics: str | None,
+    metadata: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return CreateModelPackage, waiting for an approval.
+
+    Args:
+        image: REPOSITORY@sha256:…
+        model: S3 address of model.tar.gz.
+        statistics: S3 address of statistics.json, None where nothing was measured on test images.
+        metadata: who made it from what; see `registry.facts_of`.
+    """
+    instances = sorted({config.endpoint_instance, "ml.m5.xlarge", "ml.c5.xlarge"})
+    digest = image.partition("@")[2]
+    container = {"Image": image, "ModelDataUrl": model}
+    request: dict[str, Any] = {
+        "ModelPackageGroupName": config.name,
+        "ModelPackageDescription": f"training job {metadata.get('training_job', 'unknown')}",
+        "InferenceSpecification": {
+            "Containers": [container | ({"ImageDigest": digest} if digest else {})],
+            "SupportedContentTypes": [*PICTURES, "application/json"],
+            "SupportedResponseMIMETypes": ["application/json", "text/csv"],
+            "SupportedRealtimeInferenceInstanceTypes": instances,
+            "SupportedTransformInstanceTypes": [config.transform_instance],
+        },
+        "ModelApprovalStatus": "PendingManualApproval",
+        "Domain": "COMPUTER_VISION",
+        "Task": "IMAGE_CLASSIFICATION",
+        "CustomerMetadataProperties": {
+            key: value[:LONGEST_VALUE] for key, value in metadata.items()
+        },
+    }
+    if "git_revision" in metadata:
+        request["MetadataProperties"] = {
+            "CommitId": metadata["git_revision"],
+            "GeneratedBy": f"alexmri, training job {metadata.get('training_job', 'unknown')}",
+        }
+    if statistics:
+        quality = {"Statistics": {"ContentType": "application/json", "S3Uri": statistics}}
+        request["ModelMetrics"] = {"ModelQuality": quality}
+    return request
+
+
+def approval_request(package: str, status: str, reason: str | None) -> dict[str, Any]:
+    """Return UpdateModelPackage: `status` is Approved or Rejected."""
+    request = {"ModelPackageArn": package, "ModelApprovalStatus": status}
+    return request | ({"ApprovalDescription": reason} if reason else {})
+
+
+def package_arn(config: AwsConfig, region: str, version: str) -> str:
+    """Return the ARN of a version of our group, whose name SageMaker writes in small letters."""
+    if version.startswith("arn:"):
+        return version
+    partition = config.need("role").split(":")[1]
+    place = f"{region}:{config.account}:model-package/{config.name.lower()}"
+    return f"arn:{partition}:sagemaker:{place}/{version.removeprefix('v')}"

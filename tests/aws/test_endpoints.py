@@ -1,0 +1,275 @@
+"""Endpoints: made, updated with a way back, asked, traced, removed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alexmri.aws import follow
+from alexmri.aws.configuration import read_configuration
+from alexmri.aws.registry import facts_of
+from alexmri.aws.registry_request import group_request, package_request
+
+from .conftest import BUCKET, REVISION, Cloud, Run, client, error_of, put
+from .test_registry import DATA, FINGERPRINT, results_in, train
+
+AMI = "al2023-ami-sagemaker-inference-gpu-4-1"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "POLL_SECONDS", 0.01)
+
+
+@pytest.fixture
+def here(cloud: Cloud) -> None:
+    """moto knows no newer GPU than this one's."""
+    text = Path("alexmri.toml").read_text()
+    Path("alexmri.toml").write_text(f'{text}endpoint_instance = "ml.g4dn.xlarge"\n')
+
+
+@pytest.fixture
+def versions(cloud: Cloud, here: None, image: str, run: Run) -> None:
+    """Three versions, of which the first two are approved."""
+    config = read_configuration(None, {})
+    client("sagemaker").create_model_package_group(**group_request(config))
+    for number in (1, 2, 3):
+        job = train(image, f"alexmri-{number}")
+        described = client("sagemaker").describe_training_job(TrainingJobName=job)
+        facts = facts_of(described, results_in(Path(f"results-{number}")))
+        request = package_request(
+            config,
+            image=image,
+            model=described["ModelArtifacts"]["S3ModelArtifacts"],
+            statistics=None,
+            metadata=facts | {"git_revision": REVISION},
+        )
+        status = "Approved" if number < 3 else "PendingManualApproval"
+        client("sagemaker").create_model_package(**request | {"ModelApprovalStatus": status})
+    cloud.asked.clear()
+
+
+def updates(cloud: Cloud) -> None:
+    """Stand in for UpdateEndpoint, which moto lacks, by what moto has."""
+    sagemaker = client("sagemaker")
+
+    def update(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        found = sagemaker.describe_endpoint(EndpointName=body["EndpointName"])
+        sagemaker.delete_endpoint(EndpointName=body["EndpointName"])
+        sagemaker.create_endpoint(
+            EndpointName=body["EndpointName"], EndpointConfigName=body["EndpointConfigName"]
+        )
+        return 200, {"EndpointArn": found["EndpointArn"]}
+
+    cloud.answers["UpdateEndpoint"] = update
+
+
+def test_the_newest_approved_version_serves(cloud: Cloud, versions: None, run: Run) -> None:
+    done = run("--data-capture-percent", "10", "deploy")
+    (model,) = cloud.sent("CreateModel")
+    assert model["PrimaryContainer"]["ModelPackageName"].endswith(":model-package/alexmri/2")
+    (settings,) = cloud.sent("CreateEndpointConfig")
+    (variant,) = settings["ProductionVariants"]
+    assert variant["ModelName"] == model["ModelName"]
+    # The driver that CUDA 13 needs; without it the container ends without a line.
+    assert variant["InferenceAmiVersion"] == AMI
+    assert variant["ContainerStartupHealthCheckTimeoutInSeconds"] == 900
+    assert variant["ModelDataDownloadTimeoutInSeconds"] == 900
+    capture = settings["DataCaptureConfig"]
+    assert capture["InitialSamplingPercentage"] == 10
+    assert capture["DestinationS3Uri"] == f"s3://{BUCKET}/alexmri/capture/alexmri"
+    alarms = client("cloudwatch").describe_alarms()["MetricAlarms"]
+    assert {alarm["AlarmName"] for alarm in alarms} == {"alexmri-5xx", "alexmri-latency"}
+    assert {alarm["MetricName"] for alarm in alarms} == {"Invocation5XXErrors", "ModelLatency"}
+    assert "alexmri serves. It costs money until: alexmri aws delete alexmri" in done.stdout
+    # Again: nothing.
+    cloud.asked.clear()
+    again = run("--data-capture-percent", "10", "deploy")
+    assert "serves version 2 already" in again.stdout
+    assert not [each for each in cloud.targets() if each.startswith(("Create", "Update", "Put"))]
+
+
+def test_without_a_gpu_no_driver_is_asked_for(cloud: Cloud, versions: None, run: Run) -> None:
+    run("--endpoint-instance", "ml.m5.xlarge", "deploy")
+    (settings,) = cloud.sent("CreateEndpointConfig")
+    assert "InferenceAmiVersion" not in settings["ProductionVariants"][0]
+    assert "DataCaptureConfig" not in settings
+
+
+def test_an_update_has_a_way_back(cloud: Cloud, versions: None, run: Run) -> None:
+    updates(cloud)
+    run("deploy", "1")
+    run("deploy", "2")
+    (request,) = cloud.sent("UpdateEndpoint")
+    first, second = (each["EndpointConfigName"] for each in cloud.sent("CreateEndpointConfig"))
+    assert request["EndpointConfigName"] == second
+    deployment = request["DeploymentConfig"]
+    assert deployment["AutoRollbackConfiguration"] == {
+        "Alarms": [{"AlarmName": "alexmri-5xx"}, {"AlarmName": "alexmri-latency"}]
+    }
+    assert deployment["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"]["Type"] == (
+        "ALL_AT_ONCE"
+    )
+    assert f"goes back from {second} to {first}" in run("rollback").stdout
+    # And forth again.
+    assert f"goes back from {first} to {second}" in run("rollback").stdout
+    assert len(cloud.sent("UpdateEndpoint")) == 3
+    assert len(cloud.sent("CreateEndpointConfig")) == 2
+
+
+def test_an_update_that_alarms_undid_is_told(cloud: Cloud, versions: None, run: Run) -> None:
+    run("deploy", "1")
+    # It rolls back: in the end the endpoint serves what it served.
+    cloud.answer(
+        "UpdateEndpoint", {"EndpointArn": "arn:aws:sagemaker:us-east-1:1:endpoint/alexmri"}
+    )
+    told = error_of(run("deploy", "2", ok=False))
+    assert told.startswith("alexmri serves what it served before: the update was undone")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("deploy", "3"), "version 3 is PendingManualApproval; `alexmri aws approve 3`"),
+        (("deploy", "9"), "there is no version 9 of alexmri; `alexmri aws versions` lists"),
+        (("rollback",), "there is no endpoint alexmri in us-east-1; `alexmri aws deploy`"),
+        (("trace", "alexmri"), "there is no endpoint alexmri in us-east-1"),
+        (("--cuda", "14.0", "deploy", "1"), "has driver 580 (CUDA 13.0), the image is built for"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    cloud: Cloud, versions: None, run: Run, arguments: tuple[str, ...], words: str
+) -> None:
+    assert words in error_of(run(*arguments, ok=False))
+    assert not [each for each in cloud.targets() if each.startswith("Create")]
+
+
+def test_unapproved_only_when_told(cloud: Cloud, versions: None, run: Run) -> None:
+    run("deploy", "3", "--unapproved", "--detach")
+    (model,) = cloud.sent("CreateModel")
+    assert model["PrimaryContainer"]["ModelPackageName"].endswith("/3")
+
+
+def test_nothing_approved_nothing_deployed(cloud: Cloud, here: None, image: str, run: Run) -> None:
+    run("register", train(image))
+    assert "alexmri has no approved version; " in error_of(run("deploy", ok=False))
+
+
+def test_an_endpoint_that_changes_is_left_alone(cloud: Cloud, versions: None, run: Run) -> None:
+    state = {
+        "EndpointName": "alexmri",
+        "EndpointArn": "arn:aws:sagemaker:us-east-1:1:endpoint/alexmri",
+        "EndpointConfigName": "c",
+        "EndpointStatus": "Updating",
+    }
+    cloud.answer("DescribeEndpoint", state)
+    for command in ("deploy", "rollback"):
+        told = error_of(run(command, ok=False))
+        assert told.startswith("alexmri is Updating and takes no change now; run the same command")
+
+
+def test_a_failed_endpoint_says_why(cloud: Cloud, versions: None, run: Run) -> None:
+    run("deploy", "1", "--detach")
+    found = client("sagemaker").describe_endpoint(EndpointName="alexmri")
+    state = {key: value for key, value in found.items() if isinstance(value, str)}
+    failed = state | {"EndpointStatus": "Failed", "FailureReason": "no ping"}
+    creating = state | {"EndpointStatus": "Creating"}
+    cloud.answer("DescribeEndpoint", creating, creating, failed)
+    told = error_of(run("deploy", "1", ok=False))
+    assert told == "alexmri is Failed: no ping"
+    told = error_of(run("deploy", "1", ok=False))
+    assert told.startswith("alexmri has failed (no ping) and takes no update; remove it with")
+
+
+def test_invoke_prints_an_answer_for_each_file(cloud: Cloud, versions: None, run: Run) -> None:
+    run("deploy", "1", "--detach")
+    for name in ("a.png", "b.JPG"):
+        Path(name).write_bytes(b"picture")
+    cloud.asked.clear()
+    printed = [json.loads(line) for line in run("invoke", "a.png", "b.JPG").stdout.splitlines()]
+    assert [each["file"] for each in printed] == ["a.png", "b.JPG"]
+    # What moto answers.
+    assert printed[0]["answer"] == "body"
+    asked = [each for each in cloud.asked if "invocations" in each.target]
+    assert [each.size for each in asked] == [7, 7]
+    assert "is of no kind the endpoint takes" in error_of(run("invoke", "alexmri.toml", ok=False))
+
+
+def test_transform_asks_about_a_prefix_once(cloud: Cloud, versions: None, run: Run) -> None:
+    told = error_of(run("transform", f"s3://{BUCKET}/pictures", ok=False))
+    assert "there is nothing at" in told
+    put("pictures/a.png", b"x")
+    command = ("transform", f"s3://{BUCKET}/pictures", "--content-type", "image/png")
+    cloud.asked.clear()
+    done = run(*command)
+    (request,) = cloud.sent("CreateTransformJob")
+    assert request["BatchStrategy"] == "SingleRecord"
+    assert request["TransformInput"]["ContentType"] == "image/png"
+    assert request["TransformInput"]["SplitType"] == "None"
+    assert request["ModelName"] == cloud.sent("CreateModel")[0]["ModelName"]
+    answers = f"s3://{BUCKET}/alexmri/transform/{request['TransformJobName']}"
+    assert f"answers: {answers}" in done.stdout
+    run(*command)
+    assert len(cloud.sent("CreateTransformJob")) == 1
+    wrong = run("--transform-instance", "ml.g5.xlarge", *command, ok=False)
+    assert "too old for CUDA 13.0; take one without" in error_of(wrong)
+
+
+def test_delete_lists_what_costs_and_removes_all_of_it(
+    cloud: Cloud, versions: None, run: Run
+) -> None:
+    updates(cloud)
+    run("deploy", "1")
+    run("deploy", "2")
+    run("deploy", "1", "--endpoint", "alexmri-other", "--detach")
+    sagemaker = client("sagemaker")
+    refused = run("delete", "alexmri", input="n\n", ok=False)
+    assert refused.exit_code == 1
+    assert "endpoint alexmri: 1 x ml.g4dn.xlarge by the hour" in refused.stdout
+    assert len(sagemaker.list_endpoints()["Endpoints"]) == 2
+    done = run("delete", "alexmri", "--yes")
+    assert done.stdout.count("removed ") == 6
+    assert f"what remains: s3://{BUCKET}/alexmri/capture/alexmri" in done.stdout
+    (left,) = sagemaker.list_endpoints()["Endpoints"]
+    assert left["EndpointName"] == "alexmri-other"
+    (settings,) = sagemaker.list_endpoint_configs()["EndpointConfigs"]
+    assert settings["EndpointConfigName"].startswith("alexmri-other-")
+    alarms = client("cloudwatch").describe_alarms()["MetricAlarms"]
+    assert {each["AlarmName"].rpartition("-")[0] for each in alarms} == {"alexmri-other"}
+    assert run("delete", "alexmri", "--yes").stdout == "there is nothing of alexmri\n"
+
+
+# --- trace
+
+
+def test_from_an_endpoint_to_the_data_in_one_command(
+    cloud: Cloud, versions: None, image: str, run: Run
+) -> None:
+    run("deploy", "1", "--detach")
+    found = json.loads(run("trace", "alexmri", "--json").stdout)
+    assert found["image_digest"] == image.partition("@")[2]
+    assert found["git_revision"] == REVISION
+    assert found["data_fingerprint"] == FINGERPRINT
+    assert found["data"] == DATA
+    assert found["data_upload"] == "0123456789abcdef"
+    assert found["training_job"] == "alexmri-1"
+    assert found["version"].endswith("model-package/alexmri/1 (Approved)")
+    assert found["test_macro_f1"] == "0.9000 from 0.8800 to 0.9200"
+    assert found["doubts"] == {}
+    lines = run("trace", "alexmri").stdout.splitlines()
+    assert f"git revision            {REVISION}" in lines
+
+
+def test_a_link_that_does_not_hold_is_said(
+    cloud: Cloud, versions: None, image: str, run: Run
+) -> None:
+    run("deploy", "1", "--detach")
+    run("reject", "1")
+    client("ecr").batch_delete_image(
+        repositoryName="alexmri", imageIds=[{"imageDigest": image.partition("@")[2]}]
+    )
+    result = run("trace", "alexmri", ok=False)
+    assert result.exit_code == 1
+    assert "! it serves, but is Rejected" in result.stdout
+    assert "! the image is gone from ECR: only the registry tells it" in result.stdout
