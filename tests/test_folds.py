@@ -183,8 +183,8 @@ def test_people_are_kept_together_where_they_are_known(
 ) -> None:
     settings = resolve([Layer("test", {})]).settings
     root = make_images("a/scan1.png", "a/scan2.png", "b/scan3.png", "b/scan4.png")
-    assert choose_split_by(root, settings, PlainTerminal()).split_by == "slice"
+    assert choose_split_by(root, settings, PlainTerminal()) == "slice"
     assert "folds are dealt slice by slice" in capsys.readouterr().out
-    told = settings.model_copy(update={"group_regex": r"scan(\d)"})
-    assert choose_split_by(root, told, PlainTerminal()).split_by == "subject"
+    for told in ({"group_regex": r"scan(\d)"}, {"groups": "inferred"}):
+        assert choose_split_by(root, settings.model_copy(update=told), PlainTerminal()) == "subject"
     assert capsys.readouterr().out == ""
