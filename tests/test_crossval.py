@@ -147,7 +147,7 @@ def test_stopped_in_a_fold_it_goes_on_and_ends_as_if_it_had_not_been(
 
     refused = crossval(few, out, "--seed", "1", "--learning-rate", "0.1")
     assert refused.returncode == 2
-    assert "learning_rate was 0.02, is 0.1" in refused.stderr
+    assert "learning_rate was 0.001, is 0.1" in refused.stderr
     assert "seed was 0, is 1" in refused.stderr
 
     resumed = crossval(few, out)
