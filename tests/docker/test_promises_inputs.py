@@ -123,7 +123,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Channel], dict[str, str], list[str]]] 
     "RecordIO": (
         lambda folder: Channel(folder, record_wrapper="RecordIO"),
         {},
-        ["train", "augmented manifest", "File or FastFile"],
+        ["train", "RecordIO", "File or FastFile"],
     ),
     "a prefix without objects": (Channel, {}, ["train", "check the channel's S3 address"]),
     "an unknown hyperparameter": (
