@@ -24,7 +24,7 @@ export ALEXMRI_DEMO_DATA = $(if $(DATA),0,1)
 export BASE_IMAGE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-docker train-venv serve serve-docker serve-venv image base-image test test-docker conformance conformance-clients lint lock bench clean
+.PHONY: help setup train train-docker train-venv serve serve-docker serve-venv image base-image test test-docker conformance conformance-clients aws-requests lint lock bench clean
 
 help:  ## print this help
 	@echo "alexmri: AlexNet on brain-MRI slices. Research software, not a diagnostic device."
@@ -98,7 +98,12 @@ conformance-clients: image $(SDK2)/.installed $(SDK3)/.installed
 	  failed=$$?; docker network rm sagemaker-local >/dev/null 2>&1; exit $$failed
 
 clients-sdk2 clients-sdk3: clients-%:
-	@.venv-$*/bin/python -m pytest -p tests.promises tests/clients/test_low_level_client.py tests/clients/$*
+	@.venv-$*/bin/python -m pytest -p tests.promises tests/clients/test_low_level_client.py tests/clients/$* --ignore $(OWN_REQUESTS)
+
+# What `alexmri aws` asks of SageMaker, executed by SDK 2's local client.
+OWN_REQUESTS := tests/clients/sdk2/test_own_requests.py
+aws-requests: image $(SDK2)/.installed
+	@IMAGE=$${IMAGE:-alexmri} $(SDK2)/bin/python -m pytest -p tests.promises $(OWN_REQUESTS)
 
 lint: $(VENV)/.developing  ## check style, types and which module may import which
 	$(BIN)/ruff check .
