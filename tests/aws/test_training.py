@@ -185,7 +185,9 @@ def test_a_failure_is_told_with_its_reason(cloud: Cloud, run: Run) -> None:
     assert "reason: AlgorithmError: no images in A" in run("status", "j").stdout
 
 
+# Ctrl-C counts here even where whoever started the tests ignores it, as a shell does for `&`.
 SCRIPT = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "from alexmri.aws import follow; follow.POLL_SECONDS = 0.05; "
     "from alexmri.cli import main; main()"
 )
