@@ -7,7 +7,7 @@ from typing import Any
 from alexmri.evaluation.words import figure, lead
 
 # Accuracies closer than this are called alike: two test sets of 30 people differ by as much
-# (dataset.md, section 2: 0.04 from one such set to the next).
+# (on the public slices by 0.04 from one such set to the next).
 NEAR = 0.05
 # Below this, bootstrap intervals over people come out too narrow to be left without a word.
 FEW_PEOPLE = 50
