@@ -58,7 +58,7 @@ def show_pooled(evaluation: Mapping[str, Any]) -> None:
 
 
 def _baselines(measured: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    titles = {"majority": "always the commonest class", "nearest_neighbour": "look-up"}
+    titles = {"majority": "majority class", "nearest_neighbour": "look-up"}
     found = measured["baselines"]
     return [(title, found[name]) for name, title in titles.items() if found[name]]
 
