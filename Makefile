@@ -80,7 +80,7 @@ serve-venv: $(VENV)/.installed
 	$(BIN)/alexmri serve "$(MODEL)" --port $(or $(PORT),8080)
 
 test: $(VENV)/.developing  ## run the tests, with coverage of the package
-	$(BIN)/pytest --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal --cov --cov-report=term --cov-fail-under=90
 	@echo "The tests of the image need a Docker engine and minutes: make test-docker"
 
 test-docker: $(VENV)/.developing

@@ -115,7 +115,7 @@ class Load:
         self._request = job.request()
         self._poll = select.epoll()
         self._by_number: dict[int, Connection] = {}
-        self._idle: list[Connection] = []
+        self._idle: deque[Connection] = deque()
         self._waiting: deque[float] = deque()
         self.tally = Tally()
 
@@ -157,12 +157,16 @@ class Load:
                 self._on_answer(self._by_number[number])
 
     def _start(self, arrived: float) -> None:
-        """Send a request on an idle connection, else on a new one, else put it in the queue."""
+        """Send a request on an idle connection, else on a new one, else put it in the queue.
+
+        The one that has rested longest, as if each belonged to another client. The one that rested
+        least is one that was just refused, by a process that is full, while others have room.
+        """
         if not self._idle and len(self._by_number) >= self._job.connections:
             self._waiting.append(arrived)
             return
         try:
-            connection = self._idle.pop() if self._idle else self._connect()
+            connection = self._idle.popleft() if self._idle else self._connect()
         except OSError as error:
             self.tally.errors[f"connect: {type(error).__name__}"] += 1
             return

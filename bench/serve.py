@@ -54,9 +54,9 @@ class Effort:
     rounds: int = 3
     # A slow peer with 64 connections needs most of a second before every one had its first answer.
     warmup: float = 1.0
-    load: float = 2.5
+    load: float = 2.25
     search: bool = True
-    search_load: float = 2.0
+    search_load: float = 1.5
     costs: float = 3.0
     full_load: float = 6.0
     overload: float = 60.0

@@ -6,7 +6,7 @@ from typing import Any
 from alexmri.evaluation import metrics
 from alexmri.evaluation.card import model_card
 
-from .test_report import APART, CLASSES, NOBODY, UNKNOWN, facts, predictions
+from .report_facts import APART, CLASSES, NOBODY, UNKNOWN, facts, predictions
 
 SETTINGS = {
     "split_ratios": [0.7, 0.15, 0.15],

@@ -2,14 +2,11 @@
 
 import json
 import os
-import socket
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from alexmri.contract.barrier import Gathering, wait_for_first
 from alexmri.contract.delivery import check_delivery
 from alexmri.contract.hosts import Hosts, read_hosts
 from alexmri.contract.paths import Paths, checkpoint_folder
@@ -66,38 +63,30 @@ def test_hosts_that_make_no_sense(tmp_path: Path, content: Any, words: str) -> N
 def test_channels_that_are_no_files_are_refused(tmp_path: Path, said: Any, words: str) -> None:
     (tmp_path / "train").mkdir()
     with pytest.raises(UserError, match=words):
-        check_delivery({"train": said}, tmp_path, Hosts())
+        check_delivery({"train": said}, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", "../train", "t" * 65, "a\0b", "t" * 5000])
 def test_a_channel_by_a_name_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="a name has 1 to 64 letters"):
-        check_delivery({name: {}}, tmp_path, Hosts())
+        check_delivery({name: {}}, tmp_path)
 
 
 def test_pipes_and_augmented_manifests_are_also_known_by_sight(tmp_path: Path) -> None:
     line = json.dumps({"source-ref": "s3://bucket/1.png", "class": 0})
     write(tmp_path / "a" / "train" / "train.manifest", line + "\n" + line)
     with pytest.raises(UserError, match="'train' is an augmented manifest"):
-        check_delivery({}, tmp_path / "a", Hosts())
+        check_delivery({}, tmp_path / "a")
     (tmp_path / "b").mkdir()
     os.mkfifo(tmp_path / "b" / "train_0")
     with pytest.raises(UserError, match="'train' comes in Pipe mode"):
-        check_delivery({}, tmp_path / "b", Hosts())
-
-
-def test_shards_are_for_one_host(tmp_path: Path) -> None:
-    (tmp_path / "train").mkdir()
-    sharded = {"train": {"TrainingInputMode": "File", "S3DistributionType": "ShardedByS3Key"}}
-    check_delivery(sharded, tmp_path, Hosts())
-    with pytest.raises(UserError, match=r"ShardedByS3Key.*3 hosts.*FullyReplicated"):
-        check_delivery(sharded, tmp_path, THREE)
+        check_delivery({}, tmp_path / "b")
 
 
 def test_a_channel_without_its_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     with pytest.raises(UserError, match="names the channel 'validation', but there is no folder"):
-        check_delivery({"train": {}, "validation": {}, "code": {}}, tmp_path, Hosts())
+        check_delivery({"train": {}, "validation": {}, "code": {}}, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -157,29 +146,3 @@ def test_what_no_environment_can_hold_is_left_out(tmp_path: Path) -> None:
     given = {"a=b": "1", "zero": '"\\u0000"', "long": "x" * 200_000}
     made = sm_environment(Paths(tmp_path), Hosts(), given, {}, {})
     assert not [name for name in made if name.startswith("SM_HP_")]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.mark.parametrize("failure", [None, "the data is odd"])
-def test_hosts_end_together(failure: str | None) -> None:
-    port = free_port()
-    hosts = Hosts("localhost", ("localhost", "other"))
-    heard: list[str | None] = []
-
-    def follow() -> None:
-        try:
-            wait_for_first(hosts, port)
-            heard.append(None)
-        except UserError as error:
-            heard.append(str(error))
-
-    follower = threading.Thread(target=follow)
-    follower.start()  # before the first host is there
-    Gathering(hosts, port).dismiss(failure, patience=30)
-    follower.join(30)
-    assert heard == [failure and f"localhost, which trains for all hosts, failed: {failure}"]

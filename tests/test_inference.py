@@ -13,11 +13,13 @@ from torch import nn
 from alexmri.data.pixels import Pixels, decode
 from alexmri.errors import UserError
 from alexmri.model.alexnet import AlexNet, build
-from alexmri.model.bundle import load_bundle, save_bundle
+from alexmri.model.bundle import load_bundle
 from alexmri.model.forward import Compute, choose_compute, predict_logits, to_input
 from alexmri.model.inference import InferenceNetwork, choose_inference
 from alexmri.model.predictor import Predictor
 from alexmri.model.unlike import UnlikeTraining, fit_unlike
+
+from . import bundles
 
 CPU = torch.device("cpu")
 FP32, BF16 = Compute(CPU, "fp32"), Compute(CPU, "bf16")
@@ -43,19 +45,7 @@ def network_of(image_size: int = 32, channels: int = 1) -> AlexNet:
 
 
 def save(folder: Path, network: AlexNet, unlike: UnlikeTraining | None = None) -> Path:
-    save_bundle(
-        folder,
-        network,
-        classes=CLASSES,
-        image_size=32,
-        channels=1,
-        dropout=0.5,
-        temperature=1.5,
-        facts={},
-        card="# card",
-        unlike=unlike,
-    )
-    return folder
+    return bundles.save(folder, network, CLASSES, unlike=unlike)
 
 
 def noise(count: int, image_size: int = 32, channels: int = 1) -> Pixels:
@@ -291,16 +281,6 @@ def test_heat_is_the_gradient_weighted_sum_of_the_last_block(tmp_path: Path) -> 
 
 def test_a_large_picture_in_colour_keeps_its_size(tmp_path: Path) -> None:
     network = network_of(288, 3)
-    save_bundle(
-        tmp_path,
-        network,
-        classes=CLASSES,
-        image_size=288,
-        channels=3,
-        dropout=0.5,
-        temperature=1.0,
-        facts={},
-        card="",
-    )
+    bundles.save(tmp_path, network, CLASSES, image_size=288, channels=3)
     png = Predictor.load(tmp_path).gradcam_png(noise(1, 288, 3)[0], 0)
     assert Image.open(io.BytesIO(png)).size == (288, 288)

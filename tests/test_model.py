@@ -10,10 +10,12 @@ import torch
 from alexmri.data.pixels import Pixels
 from alexmri.errors import UserError
 from alexmri.model.alexnet import AlexNet, build
-from alexmri.model.bundle import load_bundle, save_bundle
+from alexmri.model.bundle import load_bundle
 from alexmri.model.forward import Compute, choose_compute, predict_logits, to_input
 from alexmri.model.predictor import Predictor, log_softmax, ranked, softmax, subject_mean
 from alexmri.model.summary import summarise
+
+from . import bundles
 
 CPU = Compute(torch.device("cpu"), "fp32")
 CLASSES = ("Mild", "Moderate", "Non")
@@ -94,18 +96,7 @@ def test_fp16_on_a_cpu_is_refused() -> None:
 
 
 def save(folder: Path, network: AlexNet) -> Path:
-    save_bundle(
-        folder,
-        network,
-        classes=CLASSES,
-        image_size=32,
-        channels=1,
-        dropout=0.5,
-        temperature=2.0,
-        facts={"settings": {}},
-        card="# card",
-    )
-    return folder
+    return bundles.save(folder, network, CLASSES, temperature=2.0, facts={"settings": {}})
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alexmri.contract.deaths import OomCounter, cause_of_death, remedy
+from alexmri.contract.deaths import LOST_A_PEER, OomCounter, cause_of_death, remedy
 
 PATIENCE = 60
 PREPARE = """
@@ -20,7 +20,7 @@ hold_signals()
 from alexmri.contract.supervisor import Supervisor
 commands = [[sys.executable, "-c", script] for script in sys.argv[2:]]
 supervisor = Supervisor(commands, Path(sys.argv[1]))
-code = supervisor.run(os.environ)
+code = supervisor.run([os.environ] * len(commands))
 print("code", code, "stops", supervisor.stops, flush=True)
 """
 # A worker that works until a signal asks it to stop.
@@ -104,6 +104,22 @@ def test_one_death_ends_the_others(tmp_path: Path) -> None:
     line, failure = ended(tmp_path / "failure", OBEDIENT, "import os; os._exit(5)")
     assert line == "code 5 stops 0"
     assert "exit code 5" in failure
+
+
+@pytest.mark.parametrize("late", ["cause", "follower"])
+def test_who_lost_a_peer_is_not_the_cause(tmp_path: Path, late: str) -> None:
+    wait = {"cause": "", "follower": ""} | {late: "import time; time.sleep(0.5)\n"}
+    lost = wait["follower"] + f"import os; os._exit({LOST_A_PEER})"
+    died = wait["cause"] + "import os; os.kill(os.getpid(), 11)"
+    line, failure = ended(tmp_path / "failure", lost, died, lost)
+    assert line == "code 139 stops 0"
+    assert "killed by signal 11" in failure
+
+
+def test_who_lost_peers_elsewhere_tells_no_cause(tmp_path: Path) -> None:
+    line, failure = ended(tmp_path / "failure", *[f"import os; os._exit({LOST_A_PEER})"] * 2)
+    assert line == f"code {LOST_A_PEER} stops 0"
+    assert failure == ""
 
 
 def test_a_signal_that_comes_before_the_worker_listens_is_not_lost(tmp_path: Path) -> None:

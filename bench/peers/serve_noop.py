@@ -18,6 +18,7 @@ class Nothing:
 
     def __init__(self) -> None:
         self.model = self.telemetry = self.options = self
+        self.inside: set[object] = set()
 
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
@@ -25,6 +26,9 @@ class Nothing:
         environ["wsgi.input"].read()
         start_response("200 OK", HEADERS)
         return [ANSWER]
+
+    def is_full(self) -> bool:
+        return False
 
     def load_in_background(self, *details: Any) -> None: ...
 

@@ -68,6 +68,7 @@ Ratios = Annotated[tuple[float, float, float], BeforeValidator(_ratios)]
 OptionalText = Annotated[str | None, BeforeValidator(_nothing)]
 OptionalNumber = Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_nothing)]
 OptionalS3Address = Annotated[str | None, BeforeValidator(_nothing), AfterValidator(_s3_address)]
+OrAutomatic = BeforeValidator(lambda value: _nothing(value) or 0)
 OptionalCount = Annotated[Annotated[int, Field(ge=2)] | None, BeforeValidator(_nothing)]
 
 
@@ -155,6 +156,13 @@ class Settings(BaseModel):
 
     deterministic: bool = Field(
         False, description="on a GPU, only kernels that round alike in every run; slower"
+    )
+
+    workers_per_host: Annotated[int, OrAutomatic] = Field(
+        0,
+        ge=0,
+        le=64,
+        description="processes that train together on a host; 0 = one per GPU, one on a CPU",
     )
 
     checkpoint_every_epochs: int = Field(

@@ -34,6 +34,13 @@ class PlainTerminal:
         return items
 
 
+class SilentTerminal(PlainTerminal):
+    """Nothing at all: for workers whose first one speaks for them."""
+
+    def say(self, line: str) -> None:
+        pass
+
+
 class RichTerminal(PlainTerminal):
     """Plain lines with a progress bar below them, for a person at a terminal."""
 

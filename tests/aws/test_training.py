@@ -63,6 +63,7 @@ def test_the_request_says_all_of_it(cloud: Cloud, data: str, image: str, run: Ru
     options = (
         *("--wandb-secret", SECRET, "--subnets", "subnet-1", "--security-groups", "sg-1"),
         *("--tags", "team=mri", "--kms-key", "alias/k", "--training-instance", "ml.m5.xlarge"),
+        *("--training-instances", "4"),
     )
     done = run(*options, *TRAIN, "--optimizer", "adamw", "--deterministic")
     (request,) = cloud.sent("CreateTrainingJob")
@@ -97,6 +98,7 @@ def test_the_request_says_all_of_it(cloud: Cloud, data: str, image: str, run: Ru
     assert request["VpcConfig"] == {"SecurityGroupIds": ["sg-1"], "Subnets": ["subnet-1"]}
     assert request["OutputDataConfig"]["KmsKeyId"] == "alias/k"
     assert request["ResourceConfig"]["VolumeKmsKeyId"] == "alias/k"
+    assert request["ResourceConfig"]["InstanceCount"] == 4
     assert {"Key": "team", "Value": "mri"} in request["Tags"]
     assert {"Key": "alexmri:revision", "Value": REVISION} in request["Tags"]
     assert {"Key": "alexmri:data-training", "Value": "0123456789abcdef"} in request["Tags"]

@@ -27,7 +27,9 @@ class Channel:
     FastFile: the same path is a read-only mount; whether inputdataconfig.json then says "FastFile"
     or "File" differs between SageMaker's documents. Pipe: there is no folder, but a FIFO NAME_0 for
     the first epoch; nobody writes to it here, so that a container that opens it hangs.
-    FullyReplicated gives each host all objects, ShardedByS3Key every n-th one.
+    FullyReplicated gives each host all objects. ShardedByS3Key deals them out, and nobody says how:
+    here in the order of their keys, the last host getting twice as many as any other, so that a
+    host may lack a class.
     """
 
     source: Path
@@ -53,7 +55,8 @@ class Channel:
             return ["--volume", f"{self.source}:{ML}/input/data/{name}:ro"]
         objects = sorted(path for path in self.source.rglob("*") if path.is_file())
         if self.distribution == "ShardedByS3Key":
-            objects = objects[host::hosts]
+            share = len(objects) // (hosts + 1)
+            objects = objects[host * share : (host + 1) * share if host + 1 < hosts else None]
         for path in objects:
             copy = data / name / path.relative_to(self.source)
             copy.parent.mkdir(parents=True, exist_ok=True)

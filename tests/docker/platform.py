@@ -18,6 +18,7 @@ from typing import Literal
 
 from .checkpoint_sync import CheckpointSync
 from .container import Container, network, new_name, settings, volumes
+from .docker_helpers import call
 from .opt_ml import ML, Channel, configuration, give, write_documents
 
 REGION, ACCOUNT = "eu-west-1", "123456789012"
@@ -43,7 +44,8 @@ class TrainingJob:
     """CreateTrainingJob: starts when entered, as `with TrainingJob(…) as job`.
 
     Every host runs `docker run IMAGE train` as root, without a terminal and, being isolated,
-    without a network; several hosts reach one another by name, and nobody else. Of /opt/ml there
+    without a network; several hosts reach one another by name, and nobody else, the `slow` ones
+    only after `resolve`. Of /opt/ml there
     are input/config, with files of root's that all may read, input/data, model, output and, with
     `checkpoints`, the checkpoint folder. There is no output/data.
 
@@ -52,6 +54,7 @@ class TrainingJob:
         entrypoint, arguments: ContainerEntrypoint replaces the image's entry point, and no `train`
             follows; ContainerArguments replace `train`.
         hosts: their names, which the platform sorts by letters: algo-1, algo-10, algo-2.
+        slow: hosts whose names do not resolve at first.
         checkpoints: CheckpointConfig's S3Uri. What is there is copied to `checkpoint_path` before
             the start, and then see `CheckpointSync`.
         missing: configuration files that other platforms do not write.
@@ -67,6 +70,7 @@ class TrainingJob:
     entrypoint: Sequence[str] = ()
     arguments: Sequence[str] = ()
     hosts: Sequence[str] = ("algo-1",)
+    slow: Sequence[str] = ()
     checkpoints: Path | None = None
     checkpoint_path: str = f"{ML}/checkpoints"
     missing: Sequence[str] = ()
@@ -100,6 +104,15 @@ class TrainingJob:
     def disk(self, host: str = "algo-1") -> Path:
         """Return the folder that a host sees as /opt/ml."""
         return self.folder / host
+
+    def host(self, name: str) -> Container:
+        return self.containers[list(self.hosts).index(name)]
+
+    def resolve(self, host: str) -> None:
+        """Let the others find a slow host by its name from now on."""
+        container = self.host(host).name
+        call("docker", "network", "disconnect", self.name, container)
+        call("docker", "network", "connect", "--alias", host, self.name, container)
 
     @property
     def first(self) -> Container:
@@ -179,7 +192,9 @@ class TrainingJob:
         A host's name is the one in resourceconfig.json: the system's own may be "aws" everywhere.
         """
         alone = len(self.hosts) == 1
-        reach = ["none"] if alone else [self.name, "--network-alias", host]
+        reach = ["none"] if alone else [self.name]
+        if not alone and host not in self.slow:
+            reach += ["--network-alias", host]
         user = ["--user", f"{self.user}:{self.user}"] if self.user else []
         variables = {**job_variables("TRAINING", self.name), **self.environment}
         return ["--hostname", "aws", "--network", *reach, *user, *settings(variables)]

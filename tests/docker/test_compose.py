@@ -3,7 +3,7 @@
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from .docker_helpers import Docker, Result, ask, call, copy_of_repository, write
 
 pytestmark = pytest.mark.docker
 FILES = ("-f", "docker-compose.yml", "-f", "docker-compose.cpu.yml")
+CLUSTER = ("-f", "docker-compose.cluster.yml")
 
 
 class Compose:
@@ -33,9 +34,11 @@ class Compose:
             "HOST_GID": str(self.user),
         }
 
-    def __call__(self, *arguments: str, check: bool = True) -> Result:
-        command = ("docker", "compose", *FILES, *arguments)
-        return call(*command, check=check, cwd=self.folder, env=self.environment)
+    def __call__(
+        self, *arguments: str, files: Sequence[str] = FILES, check: bool = True, **more: str
+    ) -> Result:
+        command = ("docker", "compose", *files, *arguments)
+        return call(*command, check=check, cwd=self.folder, env=self.environment | more)
 
 
 @pytest.fixture
@@ -74,6 +77,22 @@ def test_without_data_it_trains_on_demo_data_and_says_so(compose: Compose) -> No
     assert len(list((compose.folder / "data" / "demo").glob("*/*.jpg"))) == 1280
     model = json.loads((compose.folder / "runs" / "model" / "model.json").read_text("utf-8"))
     assert len(model["classes"]) == 4
+
+
+def test_two_hosts_train_one_model(compose: Compose) -> None:
+    write_slices(compose.folder / "data")
+    up = ("up", "--abort-on-container-exit")
+    try:
+        trained = compose(*up, files=CLUSTER, ARGS="--epochs 1 --batch-size 16")
+        hosts = compose("ps", "--all", "--quiet", files=CLUSTER).stdout.split()
+        assert call("docker", "wait", *hosts).stdout.split() == ["0", "0"]
+    finally:
+        compose("down", files=CLUSTER)
+    for rank, host in enumerate(("algo-1", "algo-2")):
+        assert f"{host} is host {rank} of algo-1, algo-2; workers: (1, 1)" in trained.stdout
+    report = compose.folder / "runs" / "output" / "data" / "report.html"
+    assert report.stat().st_uid == compose.user
+    assert (compose.folder / "runs" / "model" / "model.json").is_file()
 
 
 def test_both_files_are_valid_and_only_the_first_reserves_a_gpu(compose: Compose) -> None:

@@ -108,7 +108,7 @@ def test_a_disk_too_small_is_told_before_decoding(
     options = ("--tmpfs", "/tmp:size=8m", "--volume", f"{tmp_path}:/opt/ml")  # noqa: S108
     assert docker("run", "--rm", *options, image, "train", check=False).returncode == 2
     failure = (tmp_path / "output" / "failure").read_text(encoding="utf-8")
-    assert failure.startswith("the decoded images need ")
+    assert failure.startswith("the images need ")
     assert " MiB on disk, and /tmp/.cache/alexmri has 8 MiB; make room there, or name" in failure
     assert "ALEXMRI_CACHE_DIR" in failure
 

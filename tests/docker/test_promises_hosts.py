@@ -1,5 +1,7 @@
-"""What our image promises about jobs with several hosts: they end together, and with one model."""
+"""What our image promises about jobs with several hosts: one model, one end, one cause."""
 
+import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,31 +14,65 @@ pytestmark = [pytest.mark.docker, pytest.mark.promise]
 # The platform sorts them by letters: algo-1, algo-10, algo-2.
 HOSTS = ("algo-1", "algo-2", "algo-10")
 SETTINGS = {"epochs": "1", "batch_size": "16", "wandb_mode": "disabled"}
+LONG = SETTINGS | {"epochs": "300"}
+# From a death to the end of all hosts.
+DEATH_SECONDS = 15
 
 
 @pytest.fixture(scope="module")
 def three(
     image: str, slices: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[TrainingJob, JobEnd]]:
-    """A training on three hosts, each with all the data."""
+    """A training on three hosts, each with all the data; the first one's name is known late."""
     job = TrainingJob(
         image=image,
         folder=tmp_path_factory.mktemp("three"),
         channels={"train": Channel(slices)},
         hyperparameters=SETTINGS,
         hosts=HOSTS,
+        slow=["algo-1"],
     )
     with job:
+        for host in ("algo-10", "algo-2"):
+            job.host(host).wait_for("waiting for the first host algo-1")
+        job.resolve("algo-1")
         yield job, job.wait()
 
 
-def test_the_hosts_end_together(three: tuple[TrainingJob, JobEnd]) -> None:
-    """Hosts: the first of algo-1, algo-10, algo-2 trains, the others wait, all end with 0."""
+def make_two(image: str, folder: Path, slices: Path, **more: object) -> TrainingJob:
+    """A training on two hosts, too long to end by itself."""
+    return TrainingJob(
+        image=image,
+        folder=folder,
+        channels={"train": Channel(slices)},
+        hyperparameters=LONG,
+        hosts=("algo-1", "algo-2"),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def failures(job: TrainingJob, *hosts: str) -> set[str]:
+    return {
+        (job.disk(host) / "output" / "failure").read_text(encoding="utf-8")
+        for host in hosts or job.hosts
+    }
+
+
+def test_every_host_trains(three: tuple[TrainingJob, JobEnd]) -> None:
+    """Hosts: all of algo-1, algo-10, algo-2 train, ranked as listed, and end together with 0."""
     job, end = three
     assert list(job.hosts) == ["algo-1", "algo-10", "algo-2"]
     assert (end.status, list(end.codes)) == ("Completed", [0, 0, 0]), end.log
-    for host in ("algo-10", "algo-2"):
-        assert f"algo-1 trains for all 3 hosts; {host} waits for it" in end.log
+    for rank, host in enumerate(job.hosts):
+        assert f"{host} is host {rank} of algo-1, algo-10, algo-2; workers: (1, 1, 1)" in end.log
+    assert end.log.count("epoch=1; train_loss") == 1
+
+
+def test_a_slow_name_is_waited_for(three: tuple[TrainingJob, JobEnd]) -> None:
+    """Hosts: one whose name does not resolve yet is named, and waited for."""
+    _, end = three
+    assert end.status == "Completed", end.log
+    assert end.log.count("waiting for the first host algo-1 on port 7778 (") == 2
 
 
 def test_one_host_writes_the_model(three: tuple[TrainingJob, JobEnd]) -> None:
@@ -47,28 +83,65 @@ def test_one_host_writes_the_model(three: tuple[TrainingJob, JobEnd]) -> None:
     assert not list((job.disk("algo-2") / "model").iterdir())
 
 
-def test_the_hosts_fail_together(image: str, slices: Path, tmp_path: Path) -> None:
-    """Hosts: when the training dies on the first, the others end with its cause, and not with 0."""
-    job = TrainingJob(
-        image=image,
-        folder=tmp_path,
-        channels={"train": Channel(slices)},
-        hyperparameters=SETTINGS | {"epochs": "300"},
-        hosts=HOSTS,
-    )
-    with job:
-        job.first.worker("kill -9 $worker")
+def test_a_dead_worker_ends_all_hosts(image: str, slices: Path, tmp_path: Path) -> None:
+    """Hosts: a worker that dies on any of them ends all within 15 s, each with its cause."""
+    with make_two(image, tmp_path, slices) as job:
+        job.first.wait_for("epoch=1;")
+        job.host("algo-2").worker("kill -9 $worker")
+        died = time.time()
         end = job.wait()
+        last = max(container.wait().time for container in job.containers)
+    assert (end.status, list(end.codes)) == ("Failed", [137, 137]), end.log
+    (cause,) = failures(job)
+    assert cause.startswith("algo-2: the training was killed by signal 9"), end.log
+    assert last - died < DEATH_SECONDS
+
+
+def test_a_dead_host_ends_the_others(image: str, slices: Path, tmp_path: Path) -> None:
+    """Hosts: one that is killed ends the others within 15 s, and they name it."""
+    with make_two(image, tmp_path, slices) as job:
+        job.first.wait_for("epoch=1;")
+        job.host("algo-2").signal("KILL")
+        died = time.time()
+        end = job.wait()
+        last = max(container.wait().time for container in job.containers)
     assert end.status == "Failed"
     assert all(end.codes), end.log
-    for host in job.hosts:
-        failure = (job.disk(host) / "output" / "failure").read_text(encoding="utf-8")
-        assert "killed by signal 9" in failure
-        assert host == "algo-1" or failure.startswith("algo-1")
+    (cause,) = failures(job, "algo-1")
+    assert cause.startswith("algo-2 left without a word"), end.log
+    assert last - died < DEATH_SECONDS
 
 
-def test_shards_are_refused(image: str, slices: Path, tmp_path: Path) -> None:
-    """Hosts: ShardedByS3Key on several hosts is refused, with FullyReplicated as the remedy."""
+def test_a_stop_at_different_times(image: str, slices: Path, tmp_path: Path) -> None:
+    """Hosts: SIGTERM on all at different times leaves one checkpoint, a model, and 0 everywhere."""
+    (s3 := tmp_path / "s3").mkdir()
+    with make_two(image, tmp_path / "disks", slices, checkpoints=s3) as job:
+        job.first.wait_for("epoch=1;")
+        job.stopped_at = time.time()
+        job.host("algo-2").signal("TERM")
+        job.first.wait_for("SIGTERM: stopping")
+        job.first.signal("TERM")
+        end = job.wait()
+    assert (end.status, list(end.codes)) == ("Stopped", [0, 0]), end.log
+    assert "hurrying" not in end.log
+    assert list((job.disk("algo-1") / "checkpoints").glob("step-*.json"))
+    assert not list((job.disk("algo-2") / "checkpoints").glob("step-*"))
+    assert json.loads((job.disk() / "model" / "model.json").read_text(encoding="utf-8"))["classes"]
+    assert not any((job.disk(host) / "output" / "failure").exists() for host in job.hosts)
+    # One host goes on where two were stopped.
+    one = TrainingJob(
+        image=image,
+        folder=tmp_path / "one",
+        channels={"train": Channel(slices)},
+        hyperparameters=LONG,
+        checkpoints=s3,
+    )
+    with one:
+        one.first.wait_for("resuming at epoch")
+
+
+def test_shards(image: str, slices: Path, tmp_path: Path) -> None:
+    """Hosts: ShardedByS3Key, with uneven shards of which one lacks a class, is all the data."""
     job = TrainingJob(
         image=image,
         folder=tmp_path,
@@ -77,12 +150,12 @@ def test_shards_are_refused(image: str, slices: Path, tmp_path: Path) -> None:
         hosts=("algo-1", "algo-2"),
     )
     with job:
-        for container in job.containers:
-            container.wait_for("is ShardedByS3Key")
-        # Every host refuses by itself; the first one still waits a while for others to tell.
-        assert job.containers[1].wait().code == 2
-    failure = (job.disk("algo-2") / "output" / "failure").read_text(encoding="utf-8")
-    assert "use FullyReplicated" in failure
+        end = job.wait()
+    assert [path.name for path in (job.disk() / "input/data/train").iterdir()] == ["MildDemented"]
+    assert (end.status, list(end.codes)) == ("Completed", [0, 0]), end.log
+    assert "data: 48 images in 2 classes" in end.log
+    model = json.loads((job.disk() / "model" / "model.json").read_text(encoding="utf-8"))
+    assert model["classes"] == ["MildDemented", "NonDemented"]
 
 
 def test_shards_on_one_host_are_all_the_data(image: str, slices: Path, tmp_path: Path) -> None:
@@ -91,7 +164,7 @@ def test_shards_on_one_host_are_all_the_data(image: str, slices: Path, tmp_path:
         image=image,
         folder=tmp_path,
         channels={"train": Channel(slices, distribution="ShardedByS3Key")},
-        hyperparameters=SETTINGS | {"epochs": "300"},
+        hyperparameters=LONG,
     )
     with job:
         job.first.wait_for("data: 48 images in 2 classes")

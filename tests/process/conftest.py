@@ -4,13 +4,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from alexmri.data.phantom import write_demo_data
+
+if TYPE_CHECKING:
+    from .serving import Server
 
 REPOSITORY = Path(__file__).parents[2]
 # Seconds; far more than anything here needs, for machines under load.
@@ -86,3 +90,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Tree:
     assert result.returncode == 0, result.stdout + result.stderr
     tree.printed = result.stdout
     return tree
+
+
+@pytest.fixture(scope="module")
+def server(trained: Tree) -> Iterator["Server"]:
+    from .serving import serving  # which needs what is above
+
+    with serving(trained) as server:
+        seen = server.wait_until_ready()
+        # Connection refused (0) or not loaded yet (503), nothing else.
+        assert seen <= {0, 503}
+        yield server
+
+
+@pytest.fixture(scope="module")
+def slice_file(trained: Tree) -> Path:
+    return trained.root / "input" / "data" / "training" / "NonDemented" / "3 (1).jpg"

@@ -17,7 +17,7 @@ def test_a_run_killed_thirty_times_ends_in_the_same_bytes(tmp_path: Path) -> Non
         [*command, "--json", str(figures)],
         capture_output=True,
         text=True,
-        timeout=20 * MINUTES,
+        timeout=40 * MINUTES,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(figures.read_text(encoding="utf-8"))

@@ -178,6 +178,18 @@ def test_the_message_is_a_kilobyte_of_valid_utf8(tmp_path: Path) -> None:
     assert written.decode("utf-8").startswith(str(tmp_path))
 
 
+@pytest.mark.parametrize("options", [("--modle", "m"), ("m",), ("--test",)])
+def test_a_bad_option_ends_in_one_sentence_too(tmp_path: Path, options: tuple[str, ...]) -> None:
+    tree = Tree(tmp_path)
+    result = tree.run("evaluate", *options)
+    assert result.returncode == 2
+    written = (tree.root / "output" / "message").read_text(encoding="utf-8")
+    assert options[0] in written
+    assert written.endswith("evaluate --help lists the options")
+    assert written in result.stdout + result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+
+
 def test_sigterm_ends_it_and_leaves_nothing_behind(job: Tree) -> None:
     process = job.start("evaluate")
     temporary = Path(job.extra["TMPDIR"])

@@ -3,9 +3,6 @@
 import base64
 import http.client
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +14,11 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
+from ..browser import check_readable, show_as
 from .conftest import PATIENCE, Tree
-from .test_serve import Server, serving
+from .serving import Server
 
 CLASSES = {"MildDemented", "NonDemented"}
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-QUIET = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
-# WCAG 2.2, 1.4.3: contrast of a text with what is behind it.
-ENOUGH_CONTRAST = 4.5
-CONTRASTS = """
-const canvas = document.createElement("canvas").getContext("2d");
-const rgb = (colour) => {
-  canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
-  return canvas.getImageData(0, 0, 1, 1).data;
-};
-const luminance = (colour) => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {
-  const level = colour[i] / 255;
-  return sum + weight * (level <= 0.04045 ? level / 12.92 : ((level + 0.055) / 1.055) ** 2.4);
-}, 0);
-const behind = (element) => {
-  for (let e = element; e; e = e.parentElement) {
-    const colour = rgb(getComputedStyle(e).backgroundColor);
-    if (colour[3] === 255) return colour;
-  }
-  return rgb("white");
-};
-return [...document.body.querySelectorAll("*")].filter((e) => e.checkVisibility()
-    && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim())).map((e) => {
-  const [one, other] = [luminance(rgb(getComputedStyle(e).color)), luminance(behind(e))];
-  return [(Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05), e.textContent.trim()];
-});
-"""
 DROP = """
 const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0));
 const data = new DataTransfer();
@@ -88,29 +56,6 @@ class Page:
     def complaints(self) -> list[str]:
         """What the browser has to say since it was last asked, such as breaches of the policy."""
         return [entry["message"] for entry in self.browser.get_log("browser")]
-
-
-@pytest.fixture(scope="module")
-def server(trained: Tree) -> Iterator[Server]:
-    with serving(trained) as server:
-        server.wait_until_ready()
-        yield server
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    if not (CHROMIUM and DRIVER):
-        if os.environ.get("CI") == "true":
-            pytest.fail("the page is tested in Chromium: apt-get install chromium chromium-driver")
-        pytest.skip("Chromium is not here: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for argument in (*QUIET, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(argument)
-    browser = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield browser
-    browser.quit()
 
 
 @pytest.fixture
@@ -223,20 +168,11 @@ def test_a_dropped_picture_is_asked_about_and_its_name_is_only_text(
 def test_it_is_readable(
     page: Page, slices: list[Path], tmp_path: Path, width: int, scheme: str
 ) -> None:
-    run = page.browser.execute_cdp_cmd
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    run("Emulation.setDeviceMetricsOverride", size)
-    wish = [{"name": "prefers-color-scheme", "value": scheme}]
-    run("Emulation.setEmulatedMedia", {"features": wish})
+    show_as(page.browser, width, scheme)
     Image.effect_noise((64, 64), 120).save(tmp_path / "noise.png")
     page.choose(*slices[:2], tmp_path / "noise.png")
     page.find("summary")[0].click()
-    script = "return [document.documentElement.scrollWidth, window.innerWidth]"
-    wide, window = page.browser.execute_script(script)
-    assert wide <= window == width
-    contrasts = page.browser.execute_script(CONTRASTS)
-    assert len(contrasts) > 30
-    assert not [each for each in contrasts if each[0] < ENOUGH_CONTRAST]
+    check_readable(page.browser, width)
 
 
 def test_it_asks_nobody_but_its_server_and_keeps_to_its_policy(

@@ -1,4 +1,4 @@
-"""container/train as the first process of a job: stop signals, deaths, several hosts."""
+"""container/train as the first process of a job: stop signals and deaths."""
 
 import json
 import os
@@ -102,17 +102,3 @@ def test_pipe_mode_is_refused_with_what_to_use(tree: Tree) -> None:
     write_config(tree, "inputdataconfig.json", {"training": {"TrainingInputMode": "Pipe"}})
     assert tree.run("train").returncode == 2
     assert "Pipe mode, which has no files; use File or FastFile mode" in tree.failure
-
-
-def test_the_first_of_the_hosts_trains_and_the_others_end_with_it(tree: Tree) -> None:
-    names = ["127.0.0.1", "127.0.0.2"]
-    write_config(tree, "resourceconfig.json", {"current_host": names[0], "hosts": names})
-    other = Tree(tree.root.with_name("other"))
-    other.hyperparameters()
-    write_config(other, "resourceconfig.json", {"current_host": names[1], "hosts": names})
-    follower = other.start("train")
-    wait_for_line(follower, "127.0.0.1 trains for all 2 hosts; 127.0.0.2 waits for it")
-    assert tree.run("train", "--epochs", "none").returncode == 2
-    printed = follower.communicate(timeout=PATIENCE)[0]
-    assert follower.returncode == 2, printed
-    assert "127.0.0.1, which trains for all hosts, failed: setting 'epochs'" in other.failure

@@ -1,135 +1,22 @@
-"""container/serve and `alexmri serve` as processes: HTTP, limits, and the signal to stop."""
+"""container/serve and `alexmri serve` as processes: answers, start, end, several processes."""
 
 import base64
 import http.client
 import json
 import os
-import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from .conftest import PATIENCE, REPOSITORY, Tree
-
-# In which a platform expects the answer to a ping.
-PING_SECONDS = 2
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def received(connection: socket.socket) -> tuple[int, bytes]:
-    answer = http.client.HTTPResponse(connection)
-    answer.begin()
-    return answer.status, answer.read()
-
-
-def post(length: int) -> bytes:
-    """Return the head of a request for a picture."""
-    return (
-        b"POST /invocations HTTP/1.1\r\nHost: here\r\nContent-Type: image/png\r\n"
-        b"Content-Length: %d\r\n\r\n" % length
-    )
-
-
-class Server:
-    """A running server, asked one request per connection."""
-
-    def __init__(self, process: "subprocess.Popen[str]", port: int) -> None:
-        self.process = process
-        self.port = port
-
-    def connect(self, raw: bytes = b"", timeout: float = PATIENCE) -> socket.socket:
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
-        connection.sendall(raw)
-        return connection
-
-    def ping_in_time(self) -> int:
-        """Return the status of a ping, which the platform waits for no longer than this."""
-        raw = b"GET /ping HTTP/1.1\r\nHost: here\r\n\r\n"
-        with self.connect(raw, PING_SECONDS) as connection:
-            return received(connection)[0]
-
-    def ask(
-        self, path: str, body: object = None, content_type: str = "", **headers: str
-    ) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
-        sent = {"Content-Type": content_type} if content_type else {}
-        chunked = headers.get("Transfer-Encoding") == "chunked"
-        method = "GET" if body is None else "POST"
-        with closing(connection):
-            connection.request(method, path, body, sent | headers, encode_chunked=chunked)
-            answer = connection.getresponse()
-            return answer.status, answer.read()
-
-    def wait_until_ready(self) -> set[int]:
-        """Wait for a good ping; return the statuses seen before."""
-        seen: set[int] = set()
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.process.communicate()[0]
-            try:
-                status, _ = self.ask("/ping")
-            except OSError:
-                status = 0
-            if status == 200:
-                return seen
-            seen.add(status)
-            time.sleep(0.1)
-        raise AssertionError(f"no good ping; before: {seen}")
-
-
-@contextmanager
-def serving(tree: Tree, **environment: str) -> Iterator[Server]:
-    port = free_port()
-    own = Tree(tree.root, {"SAGEMAKER_BIND_TO_PORT": str(port), **environment})
-    with running(own.start("serve"), port) as server:
-        yield server
-
-
-@contextmanager
-def running(process: "subprocess.Popen[str]", port: int) -> Iterator[Server]:
-    server = Server(process, port)
-    try:
-        yield server
-    finally:
-        server.process.kill()
-        server.process.communicate()
-
-
-@pytest.fixture(scope="module")
-def server(trained: Tree) -> Iterator[Server]:
-    with serving(trained) as server:
-        seen = server.wait_until_ready()
-        # Connection refused (0) or not loaded yet (503), nothing else.
-        assert seen <= {0, 503}
-        yield server
-
-
-@pytest.fixture(scope="module")
-def single(trained: Tree) -> Iterator[Server]:
-    """A server of one process, whose threads can all be taken, and with little patience."""
-    with serving(trained, ALEXMRI_WORKERS="1", ALEXMRI_TIMEOUT_SECONDS="4") as server:
-        server.wait_until_ready()
-        yield server
-
-
-@pytest.fixture(scope="module")
-def slice_file(trained: Tree) -> Path:
-    return trained.root / "input" / "data" / "training" / "NonDemented" / "3 (1).jpg"
+from .conftest import PATIENCE, Tree
+from .serving import Server, free_port, running, serving
 
 
 def test_every_kind_of_request_gets_the_same_answer(
@@ -172,66 +59,6 @@ def test_the_answer_is_that_of_the_command_line(
     expected = by_command["predictions"][0]["probabilities"]
     # The command computes in float32, the server in the fastest arithmetic that agrees.
     assert by_server["predictions"][0]["probabilities"] == pytest.approx(expected, abs=0.02)
-
-
-@pytest.mark.parametrize("headers", [{}, {"Transfer-Encoding": "chunked"}])
-def test_a_client_that_sends_too_much_gets_the_reason(
-    server: Server, headers: dict[str, str]
-) -> None:
-    body = bytes(40_000_000)
-    status, content = server.ask(
-        "/invocations", iter([body]) if headers else body, "image/png", **headers
-    )
-    assert status == 413, content
-    assert json.loads(content)["error"]["code"] == "payload_too_large"
-
-
-def test_a_refusal_reaches_a_client_that_is_still_sending(server: Server) -> None:
-    status, content = server.ask("/invocations", bytes(20_000_000), "image/png", Accept="image/gif")
-    assert (status, json.loads(content)["error"]["code"]) == (406, "not_acceptable")
-
-
-def test_malformed_chunks_are_the_clients_fault(server: Server) -> None:
-    head = post(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
-    with server.connect(head + b"ZZ\r\nAA\r\n0\r\n\r\n") as connection:
-        status, content = received(connection)
-        assert (status, json.loads(content)["error"]["code"]) == (400, "bad_request")
-
-
-@pytest.mark.parametrize(
-    ("raw", "count"),
-    [
-        pytest.param(b"", 300, id="say nothing"),
-        pytest.param(post(100) + b"x", 300, id="send half a request"),
-        pytest.param(
-            b"GET /ping HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n", 70, id="do not close"
-        ),
-    ],
-)
-def test_ping_is_answered_whatever_clients(single: Server, raw: bytes, count: int) -> None:
-    with ExitStack() as stack:
-        crowd = [stack.enter_context(single.connect(raw)) for _ in range(count)]
-        if raw.startswith(b"GET"):
-            assert {received(connection)[0] for connection in crowd} == {200}
-        assert single.ping_in_time() == 200
-        if raw.startswith(b"POST"):
-            # Some had to be refused for that.
-            readable, _, _ = select.select(crowd, [], [], PATIENCE)
-            status, content = received(readable[0])
-            assert (status, json.loads(content)["error"]["code"]) == (429, "too_many_requests")
-
-
-def test_a_client_that_sends_a_byte_now_and_then_is_told_at_the_deadline(single: Server) -> None:
-    # Well before any single read would have lasted too long.
-    patience = time.monotonic() + 15
-    with single.connect(post(1000)) as connection:
-        while not select.select([connection], [], [], 0.1)[0]:
-            assert time.monotonic() < patience
-            connection.sendall(b"x")
-        status, content = received(connection)
-        assert (status, json.loads(content)["error"]["code"]) == (408, "request_timeout")
-        # What comes after is no request.
-        assert connection.recv(1) == b""
 
 
 def test_what_is_no_picture_is_told_without_a_path(server: Server, slice_file: Path) -> None:
@@ -284,27 +111,6 @@ def test_a_server_stopped_while_it_starts_ends_well(trained: Tree) -> None:
         printed, _ = server.process.communicate(timeout=PATIENCE)
         assert server.process.returncode == 0, printed
         assert "Traceback" not in printed
-
-
-def test_more_connections_than_files_end_no_process(trained: Tree) -> None:
-    port = free_port()
-    tree = Tree(trained.root, {"SAGEMAKER_BIND_TO_PORT": str(port), "ALEXMRI_WORKERS": "1"})
-    process = subprocess.Popen(
-        ["bash", "-c", 'ulimit -n 640; exec "$0"', str(REPOSITORY / "container" / "serve")],
-        env=tree.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    with running(process, port) as server:
-        server.wait_until_ready()
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        before = children.read_text()
-        with ExitStack() as stack:
-            for _ in range(700):
-                stack.enter_context(server.connect())
-        assert server.ask("/ping")[0] == 200
-        assert children.read_text() == before
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_server_with_the_reason(

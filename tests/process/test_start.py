@@ -1,10 +1,14 @@
 """What serve and preflight find out and say before torch is imported."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
+import pytest
+
 from ..fake_cuda import FakeCuda
-from .conftest import Tree
+from .conftest import PATIENCE, REPOSITORY, Tree
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "all"}
 
@@ -63,6 +67,30 @@ def test_preflight_tells_all_it_found_before_it_fails(tmp_path: Path) -> None:
     assert facts["channels"] == f"none in {tmp_path / 'ml' / 'input' / 'data'}"
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ml.g5.xlarge is a GPU instance, but ")
+
+
+@pytest.mark.parametrize("closed", ["input/data/training", "input/data"])
+def test_preflight_names_a_folder_it_may_not_read(tree: Tree, closed: str) -> None:
+    tree.extra |= NO_GPU
+    folder = tree.root / closed
+    folder.chmod(0)
+    # Root reads everything, unless these are taken away.
+    powers = "-dac_override,-dac_read_search"
+    command = ["setpriv", f"--inh-caps={powers}", f"--bounding-set={powers}"]
+    try:
+        result = subprocess.run(
+            [*(command if os.geteuid() == 0 else []), REPOSITORY / "container" / "preflight"],
+            env=tree.environment(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+    finally:
+        folder.chmod(0o755)
+    assert result.returncode == 2
+    assert "cards: " in result.stdout  # all it found, first
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: {folder} cannot be read by user ")
 
 
 def test_preflight_fails_where_a_gpu_is_required_and_none_is_there(tmp_path: Path) -> None:

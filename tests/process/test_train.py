@@ -133,11 +133,24 @@ def test_sigterm_before_torch_is_even_imported_ends_cleanly(tree: Tree) -> None:
     assert "stopped before the training began" in printed
 
 
+def wait_for_python_behind_env(process: "subprocess.Popen[str]") -> None:
+    """Wait until the `env` of the executable's first line has held SIGTERM and become Python.
+
+    The name alone is not enough: until it is replaced, the new process bears that of the one that
+    started it, Python too, which holds nothing back; `env` may, but is called `train`.
+    """
+    status = Path(f"/proc/{process.pid}/status")
+    while process.poll() is None:
+        facts = dict(line.split(":\t", 1) for line in status.read_text().splitlines())
+        held = int(facts["SigBlk"], 16) >> (signal.SIGTERM - 1) & 1
+        if held and facts["Name"].startswith("python"):
+            return
+    raise AssertionError(process.communicate()[0])
+
+
 def test_sigterm_while_python_itself_still_starts_is_not_lost(tree: Tree) -> None:
     process = tree.start("train")
-    name = Path(f"/proc/{process.pid}/comm")
-    while not name.read_text(encoding="utf-8").startswith("python"):
-        assert process.poll() is None  # it is still `env`, of the first line of the file
+    wait_for_python_behind_env(process)
     process.send_signal(signal.SIGTERM)
     printed = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0, printed

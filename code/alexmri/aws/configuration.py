@@ -75,6 +75,7 @@ class AwsConfig(BaseModel):
     )
 
     training_instance: Instance = Field("ml.g5.xlarge", description="instance that trains")
+    training_instances: int = Field(1, ge=1, le=100, description="how many train one model")
     processing_instance: Instance = Field(
         "ml.m5.xlarge", description="instance that audits and evaluates in a pipeline"
     )

@@ -97,19 +97,8 @@ def checkpoints(config: AwsConfig, *, image: str, data: str, settings: Mapping[s
 def audit_step(config: AwsConfig, image: str) -> Step:
     """Return the step that looks at the data before anything is trained on it."""
     command = ["alexmri", "audit", f"{PROCESSING}/data", "--json", f"{PROCESSING}/audit/audit.json"]
-    arguments = _processing(config, image, command)
-    arguments["ProcessingInputs"] = [_input("data", parameter("Data"))]
-    arguments["ProcessingOutputConfig"] = _output(config, "audit")
-    return {
-        "Name": "Audit",
-        "Type": "Processing",
-        "Arguments": arguments,
-        "PropertyFiles": [
-            {"PropertyFileName": "Audit", "OutputName": "audit", "FilePath": "audit.json"}
-        ],
-        "CacheConfig": CACHE,
-        "RetryPolicies": RETRY_JOB,
-    }
+    inputs = [_input("data", parameter("Data"))]
+    return _processing_step(config, image, "Audit", command, inputs, leaves="audit")
 
 
 def train_step(config: AwsConfig, image: str, settings: Mapping[str, str]) -> Step:
@@ -129,23 +118,36 @@ def train_step(config: AwsConfig, image: str, settings: Mapping[str, str]) -> St
 
 def evaluate_step(config: AwsConfig, image: str) -> Step:
     """Return the measurement of the trained model on the test data."""
-    arguments = _processing(config, image, ["evaluate"])
-    arguments["ProcessingInputs"] = [
+    inputs = [
         _input("model", {"Get": "Steps.Train.ModelArtifacts.S3ModelArtifacts"}),
         _input("test", parameter("Test")),
     ]
-    arguments["ProcessingOutputConfig"] = _output(config, "evaluation")
+    return _processing_step(config, image, "Evaluate", ["evaluate"], inputs, leaves="evaluation")
+
+
+def _processing_step(
+    config: AwsConfig,
+    image: str,
+    name: str,
+    command: list[str],
+    inputs: list[dict[str, Any]],
+    *,
+    leaves: str,
+) -> Step:
+    """Return a step that runs `command`; later steps read the JSON file it leaves."""
+    arguments = _processing(config, image, command)
+    arguments["ProcessingInputs"] = inputs
+    arguments["ProcessingOutputConfig"] = _output(config, leaves)
+    found = {
+        "PropertyFileName": leaves.capitalize(),
+        "OutputName": leaves,
+        "FilePath": f"{leaves}.json",
+    }
     return {
-        "Name": "Evaluate",
+        "Name": name,
         "Type": "Processing",
         "Arguments": arguments,
-        "PropertyFiles": [
-            {
-                "PropertyFileName": "Evaluation",
-                "OutputName": "evaluation",
-                "FilePath": "evaluation.json",
-            }
-        ],
+        "PropertyFiles": [found],
         "CacheConfig": CACHE,
         "RetryPolicies": RETRY_JOB,
     }

@@ -49,7 +49,7 @@ def training_job(
     output: dict[str, str] = {"S3OutputPath": config.address("jobs")}
     resources: dict[str, Any] = {
         "InstanceType": config.training_instance,
-        "InstanceCount": 1,
+        "InstanceCount": config.training_instances,
         "VolumeSizeInGB": config.volume_gb,
     }
     if config.kms_key:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from alexmri.contract.channels import NOT_DATA
-from alexmri.contract.hosts import Hosts
 from alexmri.errors import UserError
 
 FILES = "use File or FastFile mode with one folder of images per class"
@@ -17,12 +16,11 @@ CHANNEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 FIRST_LINE_BYTES = 65536
 
 
-def check_delivery(config: Mapping[str, Any], data: Path, hosts: Hosts) -> None:
+def check_delivery(config: Mapping[str, Any], data: Path) -> None:
     """Refuse channels that do not arrive as files.
 
     Raises:
-        UserError: Pipe mode, an augmented manifest, a channel without its folder, or a data set
-            that is dealt out over several hosts.
+        UserError: Pipe mode, an augmented manifest, or a channel without its folder.
     """
     for channel, said in config.items():
         if channel in NOT_DATA:
@@ -47,11 +45,6 @@ def check_delivery(config: Mapping[str, Any], data: Path, hosts: Hosts) -> None:
             )
         if "pipe" in spoken:
             raise _piped(channel)
-        if "shardedbys3key" in spoken and len(hosts.names) > 1:
-            raise UserError(
-                f"the channel '{channel}' is ShardedByS3Key, so that each of the"
-                f" {len(hosts.names)} hosts has only a part of it; use FullyReplicated"
-            )
     for path in sorted(data.iterdir()) if data.is_dir() else ():
         if path.is_fifo():
             raise _piped(path.name.rpartition("_")[0] or path.name)

@@ -49,11 +49,12 @@ def report_failure(error: BaseException, path: Path) -> int:
     return USER_ERROR_CODE if isinstance(error, UserError) else INTERNAL_ERROR_CODE
 
 
-def write_failure(cause: str, path: Path) -> None:
-    """Log a cause that is already in words, and write it to `path`."""
+def write_failure(cause: str, path: Path | None) -> None:
+    """Log a cause that is already in words, and write it to `path`, where one is given."""
     text = one_line(cause)
     print(f"error: {text}", file=sys.stderr, flush=True)
-    _write(text, path)
+    if path:
+        _write(text, path)
 
 
 def _write(text: str, path: Path) -> None:

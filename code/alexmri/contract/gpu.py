@@ -33,10 +33,11 @@ GPU_INSTANCE = re.compile(r"ml\.(g|gr|p)\d")
 
 @dataclass(frozen=True, slots=True)
 class Startup:
-    """What to print, and what to set for the process that imports torch."""
+    """What to print, what to set for the process that imports torch, and how many GPUs it has."""
 
     lines: tuple[str, ...]
     variables: dict[str, str]
+    gpus: int = 0
 
 
 def gpu_environment(environment: Mapping[str, str], paths: Paths) -> Startup:
@@ -105,7 +106,7 @@ def decide(gpu: Gpu, environment: Mapping[str, str], paths: Paths) -> Startup:
     if gpu.compat_is_on:
         path = gpu.variables["LD_LIBRARY_PATH"]
         lines.append(f"cuda-compat {gpu.compat} is switched on: LD_LIBRARY_PATH={path}")
-    return Startup(tuple(lines), dict(gpu.variables))
+    return Startup(tuple(lines), dict(gpu.variables), len(gpu.driver.cards))
 
 
 def required_by(environment: Mapping[str, str], paths: Paths) -> str | None:

@@ -1,11 +1,27 @@
 """Read a job's settings from where platforms put them: hyperparameters.json and the arguments."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from alexmri.contract.documents import read_object
 from alexmri.errors import UserError
-from alexmri.settings import Layer
+from alexmri.settings import Layer, Settings, environment_layer, resolve
+
+
+def read_settings_of_job(
+    arguments: Sequence[str], environment: Mapping[str, str], hyperparameters: Path
+) -> Settings:
+    """Return the settings of a job: arguments win over the environment, that over the file.
+
+    Raises:
+        UserError: unknown settings, or values that do not fit.
+    """
+    layers = [
+        read_arguments(arguments),
+        environment_layer(environment),
+        read_hyperparameters(hyperparameters),
+    ]
+    return resolve(layers).settings
 
 
 def read_hyperparameters(path: Path) -> Layer:

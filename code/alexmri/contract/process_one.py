@@ -1,69 +1,151 @@
-"""What `train` does as process 1 of a container: read the job, start the worker, end it well."""
+"""What `train` does as process 1 of a container: read the job, start the workers, end it well."""
 
+import contextlib
 import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from alexmri.contract.barrier import Gathering, wait_for_first
+from alexmri.contract.control_channel import End, Party
+from alexmri.contract.deaths import LOST_A_PEER
 from alexmri.contract.delivery import check_delivery
 from alexmri.contract.documents import read_object
-from alexmri.contract.failure import failure_text, report_failure
+from alexmri.contract.failure import failure_text, one_line, report_failure, write_failure
+from alexmri.contract.first_host import party_of
 from alexmri.contract.gpu import gpu_environment
 from alexmri.contract.hosts import Hosts, read_hosts
+from alexmri.contract.hyperparameters import read_settings_of_job
+from alexmri.contract.network import network_variables
 from alexmri.contract.paths import Paths, checkpoint_folder
-from alexmri.contract.signals import Stopped, StopRequest
-from alexmri.contract.sm_environment import sm_environment
-from alexmri.contract.supervisor import Supervisor
+from alexmri.contract.signals import STOPPING, WATCHED
+from alexmri.contract.sm_environment import MASTER_PORT, sm_environment
+from alexmri.contract.supervisor import ATTENTION_SECONDS, Supervisor
+from alexmri.contract.workers import Meeting, count_workers, meeting_on_one_host, places
 from alexmri.errors import UserError
 
 GRACE_VARIABLE = "ALEXMRI_STOP_GRACE_SECONDS"
 # A platform's sync of the checkpoints runs every few seconds, and not once more after the exit.
 GRACE_SECONDS = 10.0
-# How long a first host that is done waits for hosts that never called.
-LATECOMER_SECONDS = 30.0
 PARENT_VARIABLE = "ALEXMRI_PARENT"
+PORT_VARIABLE = "SM_MASTER_PORT"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What this host knows before its workers start.
+
+    Attributes:
+        hosts: the hosts of the job.
+        port: where the workers meet on the first host; the hosts talk on the next one.
+        workers: how many train on this host.
+        variables: what each of them finds in its environment.
+        grace_seconds: how long a platform gets to fetch the checkpoint after a stop.
+    """
+
+    hosts: Hosts
+    port: int
+    workers: int
+    variables: dict[str, str]
+    grace_seconds: float
 
 
 def run_as_process_one(
-    worker: Sequence[str], paths: Paths, environment: Mapping[str, str], say: Callable[[str], None]
+    arguments: Sequence[str],
+    paths: Paths,
+    environment: Mapping[str, str],
+    say: Callable[[str], None],
 ) -> int:
-    """Run the training job below `paths` by the command `worker`; return the exit code.
+    """Run the training job below `paths` with these settings; return the exit code.
 
-    On several hosts the first one trains and the others wait for it. `hold_signals` was called.
+    As many workers train on every host as `workers_per_host` says; the hosts begin, stop and end
+    together. `hold_signals` was called.
     """
-    gathering = None
+    party, plan = Party(), None
     try:
         forget(paths.failure)
         hosts = read_hosts(paths.resource_config)
-        if hosts and len(hosts.names) > 1 and hosts.rank == 0:
-            gathering = Gathering(hosts)
+        port = _port(environment)
+        party = party_of(hosts or Hosts(), port + 1, say)
         variables = read_job(paths, hosts, environment, say)
-        if hosts and hosts.rank:
-            return _follow(hosts, say)
+        settings = read_settings_of_job(arguments, variables, paths.hyperparameters)
         startup = gpu_environment(variables, paths)
         for line in startup.lines:
             say(line)
-        grace = _grace_seconds(environment, synced=checkpoint_folder(paths).is_dir())
+        plan = Plan(
+            hosts or Hosts(),
+            port,
+            count_workers(settings.workers_per_host, startup.gpus),
+            {**variables, **startup.variables},
+            _grace_seconds(environment, synced=checkpoint_folder(paths).is_dir()),
+        )
+        party.tell("ready", plan.workers)
     except Exception as error:
-        code = report_failure(error, paths.failure)
-        if gathering:
-            gathering.dismiss(failure_text(error), patience=LATECOMER_SECONDS)
-        return code
-    supervisor = Supervisor([worker], paths.failure)
-    code = supervisor.run({**variables, **startup.variables, PARENT_VARIABLE: str(os.getpid())})
-    if supervisor.overdue and _was_saved(checkpoint_folder(paths), supervisor.stopped_at):
+        party.tell("failed", report_failure(error, paths.failure), failure_text(error))
+    _listen(party, lambda: bool(party.workers or party.end))
+    if plan and not party.end:
+        _train(plan, arguments, paths, party, say)
+        _listen(party, lambda: bool(party.end))
+    party.leave()
+    return _conclude(party.end or End(), paths.failure)
+
+
+def _listen(party: Party, heard: Callable[[], bool]) -> None:
+    """Wait until something was heard; a stop that comes meanwhile is passed on to all hosts."""
+    while not heard():
+        came = signal.sigtimedwait(WATCHED, ATTENTION_SECONDS)
+        if came and came.si_signo in STOPPING:
+            party.asked_to_stop()
+        party.listen()
+
+
+def _train(
+    plan: Plan, arguments: Sequence[str], paths: Paths, party: Party, say: Callable[[str], None]
+) -> None:
+    """Run the workers of this host to their end, and tell the other hosts how that was."""
+    hosts, counts = plan.hosts, party.workers or (plan.workers,)
+    own, first = party.addresses
+    common = {**plan.variables, PARENT_VARIABLE: str(os.getpid())}
+    meeting = meeting_on_one_host()
+    if len(counts) > 1:
+        say(f"{hosts.current} is host {hosts.rank} of {', '.join(hosts.names)}; workers: {counts}")
+        meeting = Meeting(first, plan.port, None)
+        common |= network_variables(hosts, own, plan.variables)
+    supervisor = Supervisor([worker_command(arguments)] * plan.workers, paths.failure, party)
+    code = supervisor.run([common | its for its in places(counts, meeting, host=hosts.rank)])
+    # The first host alone has files that count.
+    leads = hosts.rank == 0
+    if leads and supervisor.overdue and _was_saved(checkpoint_folder(paths), supervisor.stopped_at):
         say("warning: the checkpoint is saved, but the report is not complete")
-        paths.failure.unlink(missing_ok=True)
         code = 0
-    if gathering:
-        patience = 0 if supervisor.stops else LATECOMER_SECONDS
-        gathering.dismiss(_told(paths.failure, code), patience=patience)
-    if supervisor.stops == 1 and code == 0 and grace:
-        say(f"waiting {grace:g} s, so that the platform can fetch the checkpoint")
-        supervisor.linger(grace)
-    return code
+    if leads and supervisor.stops == 1 and code == 0 and plan.grace_seconds:
+        say(f"waiting {plan.grace_seconds:g} s, so that the platform can fetch the checkpoint")
+        supervisor.linger(plan.grace_seconds)
+    if code in (0, 128 + signal.SIGINT):
+        party.tell("done", code)
+    elif code == LOST_A_PEER or (supervisor.overdue and not leads):
+        party.tell("lost")
+    else:
+        party.tell("failed", code, supervisor.cause)
+
+
+def _conclude(end: End, failure: Path) -> int:
+    """Leave the cause that all hosts tell, or none; return the exit code of the job."""
+    text = end.failure and one_line(end.failure)
+    if not text:
+        with contextlib.suppress(OSError):
+            failure.unlink(missing_ok=True)
+    elif not failure.is_file() or failure.read_text(encoding="utf-8") != text:
+        write_failure(text, failure)
+    return end.code
+
+
+def _port(environment: Mapping[str, str]) -> int:
+    given = environment.get(PORT_VARIABLE) or str(MASTER_PORT)
+    if not given.isdecimal() or not 1024 <= int(given) < 65535:
+        raise UserError(f"{PORT_VARIABLE} is '{given}'; give it a port from 1024 to 65534")
+    return int(given)
 
 
 def read_job(
@@ -83,7 +165,7 @@ def read_job(
             if found is None:
                 say(f"warning: {path} is missing: {meaning}")
     hosts, delivery = hosts or Hosts(), delivery or {}
-    check_delivery(delivery, paths.data, hosts)
+    check_delivery(delivery, paths.data)
     hyperparameters = read_object(paths.hyperparameters) or {}
     return sm_environment(paths, hosts, hyperparameters, delivery, environment)
 
@@ -102,18 +184,6 @@ def forget(told: Path) -> None:
         ) from None
 
 
-def _follow(hosts: Hosts, say: Callable[[str], None]) -> int:
-    """Wait for the first host; a stop signal ends the wait, and nothing is lost by that."""
-    say(f"{hosts.first} trains for all {len(hosts.names)} hosts; {hosts.current} waits for it")
-    with StopRequest().on(signal.SIGTERM, signal.SIGINT) as stop:
-        try:
-            with stop.interrupts(at=1):
-                wait_for_first(hosts)
-        except Stopped:
-            return 0 if stop.signal is signal.SIGTERM else 130
-    return 0
-
-
 def _grace_seconds(environment: Mapping[str, str], *, synced: bool) -> float:
     """A folder of checkpoints that was there before the job is one that somebody fetches."""
     given = environment.get(GRACE_VARIABLE)
@@ -126,12 +196,6 @@ def _grace_seconds(environment: Mapping[str, str], *, synced: bool) -> float:
     return seconds
 
 
-def _told(failure: Path, code: int) -> str | None:
-    if code == 0:
-        return None
-    return failure.read_text(encoding="utf-8") if failure.is_file() else f"exit code {code}"
-
-
 def _was_saved(checkpoints: Path, since: float | None) -> bool:
     return since is not None and any(
         path.stat().st_mtime >= since for path in checkpoints.glob("*.json")
@@ -139,5 +203,5 @@ def _was_saved(checkpoints: Path, since: float | None) -> bool:
 
 
 def worker_command(arguments: Sequence[str]) -> list[str]:
-    """Return the command of the process that trains."""
+    """Return the command of a process that trains."""
     return [sys.executable, "-m", "alexmri.training.worker", *arguments]

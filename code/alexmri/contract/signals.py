@@ -14,8 +14,9 @@ ANSWERS = {
 }
 
 
+STOPPING = frozenset({signal.SIGTERM, signal.SIGINT})
 # What the first process of a container passes on to its workers.
-PASSED_ON = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2})
+PASSED_ON = STOPPING | {signal.SIGUSR1, signal.SIGUSR2}
 WATCHED = PASSED_ON | {signal.SIGCHLD}
 
 
@@ -73,6 +74,15 @@ class StopRequest:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def join(self, number: int) -> None:
+        """Take over the request that came, as signal `number`, to a process one works with.
+
+        It is not counted: the same request is likely to come here too, and is no second one then.
+        """
+        if number and self.signal is None:
+            self.signal = signal.Signals(number)
+            self._since = time.monotonic()
 
     @contextmanager
     def interrupts(self, *, at: int) -> Iterator[None]:

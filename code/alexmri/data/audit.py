@@ -13,6 +13,7 @@ from PIL import Image
 from alexmri.data.audit_copies import Copy, Size, find_copies
 from alexmri.data.audit_people import misfiled, near_pairs
 from alexmri.data.audit_probe import LeakProbe, probe_leak, probed_rows
+from alexmri.data.audit_verdict import findings_in_words, verdict
 from alexmri.data.dataset import Dataset
 from alexmri.data.decode import read_image, shortened
 from alexmri.data.groups_inferred import infer_people
@@ -68,53 +69,16 @@ def audit(dataset: Dataset, settings: Settings) -> Audit:
         "inferred_people": {
             "people": int(inferred.person_N.max()) + 1,
             "confidence": round(inferred.confidence, 4),
+            "believed": inferred.believed,
         },
+        "groups_believed": people.believed if people else None,
         "subjects_shared": subjects_shared(dataset.split, people.subjects) if people else None,
     }
     skips = settings.on_bad_image == "skip"
     notes = warnings_of(dataset, left_out=skips, exact_copies=False)
-    document["warnings"] = [*notes, *_warnings(document)]
+    document["warnings"] = [*notes, *findings_in_words(document)]
     document = {"schema": document.pop("schema"), "verdict": verdict(document), **document}
     return Audit(document, {image.name: image.path for image in images})
-
-
-def verdict(found: Mapping[str, Any]) -> list[str]:
-    """Return what the findings mean, in plain sentences; the first says what a score measures."""
-    shared, people, probe = found["subjects_shared"], found["subjects"], found["leak_probe"]
-    if shared is None:
-        first = (
-            "Whether a score on this split measures recognition of people is unknown, because who"
-            " is on which image is unknown; where people have several images, expect that it does."
-        )
-    elif shared:
-        first = (
-            f"A score on this split measures recognition of people: {shared} of {people} people"
-            " have images in both training and test."
-        )
-    else:
-        first = (
-            "A score on this split does not measure recognition of people: none of the"
-            f" {people} people has images in both training and test."
-        )
-    said = [first]
-    if probe["slice"] is not None:
-        said.append(
-            "A look-up of the most similar training image, which has learned nothing of any"
-            f" disease, scores {probe['slice']:.3f} on a split image by image"
-            + (f", {probe['subject']:.3f} by person" if probe["subject"] is not None else "")
-            + (
-                f", and {probe['shuffled']:.3f} with labels shuffled between people."
-                if probe["shuffled"] is not None
-                else "."
-            )
-        )
-    faults = _warnings(found)
-    if found["skipped_images"]:
-        faults = [f"unreadable files: {len(found['skipped_images'])}", *faults]
-    said += [f"{fault[0].upper()}{fault[1:]}." for fault in faults]
-    if not faults:
-        said.append("No copies, no misfiled people and no unreadable files were found.")
-    return said
 
 
 def audit_document(dataset: Dataset, probe: LeakProbe) -> dict[str, Any]:
@@ -142,6 +106,11 @@ def warnings_of(dataset: Dataset, *, left_out: bool = True, exact_copies: bool =
     `left_out` and `exact_copies`: whether those are told here, or by whoever asks.
     """
     notes = list(dataset.split.notes)
+    if dataset.groups and not dataset.groups.believed:
+        notes.append(
+            f"people are told by {dataset.groups.found_by}: slices of one person probably stand as"
+            " several people, on both sides of the split"
+        )
     skipped = [f"{name} {reason}" for name, reason in dataset.store.skipped.items()]
     if skipped and left_out:
         whole = len(dataset.folder.images)
@@ -168,37 +137,6 @@ def warnings_of(dataset: Dataset, *, left_out: bool = True, exact_copies: bool =
         missing = [name for name, count in counts.items() if not count]
         if any(counts.values()) and missing:
             notes.append(f"no {split} image of class {', '.join(missing)}")
-    return notes
-
-
-def _warnings(found: Mapping[str, Any]) -> list[str]:
-    """Return one sentence per kind of finding among the pictures."""
-    notes = []
-    exact, near = found["exact_duplicates"], found["near_duplicates"]
-    copies = [pair for pair in near if pair["kind"] == "copy"]
-    alike = [pair for pair in near if pair["kind"] == "look-alike"]
-    for what, pairs in (("exact copies", exact), ("copies that were changed", copies)):
-        if pairs:
-            across = [
-                f"{sum(len(pair[key]) > 1 for pair in pairs)} across {key}"
-                for key in ("classes", "splits")
-            ]
-            notes.append(
-                f"{what}: {len(pairs)} ({', '.join(across)}), the first being"
-                f" {' = '.join(pairs[0]['paths'][:3])}"
-            )
-    if alike:
-        counts = found["near_duplicate_counts"]
-        notes.append(
-            "pairs of images of different classes or people that are nearly the same:"
-            f" {counts['suspicious']}, the first being {' and '.join(alike[0]['paths'])}"
-        )
-    if found["misfiled"]:
-        first = found["misfiled"][0]
-        notes.append(
-            f"people who stand in several classes or under several names: {len(found['misfiled'])};"
-            f" the first stray images are {', '.join(first['paths'][:3])}"
-        )
     return notes
 
 

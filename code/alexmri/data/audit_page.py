@@ -3,10 +3,9 @@
 import base64
 import io
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from alexmri.data.audit import Audit
 from alexmri.data.decode import read_image
+from alexmri.data.pages import page_templates
 
 # Findings of a kind that are shown, pictures per finding, and the longer side of a picture.
 SHOWN, PICTURES, THUMBNAIL = 40, 4, 176
@@ -25,13 +24,7 @@ def render_page(audit: Audit, *, title: str) -> str:
         image.save(file, "PNG")
         return base64.b64encode(file.getvalue()).decode()
 
-    environment = Environment(
-        loader=PackageLoader("alexmri", "data"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_templates()
     environment.filters["picture"] = picture
     return environment.get_template("audit.html").render(
         title=title, found=audit.document, shown=SHOWN, pictures=PICTURES

@@ -27,7 +27,7 @@ from alexmri.terminal import Terminal
 class Rows:
     """Some rows of an array, copied into memory only when asked for; indexed by slice or array."""
 
-    array_NCHW: Pixels
+    array_NCHW: PixelRows
     rows_N: NDArray[np.int64]
 
     def __len__(self) -> int:

@@ -58,7 +58,7 @@ def decode_all(
     sha256: list[str] = []
     enlarged: list[str] = []
     skipped: dict[str, str] = {}
-    _require_disk(array_path.parent, images * channels * image_size**2)
+    require_disk(array_path.parent, images * channels * image_size**2)
     with appearing(array_path) as temporary:
         shape = (images, channels, image_size, image_size)
         np.lib.format.open_memmap(temporary, "w+", np.uint8, shape).flush()
@@ -99,11 +99,12 @@ def _close_ranks(array_path: Path, readable: Sequence[bool]) -> None:
     pixels_NCHW.flush()
 
 
-def _require_disk(folder: Path, needed: int) -> None:
+def require_disk(folder: Path, needed: int) -> None:
+    """Raise UserError where `needed` bytes of images do not fit on the disk of `folder`."""
     free = free_disk_bytes(folder)
     if needed > free:
         raise UserError(
-            f"the decoded images need {size_text(needed)} on disk, and {folder} has"
+            f"the images need {size_text(needed)} on disk, and {folder} has"
             f" {size_text(free)}; make room there, or name a folder on a larger disk in"
             " ALEXMRI_CACHE_DIR"
         )

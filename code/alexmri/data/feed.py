@@ -23,15 +23,17 @@ class Feed:
     """The images and labels of a split.
 
     Images that fit are copied to the device once, as `uint8`, and batches are gathered there.
-    Others stay memory-mapped, and a thread reads batches ahead. The batches are the same.
+    Others stay memory-mapped, and a thread reads batches ahead. The batches are the same. So many
+    processes that are `sharing` a memory each take their part of what may be taken.
     """
 
-    def __init__(self, part: Part, device: torch.device) -> None:
+    def __init__(self, part: Part, device: torch.device, *, sharing: int = 1) -> None:
         self._device = device
         self._pixels = part.pixels_NCHW
         self._labels_N = torch.from_numpy(part.labels_N).to(device)
         one = part.pixels_NCHW[:1]
-        self.resident = len(part) * one.nbytes <= LARGEST_SHARE * _free_bytes(device)
+        free = _free_bytes(device) / (1 if device.type == "cuda" else sharing)
+        self.resident = len(part) * one.nbytes <= LARGEST_SHARE * free
         if self.resident:
             self._resident_NCHW = torch.from_numpy(part.pixels_NCHW[:]).to(device)
 

@@ -51,7 +51,7 @@ def discover(root: Path) -> Folder:
     if not root.is_dir():
         raise UserError(f"the data folder {root} does not exist; pass a folder of class folders")
     splits = _split_folders(root)
-    ignored = sum(1 for _ in _files(root, depth=0))
+    ignored = sum(1 for _ in files_below(root, depth=0))
     found: dict[str | None, Mapping[str, Path]]
     if not splits:
         found = {None: _class_folders(root)}
@@ -125,7 +125,7 @@ def _collect(root: Path, found: Mapping[str | None, Mapping[str, Path]], ignored
     for split, folders in found.items():
         for label, folder in folders.items():
             before = len(images)
-            for path in _files(folder):
+            for path in files_below(folder):
                 if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
                     ignored += 1
                     continue
@@ -165,7 +165,7 @@ def _folders(root: Path) -> list[Path]:
     return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _files(folder: Path, depth: int | None = None) -> Iterator[Path]:
+def files_below(folder: Path, depth: int | None = None) -> Iterator[Path]:
     """Yield the files below `folder`, each once even where links make a loop."""
     visited: set[str] = set()
     for current, folders, files in os.walk(folder, followlinks=True, onerror=_refuse_unreadable):

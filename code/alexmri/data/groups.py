@@ -19,10 +19,14 @@ _ADNI = re.compile(r".*?(?P<subject>\d{3}_S_\d{4,})(?![0-9]).*")
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """The person in each image (same order as the images) and how that was told."""
+    """The person in each image (same order as the images) and how that was told.
+
+    Not `believed` is what pixels tell with too little confidence.
+    """
 
     subjects: tuple[str, ...]
     found_by: str
+    believed: bool = True
 
     @property
     def count(self) -> int:

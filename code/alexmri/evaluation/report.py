@@ -1,13 +1,10 @@
 """Make one HTML page of an evaluation that says first what the number measures."""
 
 import base64
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
+from alexmri.data.pages import page_templates
 from alexmri.evaluation.verdict import compared, headline, verdict
 from alexmri.evaluation.words import figure, interval
 
@@ -24,19 +21,12 @@ def render_report(facts: Mapping[str, Any]) -> str:
     and only the splits that `counts` names are shown. Everything in it is escaped: class names are
     folder names. Raises jinja2.UndefinedError where a key is missing.
     """
-    environment = Environment(
-        loader=PackageLoader("alexmri", "evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_templates("evaluation")
     environment.filters |= {
         "figure": figure,
         "interval": interval,
         "shown": _shown,
-        "breakable": _breakable,
-        "base64": lambda png: base64.b64encode(png).decode(),
+        "base64": _base64,
         "compared": compared,
     }
     return environment.get_template("report.html").render(
@@ -80,9 +70,8 @@ def audit_findings(audit: Mapping[str, Any] | None, warnings: Sequence[str]) -> 
     return [*found, *(words for words in warnings if words.rstrip(".").lower() not in known)]
 
 
-def _breakable(name: str) -> Markup:
-    """Let a name be broken where its parts meet, so that no letters fall off on a telephone."""
-    return Markup("<wbr>").join(re.split(r"(?<=[a-z])(?=[A-Z])|(?<=[_/])", name))
+def _base64(png: bytes) -> str:
+    return base64.b64encode(png).decode()
 
 
 def _shown(value: Any) -> str:

@@ -71,7 +71,7 @@ def predict_logits(
     was_training = network.training
     network.eval()
     logits: list[Tensor] = []
-    for start in range(0, len(pixels_NCHW), BATCH):
+    for start in range(0, len(pixels_NCHW) or 1, BATCH):
         batch = torch.from_numpy(np.array(pixels_NCHW[start : start + BATCH]))
         with compute.autocast():
             logits.append(network(to_input(batch.to(compute.device))).float())

@@ -52,9 +52,12 @@ class Costs:
         full, rest = divmod(pictures, self.largest_batch)
         return full * self._seconds[-1] + self._seconds[rest]
 
-    def pictures_within(self, seconds: float) -> int:
-        """Return how many pictures, in largest batches, are computed in so many seconds."""
-        return int(seconds / self._seconds[-1] * self.largest_batch)
+    def pictures_within(self, seconds: float, besides: float = 0.0) -> int:
+        """Return for how many pictures, in largest batches, so many seconds are enough.
+
+        Each takes `besides` more than its part of the batch.
+        """
+        return int(seconds / (self._seconds[-1] / self.largest_batch + besides))
 
 
 class _Job:
@@ -83,6 +86,7 @@ class Batcher(Generic[Rows]):
         costs: how long `forward` takes.
         capacity: pictures that may wait or be computed; more are refused.
         delay_s: how long a batch that is not full waits for more.
+        prepare: called once by the model thread; there is no batcher before it is over.
         on_death: called once by the model thread when it can answer no more.
         on_batch: called after each batch with its pictures, its seconds, and the seconds for which
             each of its requests had waited.
@@ -96,6 +100,7 @@ class Batcher(Generic[Rows]):
         *,
         capacity: int,
         delay_s: float,
+        prepare: Callable[[], None] = lambda: None,
         on_death: Callable[[BaseException], None],
         on_batch: Callable[[int, float, Sequence[float]], None],
     ) -> None:
@@ -104,6 +109,7 @@ class Batcher(Generic[Rows]):
         self._forward = forward
         self._probe = probe
         self._delay_s = delay_s
+        self._prepare = prepare
         self._on_death = on_death
         self._on_batch = on_batch
         self._changed = threading.Condition(threading.Lock())
@@ -112,8 +118,10 @@ class Batcher(Generic[Rows]):
         self._running = 0
         self._running_until = 0.0
         self._inside = 0
+        self._prepared = threading.Event()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
+        self._prepared.wait()
 
     def ask(self, pixels_NCHW: Pixels, deadline: float) -> Rows:
         """Return the answers for one request, which must be there at `deadline` (monotonic clock).
@@ -147,12 +155,16 @@ class Batcher(Generic[Rows]):
             RequestError: 429.
         """
         if self._waiting + self._running >= self.capacity:
-            raise RequestError(
-                429,
-                "too_many_requests",
-                "the queue is full; try again later",
-                max(1, math.ceil(self.costs.seconds(self.capacity))),
-            )
+            raise self.refusal()
+
+    def refusal(self) -> RequestError:
+        """Return the error of a request for which there is no room: 429."""
+        return RequestError(
+            429,
+            "too_many_requests",
+            "the queue is full; try again later",
+            max(1, math.ceil(self.costs.seconds(self.capacity))),
+        )
 
     def _admit(self, job: _Job) -> None:
         self.check_room()
@@ -163,6 +175,10 @@ class Batcher(Generic[Rows]):
 
     def _run(self) -> None:
         try:
+            try:
+                self._prepare()
+            finally:
+                self._prepared.set()
             while True:
                 self._answer(self._take())
         except BaseException as error:

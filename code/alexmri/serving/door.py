@@ -14,18 +14,20 @@ from http import HTTPStatus
 from typing import Any
 
 from gunicorn.http.errors import ParseException
+from gunicorn.util import http_date
 
 from alexmri.serving.answers import Answer, Forecast, choose_type
 from alexmri.serving.codec import PixelBudget, read_records, to_pixels
 from alexmri.serving.request_error import RequestError, bad_request, too_large
 from alexmri.serving.served_model import ServedModel
+from alexmri.serving.states import State
 
 Environ = dict[str, Any]
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
 Application = Callable[[Environ, Any], Iterable[bytes]]
 
 CHUNK_BYTES = 2**16
-# Of the threads (gunicorn_conf.py); the others refuse, and answer pings.
+# Of the threads (gunicorn_conf.py); the others refuse.
 MOST_UNDER_WAY = 224
 STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 # What is wrong with a record itself; a batch transform goes on with the next one.
@@ -48,12 +50,13 @@ class Door:
         self.requests_under_way = 0
         self._others = others
         self._counting = threading.Lock()
+        # The requests whose body has come, by their connections, until the model has answered.
+        self.inside: set[object] = set()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         if path == "/ping" and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
-            status = STATUS_LINES[200 if self.model.is_up else 503]
-            start_response(status, [("Content-Length", "0")])
+            start_response(self._health(), [("Content-Length", "0")])
             return []
         if path == "/invocations" and environ["REQUEST_METHOD"] == "POST":
             with self._counting:
@@ -64,6 +67,36 @@ class Door:
                 with self._counting:
                     self.requests_under_way -= 1
         return self._others(environ, start_response)
+
+    def is_full(self) -> bool:
+        """Whether one more request is to be refused."""
+        model = self.model
+        if model.batcher is None or model.state is not State.READY:
+            return False
+        return len(self.inside) >= model.batcher.capacity
+
+    def pong(self) -> bytes:
+        """Return the whole answer to a ping."""
+        head = f"HTTP/1.1 {self._health()}\r\nDate: {http_date()}\r\nContent-Length: 0\r\n\r\n"
+        return head.encode()
+
+    def refuse_unread(self) -> bytes:
+        """Return, and note, the whole answer to a request that was not read: 429."""
+        assert self.model.batcher is not None  # noqa: S101 - it is full
+        request_id, error = uuid.uuid4().hex, self.model.batcher.refusal()
+        self.model.telemetry.request(
+            error.status, 0.0, (), {"request_id": request_id, "code": error.code}
+        )
+        content = error.encode(request_id)
+        head = (
+            f"HTTP/1.1 {STATUS_LINES[error.status]}\r\nDate: {http_date()}\r\n"
+            f"X-Request-Id: {request_id}\r\nContent-Type: application/json\r\n"
+            f"Retry-After: {error.retry_after_s}\r\nContent-Length: {len(content)}\r\n\r\n"
+        )
+        return head.encode() + content
+
+    def _health(self) -> str:
+        return STATUS_LINES[200 if self.model.is_up else 503]
 
     def _invoke(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         began = time.monotonic()
@@ -92,6 +125,8 @@ class Door:
             )
             status, code, content = 500, fault.code, fault.encode(request_id)
             headers.append(("Content-Type", "application/json"))
+        finally:
+            self.inside.discard(_connection(environ))
         headers.append(("Content-Length", str(len(content))))
         start_response(STATUS_LINES[status], headers)
         self.model.telemetry.request(
@@ -107,9 +142,13 @@ class Door:
         return [content]
 
     def _answer(self, environ: Environ, began: float, request_id: str) -> Answer:
-        predictor, batcher = self.model.require_ready()
+        connection = _connection(environ)
+        under_way = connection in self.inside
+        predictor, batcher = self.model.require_ready(under_way=under_way)
         explained = _wants_gradcam(environ)
         batcher.check_room()
+        if not under_way and self.is_full():
+            raise batcher.refusal()
         if self.requests_under_way > MOST_UNDER_WAY:
             raise RequestError(
                 429, "too_many_requests", "too many requests are under way; try again later", 1
@@ -120,6 +159,7 @@ class Door:
         with PixelBudget(deadline) as budget:
             try:
                 body = self._read(environ, deadline)
+                self.inside.add(connection)
                 records = read_records(environ.get("CONTENT_TYPE", ""), body, budget)
             except RequestError as error:
                 if error.status not in tolerated:
@@ -136,6 +176,7 @@ class Door:
             forecast = batcher.ask(pixels_NCHW, deadline)
         else:
             forecast = Forecast.of_nothing(len(bundle.classes))
+        self.inside.discard(connection)
         return Answer(
             model_version=bundle.version,
             request_id=request_id,
@@ -173,6 +214,11 @@ class Door:
         if expected is not None and len(body) < expected:
             raise _incomplete()
         return body
+
+
+def _connection(environ: Environ) -> object:
+    """Return what tells a request from the others under way: gunicorn's socket."""
+    return environ.get("gunicorn.socket", id(environ))
 
 
 def _wants_gradcam(environ: Environ) -> bool:

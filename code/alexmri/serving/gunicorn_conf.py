@@ -16,12 +16,14 @@ from alexmri.serving.states import Board
 
 _options = Options.of(os.environ)
 _cards = gpus(os.environ)
+# Of the master process; each worker may bind itself to fewer.
+_cores = sorted(os.sched_getaffinity(0))
 
 bind = f"0.0.0.0:{_options.port}"
 workers = process_count(_options, os.environ)
 worker_class = "alexmri.serving.worker.Worker"
-# A request holds a thread while it waits for its batch: as many as may be inside (192 at most), and
-# more to refuse the others, and answer pings, without a wait.
+# A request holds a thread while it waits for its batch: as many as may be inside (72), and
+# more to refuse the others without a wait.
 threads = 256
 backlog = 2048
 # Connections of a process, as far as the system lets it have files. A thread that waits for a
@@ -69,11 +71,10 @@ def pre_fork(server: Any, worker: Any) -> None:
 def post_fork(server: Any, worker: Any) -> None:
     """Share the cores, or give each process its GPU, before torch is imported."""
     os.environ["OMP_NUM_THREADS"] = str(_threads())
-    cores = sorted(os.sched_getaffinity(0))
     # Threads that hand requests to one another are quicker on one core: 820 answers per second
     # became 920 on two. Only where all cores are ours: else other containers may choose the same.
-    if len(cores) == workers:
-        os.sched_setaffinity(0, {cores[worker.place]})
+    if len(_cores) == workers:
+        os.sched_setaffinity(0, {_cores[worker.place]})
     if _cards:
         os.environ["CUDA_VISIBLE_DEVICES"] = _cards[worker.place % len(_cards)]
 
@@ -82,18 +83,23 @@ def post_worker_init(worker: Any) -> None:
     """Start loading the model; the port is open by now."""
     # A signal to stop may have come while the worker imported.
     if worker.alive:
-        worker.wsgi.model.load_in_background(BOARD, worker.place, _threads())
+        worker.wsgi.model.load_in_background(BOARD, worker.place, _threads(), _cores)
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Log the last requests."""
+    """Log the last requests, and end."""
     if worker.wsgi is not None:
         worker.wsgi.model.telemetry.flush()
+    if worker.booted and not worker.alive:
+        # A thread may be in the middle of PyTorch, loading the model say, and Python aborts when it
+        # takes such a thread down at its own end.
+        os._exit(0)
 
 
 def child_exit(server: Any, worker: Any) -> None:
     """Forget what the worker had told of itself, in the master process, however it ended."""
     BOARD.tell_connections(worker.place, BOARD.NO_MORE)
+    BOARD.tell_work(worker.place, 0.0)
     if METRICS in os.environ:
         from prometheus_client.multiprocess import mark_process_dead
 

@@ -1,19 +1,23 @@
 """The one model of a server process: loaded in the background, proven, warmed up, batched."""
 
+import bisect
+import gc
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from alexmri.contract.failure import log_failure
-from alexmri.contract.resources import cpu_cores
+from alexmri.contract.resources import cpu_cores, step_back
 from alexmri.data.pixels import Pixels
 from alexmri.serving.answers import Forecast
 from alexmri.serving.batcher import Batcher, Costs
+from alexmri.serving.cores import Cores, stay_on
 from alexmri.serving.options import Options
 from alexmri.serving.request_error import RequestError, too_late
 from alexmri.serving.states import Board, State
@@ -26,12 +30,17 @@ if TYPE_CHECKING:
 # A worker that leaves with this code makes gunicorn give up instead of starting it over and over.
 WORKER_CANNOT_START = 3
 # Beyond 64 a forward pass of this network gains little on a CPU (docs/serving.md has the table).
-BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+# A batch between two sizes is filled up: each size that oneDNN meets costs it 2.5 MB for good, and
+# the first batch of that size some ten milliseconds.
+BATCH_SIZES = (1, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32, 36, 40, 48, 64)
+# Of these the time is taken, and that of the others lies between: a start shall be short.
+TIMED_SIZES = (1, 2, 4, 8, 16, 32, 64)
 # Pictures inside the server, all processes together: with 64 clients that ask one after another
-# nothing is refused, and with any number of them an answer takes at most half as long again.
-INSIDE = 96
-# Where they take less than this, more; but fewer than threads, so that some are left to refuse.
-SECONDS_INSIDE, MOST_INSIDE = 0.03, 192
+# nothing is refused (connections are spread evenly enough), and with any number of them an answer
+# takes little longer.
+INSIDE = 72
+# Or as many as take this long, with what a picture costs beside its part of a forward pass.
+SECONDS_INSIDE, SECONDS_BESIDES = 0.03, 0.0005
 
 
 class ServedModel:
@@ -41,6 +50,8 @@ class ServedModel:
         self.folder = folder
         self.options = options or Options()
         self.telemetry = Telemetry(self.options)
+        largest = self.options.largest_batch or BATCH_SIZES[-1]
+        self._sizes = [*(size for size in BATCH_SIZES if size < largest), largest]
         self.state = State.LOADING
         self.predictor: Predictor | None = None
         self.batcher: Batcher[Forecast] | None = None
@@ -53,8 +64,13 @@ class ServedModel:
         """Whether this process can answer, and every other has been able to."""
         return self.state is State.READY and self._board.is_up()
 
-    def load_in_background(self, board: Board, place: int, threads: int) -> None:
-        """Start loading, for `place` on the board and with so many threads in a forward pass.
+    def load_in_background(
+        self, board: Board, place: int, threads: int, cores: Iterable[int]
+    ) -> None:
+        """Start loading, for `place` on the board.
+
+        A forward pass has so many threads while other processes compute; all `cores` while none
+        does.
 
         A model that cannot be loaded ends the server with its reason. The port is open meanwhile,
         so that a health check gets an answer and not silence.
@@ -63,7 +79,15 @@ class ServedModel:
 
         def load() -> None:
             try:
-                self.load(threads)
+                # The model's threads come from this one.
+                step_back()
+                # This thread alone: PyTorch counts its cores as it is imported.
+                stay_on(cores)
+                self._prepare(threads)
+                # What is there now stays: PyTorch's objects alone cost the garbage collector 120 ms
+                # each time it went through all, and every thread waited for it.
+                gc.freeze()
+                self._begin()
             except Exception as error:
                 # Python cannot import while it ends: no reason to call the end a failure.
                 if self.state is not State.DRAINING:
@@ -77,44 +101,61 @@ class ServedModel:
         Raises:
             UserError: as by `load_bundle`.
         """
+        self._prepare(threads or cpu_cores())
+        self._begin()
+
+    def _prepare(self, own: int) -> None:
         import torch
 
         from alexmri.model.predictor import Predictor
 
-        torch.set_num_threads(threads or cpu_cores())
+        torch.set_num_threads(own)
         self.predictor = Predictor.load(self.folder)
         probe = self._pictures(1)
         costs = self._warm_up()
+        cores = Cores(
+            self._board,
+            self._place,
+            own=own,
+            most=own if torch.cuda.is_available() else cpu_cores(),
+            set_threads=torch.set_num_threads,
+            costs=costs,
+        )
         self.batcher = Batcher(
-            self._forward,
+            partial(cores.run, self._forward),
             probe,
             costs,
-            capacity=min(
-                max(INSIDE // self._board.places, costs.pictures_within(SECONDS_INSIDE)),
-                MOST_INSIDE,
+            prepare=partial(cores.settle, self._forward, probe),
+            capacity=max(
+                INSIDE // self._board.places,
+                costs.pictures_within(SECONDS_INSIDE, SECONDS_BESIDES),
             ),
             delay_s=self.options.batch_delay_s,
             on_death=self.fail,
             on_batch=self.telemetry.batch,
         )
         self.telemetry.model(self.predictor.bundle.version, self.batcher)
+
+    def _begin(self) -> None:
+        assert self.batcher is not None  # noqa: S101
         if self.state is State.LOADING:
             self.state = State.READY
         self._board.tell_ready(self._place)
-        table = ", ".join(f"{size}: {s * 1000:.1f}" for size, s in costs.timed.items())
+        table = ", ".join(f"{size}: {s * 1000:.1f}" for size, s in self.batcher.costs.timed.items())
         print(f"process {self._place} is ready; milliseconds by batch size: {table}", flush=True)
         if self._board.is_up():
             print(f"model of {self.folder} is loaded: ready", flush=True)
 
-    def require_ready(self) -> "tuple[Predictor, Batcher[Forecast]]":
-        """Return what answers.
+    def require_ready(self, *, under_way: bool = False) -> "tuple[Predictor, Batcher[Forecast]]":
+        """Return what answers; while the server drains, what was `under_way` before.
 
         Raises:
             RequestError: 503, the server is loading or draining.
         """
-        if self.state is State.DRAINING:
+        if self.state is State.DRAINING and not under_way:
             raise RequestError(503, "draining", "the server is about to end; ask another", 1)
-        if self.predictor is None or self.batcher is None or self.state is not State.READY:
+        able = self.state in (State.READY, State.DRAINING)
+        if self.predictor is None or self.batcher is None or not able:
             raise RequestError(503, "not_ready", "the model is still being loaded; try again", 2)
         return self.predictor, self.batcher
 
@@ -164,8 +205,26 @@ class ServedModel:
 
     def _forward(self, pixels_NCHW: Pixels) -> Forecast:
         assert self.predictor is not None  # noqa: S101
-        prediction = self.predictor.predict(pixels_NCHW)
-        return Forecast(prediction.probabilities_NK, prediction.unlike_training_N)
+        largest = self._sizes[-1]
+        predictions = [
+            self.predictor.predict(self._filled(pixels_NCHW[start : start + largest]))
+            for start in range(0, len(pixels_NCHW), largest)
+        ]
+        unlike = [
+            each.unlike_training_N for each in predictions if each.unlike_training_N is not None
+        ]
+        return Forecast(
+            np.concatenate([each.probabilities_NK for each in predictions])[: len(pixels_NCHW)],
+            np.concatenate(unlike)[: len(pixels_NCHW)] if unlike else None,
+        )
+
+    def _filled(self, pixels_NCHW: Pixels) -> Pixels:
+        """Return a batch with black pictures after its own, up to the next size."""
+        count = len(pixels_NCHW)
+        size = self._sizes[bisect.bisect_left(self._sizes, count)]
+        if size == count:
+            return pixels_NCHW
+        return np.concatenate([pixels_NCHW, self._pictures(size - count)])
 
     def _pictures(self, count: int) -> Pixels:
         assert self.predictor is not None  # noqa: S101
@@ -173,15 +232,16 @@ class ServedModel:
         return np.zeros((count, bundle.channels, bundle.image_size, bundle.image_size), np.uint8)
 
     def _warm_up(self) -> Costs:
-        """Time each size of batch, so that none is computed for the first time for a client."""
-        largest = self.options.largest_batch or BATCH_SIZES[-1]
-        sizes = [*(size for size in BATCH_SIZES if size < largest), largest]
-        return Costs({size: _seconds_of(self._forward, self._pictures(size)) for size in sizes})
+        """Compute each size of batch, so that none is met for the first time for a client."""
+        for size in self._sizes:
+            self._forward(self._pictures(size))
+        largest = self._sizes[-1]
+        return Costs(
+            {size: self._seconds(size) for size in self._sizes if size in (*TIMED_SIZES, largest)}
+        )
 
-
-def _seconds_of(forward: Callable[[Pixels], Forecast], pixels_NCHW: Pixels) -> float:
-    """Return the time of a forward pass after a first one, which prepares what later ones reuse."""
-    forward(pixels_NCHW)
-    began = time.perf_counter()
-    forward(pixels_NCHW)
-    return time.perf_counter() - began
+    def _seconds(self, count: int) -> float:
+        pixels_NCHW = self._pictures(count)
+        began = time.perf_counter()
+        self._forward(pixels_NCHW)
+        return time.perf_counter() - began

@@ -18,8 +18,9 @@ class Board:
     """What the processes of a server tell one another, in memory made before they were forked.
 
     Each has a place, which its successor takes over. The server is up once every place has been
-    ready: a platform must not send requests that another process would still refuse. And each
-    tells how many connections it holds, so that none gathers most of them.
+    ready: a platform must not send requests that another process would still refuse. Each tells
+    how many connections it holds, so that none gathers most of them, and when it last computed, so
+    that one which computes alone can have all cores.
     """
 
     # More connections than any process takes: that of one which cannot answer.
@@ -29,6 +30,7 @@ class Board:
         self.places = places
         self._ready = mmap.mmap(-1, places)
         self._connections = memoryview(mmap.mmap(-1, 2 * places)).cast("H")
+        self._worked = memoryview(mmap.mmap(-1, 8 * places)).cast("d")
         for place in range(places):
             self.tell_connections(place, self.NO_MORE)
         self._word, token = os.pipe()
@@ -51,6 +53,14 @@ class Board:
     def fewest_connections(self) -> int:
         """Return how many connections the process with the fewest holds."""
         return min(self._connections)
+
+    def tell_work(self, place: int, until: float) -> None:
+        """Note until when the process in `place` computed (monotonic clock); infinity: it does."""
+        self._worked[place] = until
+
+    def rest(self, place: int, since: float) -> bool:
+        """Whether all processes but that in `place` have computed nothing since then."""
+        return all(self._worked[other] < since for other in range(self.places) if other != place)
 
     def has_the_word(self) -> bool:
         """Whether the caller is the first to fail, who tells why: the others would repeat it."""

@@ -1,6 +1,6 @@
 """gunicorn's threaded worker, which no client and no end of the server keeps from answering /ping.
 
-It holds every client to a deadline, and never waits for one in its main loop.
+It holds every client to a deadline, and never waits for one in its main loop, which answers pings.
 """
 
 import contextlib
@@ -8,18 +8,21 @@ import selectors
 import socket
 import struct
 import time
-from concurrent.futures import Future
+from collections import deque
+from concurrent import futures
 from functools import partial
 from typing import Any
 
 from gunicorn.workers import gthread
 
+from alexmri.contract.resources import step_back
 from alexmri.serving.states import Board
+from alexmri.serving.unread import Kind, kind_of
 
 # Seconds a read from a client may stand still, and for the head of a request: a thread waits.
 READ_TIMEOUT_S = 20
-# How often deadlines are looked at; not in every round of the main loop, of which each answer has
-# one.
+# How often deadlines are looked at and gunicorn's master hears of this process; not in every round
+# of the main loop, of which each answer has one.
 LOOK_S = 0.5
 # A connection that is closed is read from until the client closes its end: one that is reset takes
 # the answer with it. So long it may be silent, and so long it may send, in seconds.
@@ -28,10 +31,10 @@ WASTE_BYTES = 2**16
 # Connections by which a process may be ahead of another, and their share of that one's, before it
 # leaves new ones to it. Without a limit one of two processes took 48 of 64, and its batches were
 # as much larger.
-AHEAD, SHARE_AHEAD = 4, 0.25
+AHEAD, SHARE_AHEAD = 2, 0.125
 
-# Seconds a thread waits for a client that is silent before it leaves it to the main loop. With
-# gunicorn's 5, idle connections as many as threads were enough to keep /ping waiting.
+# Seconds a thread waits for the rest of a body that nobody wants before the connection is closed.
+# With gunicorn's 5, as many such clients as threads were enough to keep others waiting.
 gthread.DEFAULT_WORKER_DATA_TIMEOUT = 0.05
 
 
@@ -59,20 +62,42 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
             listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
         super().init_process()
 
+    def get_thread_pool(self) -> futures.ThreadPoolExecutor:
+        return futures.ThreadPoolExecutor(self.cfg.threads, "request", initializer=step_back)
+
     def accept(self, listener: Any) -> None:
         """Take all that wait: one per round is too few when many clients come at once.
 
         What is not taken in time overflows the kernel's queue, and such a client waits for seconds.
+        No thread waits for what a client sends first, as gunicorn's do.
         """
-        before = -1
-        while before < self.nr_conns < self.worker_connections:
-            before = self.nr_conns
-            super().accept(listener)
+        while self.nr_conns < self.worker_connections:
+            try:
+                client, address = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            self.nr_conns += 1
+            conn = gthread.TConn(self.cfg, client, address, listener.getsockname())
+            conn.set_timeout()
+            self.pending_conns.append(conn)
+            readable = partial(self.on_pending_socket_readable, conn)
+            self.poller.register(client, selectors.EVENT_READ, readable)
+
+    def on_pending_socket_readable(self, conn: Any, client: socket.socket) -> None:
+        """Answer the first request of a connection."""
+        if not self._answer_here(conn, client, self.pending_conns):
+            super().on_pending_socket_readable(conn, client)
+
+    def on_client_socket_readable(self, conn: Any, client: socket.socket) -> None:
+        """Answer a further request of a connection."""
+        if not self._answer_here(conn, client, self.keepalived_conns):
+            super().on_client_socket_readable(conn, client)
 
     def handle(self, conn: Any) -> Any:
         """Serve one request, in a thread; a connection that was too late is not kept."""
         self._deadlines[conn] = time.monotonic() + READ_TIMEOUT_S
         result = super().handle(conn)
+        self.wsgi.inside.discard(conn.sock)
         return self._deadlines.pop(conn, None) and result
 
     def handle_request(self, req: Any, conn: Any) -> Any:
@@ -80,13 +105,12 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         self._deadlines[conn] = time.monotonic() + self.wsgi.model.options.timeout_s
         return super().handle_request(req, conn)
 
-    def finish_request(self, conn: Any, fs: "Future[Any]") -> None:
+    def finish_request(self, conn: Any, fs: "futures.Future[Any]") -> None:
         """Keep or close a connection whose thread is done, in the main loop.
 
         gunicorn closes it here too, and waits up to 2 s for a client that does not close its end.
         """
-        kept = fs.exception() is None and fs.result()
-        if kept is True or (kept and self.alive):
+        if fs.exception() is None and fs.result():
             super().finish_request(conn, fs)
             return
         with contextlib.suppress(OSError):
@@ -99,6 +123,12 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         self._closing[conn] = (now, now)
         self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._read_away, conn))
 
+    def _cap_keepalive(self, deadline: float) -> None:
+        """At the end of the server, let no silent connection keep it up."""
+        super()._cap_keepalive(deadline)
+        for conn in self.pending_conns:
+            conn.timeout = min(conn.timeout, deadline)
+
     def handle_exit(self, sig: int, frame: Any) -> None:
         if self.wsgi is None:
             # Still importing: there is nothing to finish.
@@ -110,10 +140,10 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def notify(self) -> None:
         """Called in every round of the main loop, and a round follows every answer."""
-        super().notify()
         now = time.monotonic()
         if now > self._look_at:
             self._look_at = now + LOOK_S
+            super().notify()
             self._enforce_deadlines(now)
         model = self.wsgi.model
         fewest = model.share_connections(self.nr_conns)
@@ -124,6 +154,43 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         self.worker_connections = min(self.cfg.worker_connections, most)
         if self._draining and self.alive and not self.wsgi.requests_under_way:
             super().handle_exit(0, None)
+
+    def _answer_here(self, conn: Any, client: socket.socket, where: "deque[Any]") -> bool:
+        """Answer without a thread what is simple: a ping, and when full an invocation by refusal.
+
+        Return whether that was done; `where` lists the connection.
+        """
+        try:
+            seen = client.recv_into(self._waste, 0, socket.MSG_PEEK)
+        except OSError:
+            return False
+        kind = kind_of(memoryview(self._waste)[:seen]) if self.alive else None
+        if kind is Kind.PING:
+            answer = self.wsgi.pong()
+        elif kind is Kind.INVOCATION and self.wsgi.is_full():
+            answer = self.wsgi.refuse_unread()
+        else:
+            # While the server drains, a new one is not under way, and refused.
+            if kind is Kind.INVOCATION and not self._draining:
+                self.wsgi.inside.add(client)
+            return False
+        where.remove(conn)
+        try:
+            client.recv_into(self._waste, seen)
+            sent = client.send(answer)
+        except OSError:
+            sent = 0
+        if sent < len(answer):
+            # It takes no answers.
+            self.poller.unregister(client)
+            self._close(conn)
+            return True
+        conn.set_timeout()
+        self.keepalived_conns.append(conn)
+        if where is self.pending_conns:
+            readable = partial(self.on_client_socket_readable, conn)
+            self.poller.modify(client, selectors.EVENT_READ, readable)
+        return True
 
     def _enforce_deadlines(self, now: float) -> None:
         for conn, deadline in self._deadlines.copy().items():

@@ -13,7 +13,9 @@ from alexmri.training.provenance import version
 from alexmri.training.results import protocol_document
 
 
-def introduce(dataset: Dataset, audited: Audit, compute: Compute, terminal: Terminal) -> None:
+def introduce(
+    dataset: Dataset, audited: Audit, compute: Compute, terminal: Terminal, *, workers: int
+) -> None:
     """Print machine, data and warnings, and what a look-up scores on this split."""
     folder = dataset.folder
     people = f", {dataset.groups.count} people" if dataset.groups else ", people unknown"
@@ -21,7 +23,7 @@ def introduce(dataset: Dataset, audited: Audit, compute: Compute, terminal: Term
     terminal.say(resources_line(cache_folder()))
     terminal.say(
         f"device: {compute.device.type}, precision {compute.precision},"
-        f" {torch.get_num_threads()} threads"
+        f" {torch.get_num_threads()} threads{f', {workers} workers' if workers > 1 else ''}"
     )
     terminal.say(
         f"data: {len(folder.images)} images in {len(folder.classes)} classes{people};"

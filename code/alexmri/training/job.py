@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from alexmri.model.forward import Compute, choose_compute
 from alexmri.settings import Settings
 from alexmri.terminal import Terminal
 from alexmri.tracking import MetricsFile, WandbSink
-from alexmri.training.checkpoint import CheckpointWriter, load_newest
-from alexmri.training.estimate import estimate_seconds
+from alexmri.training.checkpoint import Checkpoint, CheckpointWriter, Progress, load_newest
+from alexmri.training.distributed import ALONE, Workers
+from alexmri.training.estimate import MUCH, estimate_seconds
 from alexmri.training.folders import (
     claimed,
     clear,
@@ -52,6 +53,8 @@ from alexmri.training.results import (
 
 # A stopped training is killed after 85 s (contract.supervisor); this much of it is for S3 at most.
 LAST_UPLOAD_SECONDS = 75.0
+# What the first worker tells the others once all is written.
+ALL_DONE = "done"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +86,16 @@ class Outcome:
 
 
 def run_job(
-    job: Job, terminal: Terminal, stop: StopRequest, *, model_when_stopped: bool
+    job: Job,
+    terminal: Terminal,
+    stop: StopRequest,
+    *,
+    model_when_stopped: bool,
+    workers: Workers = ALONE,
 ) -> Outcome:
     """Train, evaluate and write everything; a job with checkpoints is resumed.
+
+    All `workers` call this; the first one alone prints, writes and reports.
 
     When `stop` comes, a checkpoint is saved; on SIGTERM, and else with `model_when_stopped`, the
     best model so far is evaluated and written too, until a second signal comes.
@@ -97,6 +107,8 @@ def run_job(
     """
     if job.settings.export_onnx:
         require_onnx()  # now, not after hours of training
+    if not workers.is_first:
+        return _help(job, terminal, stop, workers)
     for folder in (job.output, job.model, job.checkpoints):
         make_writable(folder)
     with claimed(job.checkpoints):
@@ -105,31 +117,60 @@ def run_job(
         with stop.interrupts(at=1):
             mirror = open_mirror(job.settings.checkpoint_s3, job.checkpoints, terminal)
         try:
-            return _run(job, mirror, terminal, stop, model_when_stopped)
+            outcome = _run(job, mirror, terminal, stop, model_when_stopped, workers)
         finally:
             mirror.close(within=LAST_UPLOAD_SECONDS - stop.seconds_ago)
+    workers.tell(ALL_DONE)
+    return outcome
 
 
-def _run(
-    job: Job, mirror: Mirror, terminal: Terminal, stop: StopRequest, model_when_stopped: bool
-) -> Outcome:
-    started = time.monotonic()
-    settings = job.settings
-    cores = cpu_cores()
+def _help(job: Job, terminal: Terminal, stop: StopRequest, workers: Workers) -> Outcome:
+    """Do a worker's part of a training that the first worker writes and reports on."""
+    compute = _set_up(job.settings, workers)
+    dataset = _load(job, terminal, stop, workers)
+    workers.meet("data", stop)
+    run = _prepare_run(job, dataset, compute, terminal, workers)
+    for _ in run.epochs(stop, terminal):
+        pass
+    workers.wait_for(ALL_DONE)
+    return Outcome(stopped=bool(stop), evaluation=None, report=None)
+
+
+def _set_up(settings: Settings, workers: Workers) -> Compute:
+    """Choose threads, kernels and device."""
     ask_for_large_pages()
-    torch.set_num_threads(cores)
+    torch.set_num_threads(max(1, cpu_cores() // workers.local_size))
     # cuBLAS reads this when it is first used; kernels on a CPU are deterministic anyway.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(settings.deterministic)
-    compute = choose_compute(settings.precision)
+    return choose_compute(settings.precision)
 
-    with stop.interrupts(at=1):
+
+def _load(job: Job, terminal: Terminal, stop: StopRequest, workers: Workers) -> Dataset:
+    """Return the data, which the first worker of each host decodes, with all of its cores."""
+    with stop.interrupts(at=1), workers.first_of_host_first("decoded", stop):
         dataset = load_dataset(
-            job.channels, settings, workers=cores, terminal=terminal, fold=job.fold
+            job.channels, job.settings, workers=cpu_cores(), terminal=terminal, fold=job.fold
         )
-        find_healthy_class(dataset.classes, settings.healthy_class)  # a wrong name ends it here
+    find_healthy_class(dataset.classes, job.settings.healthy_class)  # a wrong name ends it here
+    return dataset
+
+
+def _run(
+    job: Job,
+    mirror: Mirror,
+    terminal: Terminal,
+    stop: StopRequest,
+    model_when_stopped: bool,
+    workers: Workers,
+) -> Outcome:
+    started = time.monotonic()
+    settings = job.settings
+    compute = _set_up(settings, workers)
+    dataset = _load(job, terminal, stop, workers)
+    with stop.interrupts(at=1):
         audited = audit(dataset, settings)
-    introduce(dataset, audited, compute, terminal)
+    introduce(dataset, audited, compute, terminal, workers=workers.size)
     if settings.resume == "never":
         remove_checkpoints(job.checkpoints)
         mirror.clear()
@@ -140,14 +181,20 @@ def _run(
         aside = set_aside(job.output, job.model, job.checkpoints, job.earlier)
         mirror.clear()
         terminal.say(f"a finished run was here: it is kept in {aside}, and training starts anew")
-    run_facts = {**machine_document(compute.device, compute.precision), "finished": False}
+    run_facts = {
+        **machine_document(compute.device, compute.precision),
+        "workers": workers.size,
+        "finished": False,
+    }
     write_json(job.output / "audit.json", audited.document)
     write_json(job.output / "split.json", dataset.split_document())
     write_json(job.output / "run.json", run_facts)
 
     with stop.interrupts(at=1):
         mirror.restore()
-        run = _prepare_run(job, dataset, compute, terminal)
+    workers.meet("data", stop)
+    with workers.interrupts(stop):
+        run = _prepare_run(job, dataset, compute, terminal, workers)
     wandb = _train(job, run, dataset, mirror, terminal, stop)
     stopped = bool(stop) and not run.is_over()
     wanted = model_when_stopped or stop.signal is signal.SIGTERM
@@ -179,9 +226,18 @@ def _run(
     return Outcome(stopped=stopped, evaluation=evaluation, report=job.output / "report.html")
 
 
-def _prepare_run(job: Job, dataset: Dataset, compute: Compute, terminal: Terminal) -> Run:
+def _prepare_run(
+    job: Job, dataset: Dataset, compute: Compute, terminal: Terminal, workers: Workers
+) -> Run:
     """Return the run at its start, or where its newest checkpoint left it."""
     settings = job.settings
+    if not workers.alone:
+        about = workers.gather_json(manifest_of(settings, dataset))
+        if any(theirs != about[0] for theirs in about):
+            raise UserError(
+                "the workers do not have the same images, split alike, and the same settings; give"
+                " all hosts one data set and the same hyperparameters"
+            )
     network = build(
         classes=len(dataset.classes),
         image_size=settings.image_size,
@@ -190,10 +246,9 @@ def _prepare_run(job: Job, dataset: Dataset, compute: Compute, terminal: Termina
         seed=settings.seed,
     )
     train = dataset.part("train")
-    run = Run(
-        network, train, dataset.part("validation"), settings, compute, choose_augment(settings)
-    )
-    checkpoint = load_newest(job.checkpoints, terminal.warn)
+    validation, augment = dataset.part("validation"), choose_augment(settings)
+    run = Run(network, train, validation, settings, compute, augment, workers)
+    checkpoint = _newest_checkpoint(job.checkpoints, terminal, workers)
     if checkpoint:
         for change in changes(
             checkpoint.manifest,
@@ -204,12 +259,31 @@ def _prepare_run(job: Job, dataset: Dataset, compute: Compute, terminal: Termina
             terminal.warn(f"resuming although {change}")
         run.restore(checkpoint)
         terminal.say(f"resuming at epoch {run.progress.epoch}, step {run.progress.step_in_epoch}")
-    whole = estimate_seconds(run.state.network, len(train), settings, compute)
+    whole, share = estimate_seconds(run.state.network, len(train), settings, compute, workers)
+    if share > MUCH:
+        terminal.warn(
+            f"{share:.0%} of a step goes into adding up gradients: {workers.size} workers have too"
+            f" little to compute at batch_size {settings.batch_size}; fewer of them, or a larger"
+            " batch, may train faster"
+        )
     seconds = whole * (1 - run.done_share)
     terminal.say(
         f"{settings.epochs} epochs of {len(train)} images: about {_duration(seconds)} to go"
     )
     return run
+
+
+def _newest_checkpoint(folder: Path, terminal: Terminal, workers: Workers) -> Checkpoint | None:
+    """Return the newest checkpoint, which the first worker reads for all: no other has the disk."""
+    found = load_newest(folder, terminal.warn) if workers.is_first else None
+    if workers.alone:
+        return found
+    about = workers.json_from_first((asdict(found.progress), found.manifest) if found else None)
+    if about is None:
+        return None
+    progress, manifest = about
+    tensors = workers.tensors_from_first(found.tensors if found else None)
+    return Checkpoint(Progress(**progress), tensors, manifest)
 
 
 def _train(

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -9,8 +10,8 @@ from numpy.typing import NDArray
 
 from alexmri.contract.signals import Stopped, StopRequest
 from alexmri.data.augment import Augment
-from alexmri.data.batches import epoch_order, steps_per_epoch, train_batches
-from alexmri.data.dataset import Part
+from alexmri.data.batches import Indices, epoch_order, steps_per_epoch, train_batches
+from alexmri.data.dataset import Part, Rows
 from alexmri.data.feed import Feed
 from alexmri.errors import UserError
 from alexmri.model.alexnet import AlexNet
@@ -18,9 +19,10 @@ from alexmri.model.forward import Compute, predict_logits, to_input
 from alexmri.settings import Settings
 from alexmri.terminal import Terminal
 from alexmri.training.checkpoint import Checkpoint, CheckpointWriter, Progress
+from alexmri.training.distributed import ALONE, Workers
 from alexmri.training.optim import class_weights, learning_rate_at
 from alexmri.training.state import State
-from alexmri.training.step import train_step
+from alexmri.training.step import Whole, train_step
 from alexmri.training.validation import best_epoch, validation_metrics
 
 # How often a run whose loss is no finite number goes back, and what its learning rate is then
@@ -44,21 +46,24 @@ class Run:
         settings: Settings,
         compute: Compute,
         augment: Augment | None,
+        workers: Workers = ALONE,
     ) -> None:
-        self.state = State(network, settings, compute)
+        self.state = State(network, settings, compute, workers)
         self.progress = Progress()
         self._train = train
-        self._feed = Feed(train, compute.device)
+        self._feed = Feed(train, compute.device, sharing=workers.local_size)
         self._validation = validation
         self.settings = settings
         self.compute = compute
         self._augment = augment
+        self.workers = workers
         # What is served is computed in float32, so that is what the best epoch is chosen by.
         self._served = Compute(compute.device, "fp32")
-        self._class_weights_K = None
+        self._class_weights_K, self._weights_N = None, None
         if settings.class_weights == "balanced":
             weights = class_weights(train.labels_N.tolist(), int(train.labels_N.max()) + 1)
             self._class_weights_K = weights.to(compute.device)
+            self._weights_N = weights.numpy()[train.labels_N]
         self._saved_at = time.monotonic()
 
     def epochs(
@@ -78,7 +83,8 @@ class Run:
             started = time.monotonic()
             before = self.progress.step_in_epoch
             complete = self._train_epoch(stop, terminal, writer)
-            seconds = time.monotonic() - started
+            # The first worker's clock counts: on time depends who goes on.
+            seconds = self.workers.json_from_first(time.monotonic() - started)
             self.progress.seconds += seconds
             logits_NK = self._validate(stop) if complete else None
             if not np.isfinite(self.progress.loss_sum) or (
@@ -106,15 +112,18 @@ class Run:
         coming = batches[progress.step_in_epoch :]
         loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=device)
         right = torch.tensor(progress.right, device=device)
-        for rows_N, (pixels_NCHW, labels_N) in zip(
+        # Of every batch this worker computes a part; alone, that is all of it.
+        own = [rows_N[self.workers.share(len(rows_N))] for rows_N in coming]
+        for rows_N, own_N, (pixels_NCHW, labels_N) in zip(
             terminal.track(coming, len(coming), f"epoch {progress.epoch}/{settings.epochs}"),
-            self._feed.batches(coming),
+            own,
+            self._feed.batches(own),
             strict=True,
         ):
-            if stop:
+            if self.workers.stopping(stop):
                 break
-            if self._augment:
-                pixels_NCHW = self._augment(pixels_NCHW, progress.epoch, rows_N)
+            if self._augment and len(own_N):
+                pixels_NCHW = self._augment(pixels_NCHW, progress.epoch, own_N)
             for group in state.optimizer.param_groups:
                 group["lr"] = self._learning_rate(progress.step)
             # Dropout draws from the default generator, so that is set anew for every step.
@@ -127,6 +136,8 @@ class Run:
                 labels_N,
                 class_weights_K=self._class_weights_K,
                 label_smoothing=settings.label_smoothing,
+                whole=None if self.workers.alone else self._whole(rows_N),
+                workers=self.workers,
             )
             if state.average:
                 state.average.update(progress.step)
@@ -146,13 +157,20 @@ class Run:
 
         Nothing is lost then: the epoch's steps are taken, and who resumes begins by validating.
         """
-        try:
-            with stop.interrupts(at=1):
-                return predict_logits(
-                    self.state.evaluated(), self._validation.pixels_NCHW, self._served
-                )
-        except Stopped:
+        pixels_NCHW = self._validation.pixels_NCHW
+        own_N = np.arange(len(pixels_NCHW))[self.workers.share(len(pixels_NCHW))]
+        logits_NK = None
+        with suppress(Stopped), stop.interrupts(at=1):
+            logits_NK = predict_logits(
+                self.state.evaluated(), Rows(pixels_NCHW, own_N), self._served
+            )
+        if self.workers.alone:
+            return logits_NK
+        # Only what nobody waits for was interrupted.
+        if self.workers.stopping(stop):
             return None
+        own = torch.from_numpy(logits_NK)
+        return self.workers.gather_rows(own, len(pixels_NCHW)).numpy()
 
     def _recover(self, terminal: Terminal) -> None:
         """Go back to the best weights, or to the first, and repeat the epoch more slowly.
@@ -249,6 +267,13 @@ class Run:
     def _repeat_epoch(self) -> None:
         self.progress.step -= self.progress.step_in_epoch
         self.progress.step_in_epoch, self.progress.loss_sum, self.progress.right = 0, 0.0, 0
+
+    def _whole(self, rows_N: Indices) -> Whole:
+        """Return what each worker must know of the batch it computes a part of."""
+        weights_N = self._weights_N
+        return Whole(
+            len(rows_N), len(rows_N) if weights_N is None else float(weights_N[rows_N].sum())
+        )
 
     def _learning_rate(self, step: int) -> float:
         steps = steps_per_epoch(len(self._train), self.settings.batch_size)

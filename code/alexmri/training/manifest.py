@@ -22,6 +22,7 @@ FREE_ON_RESUME = frozenset(
         "time_budget_seconds",
         "wandb_project",
         "wandb_mode",
+        "workers_per_host",
     }
 )
 # Settings that make the network or deal out the images: no run can go on with others.

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from alexmri.contract.channels import find_channels
-from alexmri.contract.hyperparameters import read_arguments, read_hyperparameters
+from alexmri.contract.hyperparameters import read_settings_of_job
 from alexmri.contract.paths import UNFETCHED, Paths, checkpoint_folder
 from alexmri.contract.signals import StopRequest
 from alexmri.data.phantom import write_demo_data
+from alexmri.data.shards import gathered
 from alexmri.errors import UserError
-from alexmri.settings import environment_layer, resolve
 from alexmri.terminal import Terminal
+from alexmri.training.distributed import ALONE, Workers
 from alexmri.training.folders import make_writable
 from alexmri.training.job import Job, Outcome, run_job
 
@@ -24,26 +25,21 @@ def run_platform_job(
     environment: Mapping[str, str],
     terminal: Terminal,
     stop: StopRequest,
+    workers: Workers = ALONE,
 ) -> Outcome:
     """Train on the channels below `paths`; a job with checkpoints is resumed.
 
     Arguments win over the environment, the environment over hyperparameters.json. When `stop`
-    comes, a checkpoint and the best model so far are saved.
+    comes, a checkpoint and the best model so far are saved. All `workers` call this.
 
     Raises:
         UserError: for settings, channels, images or checkpoints that will not do.
     """
-    settings = resolve(
-        [
-            read_arguments(arguments),
-            environment_layer(environment),
-            read_hyperparameters(paths.hyperparameters),
-        ]
-    ).settings
-    if environment.get(DEMO_SWITCH) == "1":
-        channels = channels_or_demo(paths.data, terminal)
-    else:
-        channels = find_channels(paths.data)
+    settings = read_settings_of_job(arguments, environment, paths.hyperparameters)
+    data = _data_of_all_hosts(paths.data, terminal, stop, workers)
+    with workers.first_of_host_first("channels", stop):
+        demo = environment.get(DEMO_SWITCH) == "1"
+        channels = channels_or_demo(data, terminal) if demo else find_channels(data)
     checkpoints = checkpoint_folder(paths)
     if checkpoints == UNFETCHED:
         terminal.warn(f"no folder for checkpoints can be made in {paths.root}: they are not kept")
@@ -55,7 +51,18 @@ def run_platform_job(
         checkpoints=checkpoints,
         earlier=paths.output / "earlier",
     )
-    return run_job(job, terminal, stop, model_when_stopped=True)
+    return run_job(job, terminal, stop, model_when_stopped=True, workers=workers)
+
+
+def _data_of_all_hosts(data: Path, terminal: Terminal, stop: StopRequest, workers: Workers) -> Path:
+    """Return a folder with the data of all hosts, which their first workers fetch."""
+    if workers.leaders is None:
+        return data
+    if workers.local_rank == 0:
+        data = gathered(data, workers.leaders, terminal)
+        workers.tell(f"shards/{workers.host}")
+    workers.wait_for(f"shards/{workers.host}", stop)
+    return Path(workers.gather_json(str(data))[workers.rank - workers.local_rank])
 
 
 def channels_or_demo(data: Path, terminal: Terminal) -> dict[str, Path]:
@@ -82,7 +89,12 @@ def channels_or_demo(data: Path, terminal: Terminal) -> dict[str, Path]:
     terminal.warn("#" * 72)
     if not visible:
         make_writable(channel)
-        write_demo_data(demo, track=terminal.track)
+        try:
+            write_demo_data(demo, track=terminal.track)
+        except (OSError, UserError):
+            if not demo.is_dir():
+                raise
+            # Another host of the job was faster: it drew the same pictures into the same folder.
     return {"train": demo}
 
 

@@ -91,7 +91,7 @@ def measure_run(
             "warnings": list(audit["warnings"]),
         },
         # Where checkpoints were kept says nothing about the model, and names somebody's bucket.
-        "settings": settings.model_dump(mode="json", exclude={"checkpoint_s3"}),
+        "settings": settings.model_dump(mode="json", exclude={"checkpoint_s3", "workers_per_host"}),
         "model": {
             "parameters": sum(p.numel() for p in network.parameters()),
             "temperature": temperature,

@@ -8,6 +8,7 @@ from torch import Tensor
 from alexmri.model.alexnet import AlexNet
 from alexmri.model.forward import Compute
 from alexmri.settings import Settings
+from alexmri.training.distributed import ALONE, Workers
 from alexmri.training.optim import AveragedWeights, build_optimizer
 from alexmri.training.tensor_names import (
     optimizer_tensors,
@@ -21,10 +22,12 @@ from alexmri.training.twin import Twin
 class State:
     """The network, the optimiser, the averaged weights, and the best weights so far."""
 
-    def __init__(self, network: AlexNet, settings: Settings, compute: Compute) -> None:
+    def __init__(
+        self, network: AlexNet, settings: Settings, compute: Compute, workers: Workers = ALONE
+    ) -> None:
         # Convolution and pooling are faster when the channels of a pixel lie together.
         self.network = network.to(compute.device).to(memory_format=torch.channels_last).train()
-        self.twin = Twin(self.network, compute.dtype)
+        self.twin = Twin(self.network, compute.dtype, workers)
         self._settings = settings
         self._compute = compute
         self._begin()

@@ -5,12 +5,14 @@ import faulthandler
 import os
 import signal
 import sys
+from typing import NoReturn
 
+from alexmri.contract.deaths import LOST_A_PEER, LostPeer
 from alexmri.contract.failure import report_failure
 from alexmri.contract.paths import Paths
 from alexmri.contract.process_one import PARENT_VARIABLE
 from alexmri.contract.signals import Stopped, StopRequest
-from alexmri.terminal import PlainTerminal
+from alexmri.terminal import PlainTerminal, SilentTerminal
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -23,8 +25,13 @@ def main() -> int:
     with StopRequest().on(signal.SIGTERM, signal.SIGINT) as stop:
         try:
             with stop.interrupts(at=1):
+                from alexmri.training.distributed import joined
                 from alexmri.training.platform_job import run_platform_job
-            outcome = run_platform_job(paths, sys.argv[1:], os.environ, terminal, stop)
+            with joined(os.environ, stop) as workers:
+                terminal = terminal if workers.is_first else SilentTerminal()
+                outcome = run_platform_job(paths, sys.argv[1:], os.environ, terminal, stop, workers)
+        except LostPeer as error:
+            end_without(error)
         except Stopped:
             terminal.say("stopped before the training began: there was nothing to save")
             return 0 if stop.signal is signal.SIGTERM else 130
@@ -34,6 +41,16 @@ def main() -> int:
         terminal.say(f"model: {paths.model}")
         terminal.say(f"report: {outcome.report}")
     return 130 if stop.signal is signal.SIGINT else 0
+
+
+def end_without(peer: LostPeer) -> NoReturn:
+    """End at once, with the code that says that the cause is elsewhere.
+
+    What still waits for the lost worker, a GPU perhaps, would keep an orderly end waiting too.
+    """
+    rank = os.environ.get("RANK")
+    print(f"warning: worker {rank} lost another one: {peer}", file=sys.stderr, flush=True)
+    os._exit(LOST_A_PEER)
 
 
 def die_with_parent() -> None:

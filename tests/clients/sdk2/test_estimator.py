@@ -1,12 +1,22 @@
 """The high-level classes of SageMaker's Python SDK 2 on local files."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import ROLE, check_answer, failure_in, local_session, names_in, run_example
+from harness import (
+    HYPERPARAMETERS,
+    ROLE,
+    check_answer,
+    failure_in,
+    local_session,
+    names_in,
+    run_example,
+)
+from sagemaker.estimator import Estimator
 from sagemaker.pytorch import PyTorch
 
 
@@ -77,3 +87,25 @@ def test_framework_class(image: str, data: Path, root: Path, tmp_path: Path) -> 
     assert "hospital" in text
     assert '\\"' not in text
     assert len(text) <= 1024
+
+
+def test_two_hosts(
+    image: str, data: Path, root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """SDK 2: Estimator with instance_count=2 trains one model on two hosts."""
+    estimator = Estimator(
+        image_uri=image,
+        role=ROLE,
+        instance_count=2,
+        instance_type="local",
+        output_path=f"file://{tmp_path}",
+        hyperparameters=HYPERPARAMETERS,
+        sagemaker_session=local_session(root),
+    )
+    estimator.fit({"training": f"file://{data}"})
+    said = r"algo-2\S* is host 1 of algo-1\S*, algo-2\S*; workers: \(1, 1\)"
+    assert re.search(said, capfd.readouterr().out)
+    assert {"model.json", "model.safetensors"} <= names_in(tmp_path / "model.tar.gz")
+    output = names_in(tmp_path / "output.tar.gz")
+    assert "data/report.html" in output
+    assert "failure" not in output

@@ -1,0 +1,135 @@
+"""`alexmri evaluate, predict, export, serve`: what is done with a trained model."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from alexmri.errors import UserError
+
+EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+MODEL = click.Path(exists=True, path_type=Path)
+
+
+@click.command()
+@click.argument("bundle", type=MODEL)
+@click.argument("folder", type=EXISTING_FOLDER)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="also write the figures")
+def evaluate(bundle: Path, folder: Path, json_file: Path | None) -> None:
+    """Measure the model BUNDLE, a directory or a model.tar.gz, on the class folders in FOLDER.
+
+    Of a FOLDER that holds train, valid and test folders only test is measured. The figures mean
+    something only for images, and people, that the model was not trained on.
+    """
+    from alexmri.contract.resources import cpu_cores
+    from alexmri.evaluation.on_folder import evaluate_folder, evaluation_document
+    from alexmri.evaluation.tables import show_measured
+    from alexmri.files import write_json
+    from alexmri.model.predictor import Predictor
+    from alexmri.terminal import choose_terminal
+
+    facts = evaluate_folder(
+        Predictor.load(bundle), folder, workers=cpu_cores(), terminal=choose_terminal()
+    )
+    if json_file:
+        write_json(json_file, evaluation_document(facts))
+    show_measured(facts["test"], f"images in {folder}")
+
+
+@click.command()
+@click.argument("bundle", type=MODEL)
+@click.argument("images", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
+@click.option(
+    "--one-person", is_flag=True, help="also average over all IMAGES: one person's slices"
+)
+def predict(bundle: Path, images: tuple[Path, ...], as_json: bool, one_person: bool) -> None:
+    """Print what the model BUNDLE, a directory or a model.tar.gz, says about IMAGES."""
+    if not images:
+        raise UserError("no image was given; pass at least one after the model directory")
+    import numpy as np
+
+    from alexmri.model.predictor import Predictor, ranked, subject_mean
+
+    predictor = Predictor.load(bundle)
+    pixels_NCHW = np.stack([predictor.pixels(image) for image in images])
+    probabilities_NK = predictor.probabilities(pixels_NCHW)
+    classes = predictor.bundle.classes
+    rows = [
+        (str(image), ranked(classes, p)) for image, p in zip(images, probabilities_NK, strict=True)
+    ]
+    if one_person:
+        mean = ranked(classes, subject_mean(probabilities_NK))
+        rows.append((f"all {len(images)} as one person", mean))
+    if as_json:
+        answers = [
+            {"image": image, "label": next(iter(ranking)), "probabilities": ranking}
+            for image, ranking in rows
+        ]
+        click.echo(
+            json.dumps({"model": predictor.bundle.version, "predictions": answers}, indent=2)
+        )
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("image", "answer", *(escape(name) for name in classes))
+    for image, ranking in rows:
+        shown = (f"{ranking[name]:.3f}" for name in classes)
+        table.add_row(escape(image), escape(next(iter(ranking))), *shown)
+    Console().print(table)
+    click.echo("Calibrated probabilities. Research software, not for diagnosis.")
+
+
+@click.command()
+@click.argument("bundle", type=MODEL)
+@click.option("--onnx", is_flag=True, required=True, help="as ONNX, for runtimes without PyTorch")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="file to write (default: model.onnx in the model directory)",
+)
+def export(bundle: Path, onnx: bool, out: Path | None) -> None:
+    """Write the model BUNDLE, a directory or a model.tar.gz, in another format.
+
+    The file appears once onnxruntime and PyTorch agree about it. It takes decoded pictures (uint8)
+    and gives logits and calibrated probabilities.
+    """
+    from alexmri.contract.archive import model_folder
+    from alexmri.model.bundle import ONNX, load_bundle
+    from alexmri.model.export import export_onnx, require_onnx
+
+    require_onnx()
+    if out is None and not (bundle / "model.json").is_file():
+        raise UserError(f"{bundle} is no model directory; name the file to write with --out FILE")
+    path = out or bundle / ONNX
+    with model_folder(bundle) as folder:
+        model = load_bundle(folder)
+    export_onnx(
+        path,
+        model.network,
+        classes=model.classes,
+        image_size=model.image_size,
+        temperature=model.temperature,
+        pixels_NCHW=model.golden_NCHW,
+    )
+    click.echo(f"{path}: onnxruntime and PyTorch agree about it")
+
+
+@click.command()
+@click.argument("bundle", type=EXISTING_FOLDER)
+@click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True)
+def serve(bundle: Path, port: int) -> None:
+    """Answer HTTP requests on this machine with the model directory BUNDLE."""
+    from alexmri.serving.options import Options
+
+    Options.of(os.environ)
+    click.echo(f"serving {bundle} on http://127.0.0.1:{port} (GET /ping, POST /invocations)")
+    # gunicorn takes this process over, as in the container; see there and serving/gunicorn_conf.py.
+    command = [sys.executable, "-m", "gunicorn", "--config", "python:alexmri.serving.gunicorn_conf"]
+    application = f"alexmri.serving.app:serve({str(bundle.resolve())!r})"
+    os.environ.setdefault("MALLOC_ARENA_MAX", "2")
+    os.execv(sys.executable, [*command, "--bind", f"127.0.0.1:{port}", application])  # noqa: S606

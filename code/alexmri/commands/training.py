@@ -1,0 +1,221 @@
+"""`alexmri train, crossval, config`: from images to a measured model."""
+
+import json
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from alexmri.errors import UserError
+from alexmri.options import read_settings, settings_options
+from alexmri.settings import Layer, Settings
+
+if TYPE_CHECKING:
+    from alexmri.contract.signals import StopRequest
+    from alexmri.terminal import Terminal
+
+EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option("--data", type=EXISTING_FOLDER, required=True, help="folder of class folders")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="output folder"
+)
+@click.option("--overwrite", is_flag=True, help="replace the run that is in the output folder")
+@settings_options
+def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **options: Any) -> None:
+    """Train and measure a model; the same command resumes a run that was stopped."""
+    settings = read_settings(config_file, options).settings
+    from alexmri.training.worker import die_with_parent, end_without
+
+    if "WORLD_SIZE" not in os.environ:
+        _train_side_by_side(settings.workers_per_host)
+    else:
+        die_with_parent()
+    from alexmri.contract.deaths import LostPeer
+    from alexmri.contract.signals import Stopped, StopRequest
+    from alexmri.evaluation.tables import show_measured
+    from alexmri.terminal import SilentTerminal, choose_terminal
+    from alexmri.training.distributed import joined
+    from alexmri.training.folders import is_finished
+    from alexmri.training.job import Job, run_job
+
+    _refuse_output(data, out, overwrite, is_finished(out))
+    job = Job(
+        channels={"train": data},
+        settings=settings,
+        output=out,
+        model=out / "model",
+        checkpoints=out / "checkpoints",
+        start_anew=overwrite,
+    )
+    terminal = choose_terminal()
+    with StopRequest().on(signal.SIGINT, signal.SIGTERM) as stop:
+        try:
+            with joined(os.environ, stop) as workers:
+                terminal = terminal if workers.is_first else SilentTerminal()
+                outcome = run_job(job, terminal, stop, model_when_stopped=False, workers=workers)
+        except LostPeer as error:
+            end_without(error)
+        except Stopped:
+            terminal.say("stopped before the training began: there was nothing to save")
+            sys.exit(0 if stop.signal is signal.SIGTERM else 130)
+    if not workers.is_first:
+        return
+    if outcome.stopped:
+        _say_how_to_resume(terminal, stop)
+    assert outcome.evaluation is not None  # noqa: S101 - a run that was not stopped was measured
+    test = outcome.evaluation["test"]
+    if test:
+        show_measured(test, "test")
+    else:
+        show_measured(outcome.evaluation["validation"], "validation (there is no test split)")
+    terminal.say(f"model: {job.model}")
+    terminal.say(f"report: {outcome.report}")
+
+
+@click.command()
+@click.option("--data", type=EXISTING_FOLDER, required=True, help="folder of class folders")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="output folder"
+)
+@click.option("--folds", type=click.IntRange(2, 100), default=5, show_default=True)
+@click.option("--overwrite", is_flag=True, help="replace the cross-validation in the output folder")
+@click.option(
+    "--keep-all-checkpoints", is_flag=True, help="keep those of finished folds too (300 MB each)"
+)
+@settings_options
+def crossval(
+    data: Path,
+    out: Path,
+    folds: int,
+    overwrite: bool,
+    keep_all_checkpoints: bool,
+    config_file: Path | None,
+    **options: Any,
+) -> None:
+    """Train and test a model per fold, so that every image is tested once, and pool the figures.
+
+    People are kept together where they are known; --split-by slice deals slices instead. The same
+    command goes on where it was stopped.
+    """
+    resolved = read_settings(config_file, options)
+    from alexmri.contract.signals import StopRequest
+    from alexmri.evaluation.tables import show_folds, show_measured, show_pooled
+    from alexmri.terminal import choose_terminal
+    from alexmri.training.crossval import Crossval, choose_split_by, run_crossval
+    from alexmri.training.folders import is_finished
+
+    _refuse_output(data, out, overwrite, is_finished(out))
+    if resolved.settings.workers_per_host > 1:
+        raise UserError("crossval trains with one worker; leave workers_per_host out")
+    terminal = choose_terminal()
+    if resolved.sources["split_by"] == "default":
+        split_by = choose_split_by(data, resolved.settings, terminal)
+        resolved = read_settings(config_file, options, Layer("crossval", {"split_by": split_by}))
+    plan = Crossval(data, resolved.settings, out, folds, overwrite, keep_all_checkpoints)
+    with StopRequest().on(signal.SIGINT, signal.SIGTERM) as stop:
+        evaluation = run_crossval(plan, terminal, stop)
+    if evaluation is None:
+        _say_how_to_resume(terminal, stop)
+    show_folds(evaluation)
+    show_measured(evaluation["test"], f"all {folds} folds pooled")
+    show_pooled(evaluation)
+    terminal.say(f"predictions: {out / 'predictions.csv'}")
+    terminal.say(f"report: {out / 'report.html'}")
+
+
+@click.command()
+@click.option("--show-sources", is_flag=True, help="say where each value comes from")
+@click.option("--model", "show_model", is_flag=True, help="show the layers of the network instead")
+@settings_options
+def config(show_sources: bool, show_model: bool, config_file: Path | None, **options: Any) -> None:
+    """Show the settings a training with these options would have."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    resolved = read_settings(config_file, options)
+    if show_model:
+        _show_layers(resolved.settings)
+        return
+    table = Table("setting", "value", *(["from"] if show_sources else []), "meaning")
+    for name, value in resolved.settings.model_dump(mode="json").items():
+        source = [escape(resolved.sources[name])] if show_sources else []
+        meaning = Settings.model_fields[name].description or ""
+        table.add_row(name, escape(json.dumps(value)), *source, escape(meaning))
+    Console().print(table)
+
+
+def _show_layers(settings: Settings) -> None:
+    """Print the layers of the network with output shapes, parameters and multiply-adds."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from alexmri.model.summary import summarise
+
+    layers = summarise(
+        classes=settings.num_classes or 4,
+        image_size=settings.image_size,
+        channels=settings.channels,
+        dropout=settings.dropout,
+    )
+    table = Table("layer", "kind", "output", show_footer=True)
+    parameters = sum(layer.parameters for layer in layers)
+    multiply_adds = sum(layer.multiply_adds for layer in layers)
+    table.add_column("parameters", f"{parameters:,}", justify="right")
+    table.add_column("MFLOPs per image", f"{2 * multiply_adds / 1e6:,.1f}", justify="right")
+    for layer in layers:
+        table.add_row(
+            layer.name,
+            layer.kind,
+            " x ".join(str(n) for n in layer.output),
+            f"{layer.parameters:,}" if layer.parameters else "",
+            f"{2 * layer.multiply_adds / 1e6:,.1f}" if layer.multiply_adds else "",
+        )
+    Console().print(table)
+    click.echo("A multiplication and an addition count as two FLOPs; forward pass only.")
+
+
+def _refuse_output(data: Path, out: Path, overwrite: bool, finished: bool) -> None:
+    """Refuse an output folder inside the data, and one with a finished run that must stay."""
+    if out.resolve().is_relative_to(data.resolve()):
+        raise UserError(f"--out {out} lies inside the data folder {data}; choose another")
+    if finished and not overwrite:
+        raise UserError(
+            f"{out} holds a finished run (its report: {out / 'report.html'}); choose another --out"
+            " or pass --overwrite"
+        )
+
+
+def _train_side_by_side(wanted: int) -> None:
+    """Run this command in as many processes as there shall be workers; return where one will do."""
+    from alexmri.contract.gpu import gpu_environment
+    from alexmri.contract.paths import Paths
+    from alexmri.contract.process_one import PARENT_VARIABLE
+    from alexmri.contract.signals import hold_signals
+    from alexmri.contract.supervisor import Supervisor
+    from alexmri.contract.workers import count_workers, meeting_on_one_host, places
+
+    if wanted == 1:
+        return
+    gpus = gpu_environment(os.environ, Paths.of(os.environ)).gpus
+    count = count_workers(wanted, gpus)
+    if count > 1:
+        hold_signals()
+        common = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
+        command = [sys.executable, *sys.argv]
+        workers = Supervisor([command] * count, failure=None)
+        sys.exit(workers.run([common | own for own in places([count], meeting_on_one_host())]))
+
+
+def _say_how_to_resume(terminal: "Terminal", stop: "StopRequest") -> NoReturn:
+    """Print the command that goes on and exit as the signal asks for."""
+    again = [argument for argument in sys.argv if argument != "--overwrite"]
+    terminal.say(f"to resume: {shlex.join(again)}")
+    sys.exit(0 if stop.signal is signal.SIGTERM else 130)

@@ -1,0 +1,123 @@
+"""Facts of made-up evaluations, for tests of verdict, report and plots."""
+
+from typing import Any
+
+import numpy as np
+
+from alexmri.evaluation import metrics, plots
+from alexmri.evaluation.predictions import Predictions
+
+CLASSES = ("Mild", "Moderate", "NonDemented", "VeryMild")
+LEAKY = {"slice": 0.992, "subject": 0.462, "shuffled": 0.989}
+EXISTING = {
+    "split_by": "none",
+    "subjects": 40,
+    "subjects_shared": None,
+    "groups_from": "names",
+    "trained_on_these_images": False,
+}
+UNKNOWN = {"slice": None, "subject": None, "shuffled": None}
+SHARED = {"split_by": "slice", "subjects": 200, "subjects_shared": 198, "groups_from": "names"}
+APART = {"split_by": "subject", "subjects": 200, "subjects_shared": 0, "groups_from": "names"}
+NOBODY = {"split_by": "slice", "subjects": None, "subjects_shared": None, "groups_from": None}
+
+
+def predictions(classes: tuple[str, ...] = CLASSES, people: int | None = 40) -> Any:
+    rng = np.random.default_rng(0)
+    subjects_N = np.arange(400) % (people or 40)
+    labels_N = rng.integers(0, len(classes), people or 40)[subjects_N]
+    logits_NK = rng.normal(size=(400, len(classes)))
+    logits_NK[np.arange(400), labels_N] += 2
+    odds_NK = np.exp(logits_NK)
+    return Predictions(
+        classes=classes,
+        labels_N=labels_N,
+        probabilities_NK=odds_NK / odds_NK.sum(axis=1, keepdims=True),
+        subjects_N=tuple(f"p{s}" for s in subjects_N) if people else None,
+        paths=("x.png",) * 400,
+        uncalibrated_NK=np.full((400, len(classes)), 1 / len(classes)),
+        nearest_N=rng.integers(0, len(classes), 400),
+    )
+
+
+def lead(value: float, p_value: float) -> dict[str, Any]:
+    return {"value": value, "ci95": [value - 0.1, value + 0.1], "p_value": p_value}
+
+
+def baseline(accuracy: dict[str, Any], macro_f1: dict[str, Any], **more: str) -> dict[str, Any]:
+    figures = {name: {"value": 0.5, "ci95": None} for name in ("accuracy", "macro_f1")}
+    return {**figures, "difference": {"accuracy": accuracy, "macro_f1": macro_f1}, **more}
+
+
+ABOVE, LEVEL, BELOW = lead(0.2, 0.001), lead(0.01, 0.6), lead(-0.2, 0.001)
+
+
+def result(value: float, low: float, high: float, **changes: Any) -> dict[str, Any]:
+    """Return the part of `measure`'s block that the verdict reads."""
+    return {
+        "accuracy": {"value": value, "ci95": [low, high]},
+        "majority_class": {"class": "NonDemented", "accuracy": 0.5},
+        "baselines": {
+            "majority": baseline(ABOVE, ABOVE, **{"class": "NonDemented"}),
+            "nearest_neighbour": baseline(ABOVE, ABOVE),
+        },
+        "resampled_by": "subject",
+        "subjects": 60,
+    } | changes
+
+
+def history(epochs: int) -> list[dict[str, float]]:
+    return [
+        {
+            "epoch": epoch,
+            "train_loss": 1 / epoch,
+            "train_accuracy": 1 - 0.5 / epoch,
+            "val_loss": 1.2 / epoch,
+            "val_accuracy": 1 - 0.6 / epoch,
+            "val_macro_f1": 1 - 0.7 / epoch,
+            "learning_rate": 0.001,
+        }
+        for epoch in range(1, epochs + 1)
+    ]
+
+
+def facts(classes: tuple[str, ...] = CLASSES, **changes: Any) -> dict[str, Any]:
+    p = predictions(classes)
+    measured = metrics.measure(p, replicates=20)
+    counts = {name: 10 + k for k, name in enumerate(classes)}
+    return {
+        "title": "AlexNet on brain MRI",
+        "generated": None,
+        "protocol": SHARED,
+        "leak_probe": LEAKY,
+        "test": measured,
+        "validation": measured,
+        "history": history(3),
+        "best_epoch": 2,
+        "data": {
+            "classes": list(classes),
+            "counts": {"train": counts, "validation": counts, "test": counts},
+            "people": None,
+            "fingerprint": "sha256:abc",
+            "warnings": ["Two images are the same."],
+        },
+        "audit": {"verdict": "It leaks.", "exact_duplicates": [1, 2], "leak_probe": LEAKY},
+        "mistakes": [],
+        "code": {"version": "0.1.0"},
+        "settings": {"epochs": 3, "split_ratios": [0.7, 0.15, 0.15], "group_regex": None},
+        "run": {"device": "cpu", "versions": {"torch": "2.14.1"}},
+        "model": {"parameters": 24_700_000, "temperature": 1.25},
+        "plots": {"roc": plots.roc(p)},
+    } | changes
+
+
+def draw_all(
+    classes: tuple[str, ...] = CLASSES, healthy_class: str = "NonDemented"
+) -> dict[str, bytes]:
+    """Return every plot of a report, as PNG."""
+    p = predictions(classes)
+    measured = metrics.measure(p, healthy_class=healthy_class, replicates=5)
+    return {
+        "curves": plots.curves(history(5), best_epoch=3),
+        **plots.measured_plots(measured, p, "Test"),
+    }
