@@ -31,8 +31,10 @@ KILLS_PER_ROUND = 30
 LIFE_SECONDS = 3.0
 SHARE_IN_WRITE = 0.3
 SHARE_DAMAGED = 0.1
-# Files in whose writing a kill is forced, with the moment: before or after the name appears.
-WRITES = ("step-*.safetensors", "step-*.json", "model.safetensors", "model.json", "run.json")
+# Files in whose writing a kill is forced, before or after the name appears. Of the checkpoints
+# there are many in a run; of the others one, at its beginning or its end.
+CHECKPOINTS = ("step-*.safetensors", "step-*.json")
+WRITES = (*CHECKPOINTS, "model.safetensors", "model.json", "run.json")
 # What may differ between equal runs: how fast they were.
 SPEED = "images_per_second"
 
@@ -103,20 +105,20 @@ class Job:
 def kill_often(
     job: Job, kills: int, life_seconds: float, tally: Tally, chance: random.Random
 ) -> None:
-    """Start and kill `job` so many times, at most `life_seconds` after each start."""
+    """Start and kill `job` so many times, in a write or at most `life_seconds` after its start."""
     for _ in range(kills):
         in_write = chance.random() < SHARE_IN_WRITE
-        moment = chance.uniform(0.0, life_seconds)
         if in_write:
             pattern, when = chance.choice(WRITES), chance.choice(("before", "after"))
-            process = job.start(**{KILL_VARIABLE: f"{pattern}:{chance.randint(1, 3)}:{when}"})
+            number = chance.randint(1, 3) if pattern in CHECKPOINTS else 1
+            process = job.start(**{KILL_VARIABLE: f"{pattern}:{number}:{when}"})
+            moment = None  # however slow the machine: the write comes, or the run's end
         else:
             process = job.start()
+            moment = chance.uniform(0.0, life_seconds)
         began = time.monotonic()
         try:
-            # A write that never comes ends like the rest.
-            printed = process.communicate(timeout=moment + (life_seconds if in_write else 0))[0]
-            tally.in_write += in_write
+            printed = process.communicate(timeout=moment)[0]
         except subprocess.TimeoutExpired:
             process.kill()
             printed = process.communicate()[0]  # ends when the worker is gone too
@@ -125,6 +127,7 @@ def kill_often(
         if process.returncode not in (-9, 137):
             raise SystemExit(f"the training failed by itself ({process.returncode}):\n{printed}")
         tally.kills += 1
+        tally.in_write += in_write
         tally.resumes += "resuming at epoch" in printed
         tally.lives_seconds.append(time.monotonic() - began)
         if chance.random() < SHARE_DAMAGED:
