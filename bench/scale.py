@@ -1,13 +1,13 @@
 """Measure how workers scale on this machine: one with all of its cores, or several that share them.
 
-    python bench/scale.py --json FILE [--rounds 3] [--batches 128 256 512 1024]
+    python bench/scale.py [--json FILE] [--rounds 3] [--batches 128 256 512 1024]
 
 A step is that of training (alexmri.training.step) on images that stay where they are, so nothing
 but arithmetic and communication is measured. `strong`: one batch, dealt to more workers; `weak`: a
 batch that grows with the workers. Every worker has its part of the cores, so that a ratio of 1 is
 perfect: what is missing is communication, and what each worker does again (weights, dropout).
-`apart` is the same step without the sums of gradients. Four workers on two cores are more than
-there are cores for; they are measured to show what that costs. All teams live side by side and are
+`apart` is the same step without the sums of gradients. Teams of more workers than there are cores
+are measured to show what that costs. All teams live side by side and are
 asked in turns, so that what else the machine does hits all of them; ratios are medians of rounds.
 """
 

@@ -22,10 +22,10 @@ REAL_SLICES = Path(__file__).parents[2] / "shared" / "data" / "alzheimer-mri"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give each of several test processes (pytest -n) a core of its own, and what it starts.
+    """Give each of several test processes (pytest -n), and what it starts, one core.
 
-    PyTorch's threads wait for one another by spinning: two trainings that share two cores take
-    ten times as long as two that have one each.
+    PyTorch's threads wait for one another by spinning, and where two trainings share all cores
+    they mostly do that.
     """
     if name := os.environ.get("PYTEST_XDIST_WORKER"):
         cores = sorted(os.sched_getaffinity(0))
@@ -165,3 +165,11 @@ class ImageMaker:
             noise = self._generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
             Image.fromarray(noise).convert(mode).save(path)
         return self.root
+
+
+@pytest.fixture(scope="session")
+def twelve_people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of 12 people with 32 slices each."""
+    folder = tmp_path_factory.mktemp("twelve-people") / "slices"
+    write_demo_data(folder, subjects={"MildDemented": 4, "NonDemented": 4, "VeryMildDemented": 4})
+    return folder

@@ -44,7 +44,9 @@ for number, variables in enumerate(environments):
                 traceback.print_exc()
             os._exit(code)
     pids.append(pid)
-sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids))
+# A signal that killed one is a negative code.
+codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+sys.exit(f"workers ended with {codes}" if any(codes) else 0)
 """
 
 

@@ -14,7 +14,6 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from alexmri.cli import cli
 from alexmri.data.nearest import nearest, pairs_above
-from alexmri.data.phantom import write_demo_data
 
 
 def audited(data: Path, out: Path, *options: str) -> dict[str, Any]:
@@ -22,14 +21,6 @@ def audited(data: Path, out: Path, *options: str) -> dict[str, Any]:
     CliRunner().invoke(cli, arguments, catch_exceptions=False)
     found: dict[str, Any] = json.loads(out.read_text())
     return found
-
-
-@pytest.fixture(scope="module")
-def slices(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Class folders of 12 people with 32 slices each."""
-    folder = tmp_path_factory.mktemp("audit") / "slices"
-    write_demo_data(folder, subjects={"MildDemented": 4, "NonDemented": 4, "VeryMildDemented": 4})
-    return folder
 
 
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
@@ -44,9 +35,9 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def test_a_clean_set_has_no_findings_and_the_verdict_says_who_is_recognised(
-    slices: Path, tmp_path: Path
+    twelve_people: Path, tmp_path: Path
 ) -> None:
-    found = audited(slices, tmp_path / "found.json", "--html", str(tmp_path / "page.html"))
+    found = audited(twelve_people, tmp_path / "found.json", "--html", str(tmp_path / "page.html"))
     for kind in ("exact_duplicates", "near_duplicates", "misfiled", "skipped_images", "warnings"):
         assert not found[kind], kind
     assert found["verdict"][0].startswith("A score on this split measures recognition of people")
@@ -55,14 +46,16 @@ def test_a_clean_set_has_no_findings_and_the_verdict_says_who_is_recognised(
     assert found["leak_probe"]["shuffled"] > 0.95
     assert found["inferred_people"] == {"people": 12, "confidence": 1.0, "believed": True}
     assert found["sizes"]["MildDemented"] == {"176 x 208": 128}
-    apart = audited(slices, tmp_path / "apart.json", "--split-by", "subject")
+    apart = audited(twelve_people, tmp_path / "apart.json", "--split-by", "subject")
     assert apart["subjects_shared"] == 0
     assert "does not measure recognition" in apart["verdict"][0]
 
 
-def test_planted_faults_are_each_found_and_nothing_else(slices: Path, tmp_path: Path) -> None:
+def test_planted_faults_are_each_found_and_nothing_else(
+    twelve_people: Path, tmp_path: Path
+) -> None:
     data = tmp_path / "planted"
-    shutil.copytree(slices, data)
+    shutil.copytree(twelve_people, data)
     mild, healthy = data / "MildDemented", data / "NonDemented"
     (mild / "9 (1).jpg").write_bytes((mild / "9 (1).jpg").read_bytes()[:900])
     shutil.copy(mild / "4 (2).jpg", healthy / "40 (2).jpg")

@@ -13,17 +13,12 @@ from alexmri.contract.control_channel import End, OtherHost
 from alexmri.contract.deaths import LOST_A_PEER
 from alexmri.contract.first_host import FirstHost
 from alexmri.contract.hosts import Hosts
+from alexmri.contract.workers import free_port
 from alexmri.errors import UserError
 
 PATIENCE = 60
 # All of them are this machine.
 NAMES = ("localhost", "127.0.0.2", "127.0.0.3")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Job:
@@ -81,11 +76,14 @@ def job() -> Iterator[Job]:
 def test_nobody_begins_before_all_are_ready(job: Job) -> None:
     job.first.tell("ready", 2)
     job.others[0].tell("ready", 2)
+    job.wait_until(lambda: len(job.first._ready) == 2)
+    job.said.clear()
+    job.first._remind_at = 0
     job.wait_until(lambda: bool(job.said))
+    assert job.said == [f"waiting for 127.0.0.3 on port {job.port}"]
     assert not any(host.workers for host in job.all)
     job.others[1].tell("ready", 8)
     job.wait_until(lambda: all(host.workers == (2, 2, 8) for host in job.all))
-    assert job.said == [f"waiting for 127.0.0.3 on port {job.port}"] or "127.0.0.2" in job.said[0]
     assert [host.addresses for host in job.all] == [("127.0.0.1", "127.0.0.1")] * 3
 
 
@@ -157,7 +155,7 @@ HOST = """
 import sys, time
 from alexmri.contract.control_channel import OtherHost
 from alexmri.contract.hosts import Hosts
-host = OtherHost(Hosts(sys.argv[1], ("localhost", *sys.argv[1:2])), int(sys.argv[2]), print)
+host = OtherHost(Hosts(sys.argv[1], ("localhost", sys.argv[1])), int(sys.argv[2]), print)
 host.tell("ready", 2)
 while not host.end:
     host.listen()
@@ -169,17 +167,20 @@ def test_a_host_that_vanishes_is_named_within_seconds() -> None:
     port = free_port()
     first = FirstHost(Hosts("localhost", ("localhost", "algo-2")), port, print)
     first.tell("ready", 2)
-    process = subprocess.Popen([sys.executable, "-c", HOST, "algo-2", str(port)])
-    deadline = time.monotonic() + PATIENCE
-    while not first.workers:
-        assert time.monotonic() < deadline
-        first.listen()
-    process.kill()
-    process.wait()
+    with subprocess.Popen([sys.executable, "-c", HOST, "algo-2", str(port)]) as process:
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while not first.workers:
+                assert time.monotonic() < deadline
+                first.listen()
+                time.sleep(0.01)
+        finally:
+            process.kill()
     killed = time.monotonic()
     while not first.end:
         assert time.monotonic() - killed < 10
         first.listen()
+        time.sleep(0.01)
     assert first.end == End(LOST_A_PEER, "algo-2 left without a word; its log may have the cause")
     first.leave()
 

@@ -16,7 +16,6 @@ from alexmri.data.dataset import Dataset, load_dataset
 from alexmri.data.groups_inferred import infer_people
 from alexmri.data.heights import heights
 from alexmri.data.nearest import Rows, Vectors, unit_vectors
-from alexmri.data.phantom import write_demo_data
 from alexmri.settings import Layer, resolve
 from alexmri.terminal import PlainTerminal
 
@@ -46,14 +45,6 @@ class People:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Class folders of 12 people with 32 slices each."""
-    folder = tmp_path_factory.mktemp("people") / "slices"
-    write_demo_data(folder, subjects={"MildDemented": 4, "NonDemented": 4, "VeryMildDemented": 4})
-    return folder
-
-
-@pytest.fixture(scope="module")
 def real(real_slices: Path) -> People:
     return People(real_slices, groups_file="groups.csv")
 
@@ -70,8 +61,8 @@ def hidden_names(source: Path, target: Path, keep: Callable[[Path], bool]) -> di
     return truth
 
 
-def test_people_are_told_whatever_the_files_are_called(demo: Path, tmp_path: Path) -> None:
-    truth = hidden_names(demo, tmp_path, lambda path: True)
+def test_people_are_told_whatever_the_files_are_called(twelve_people: Path, tmp_path: Path) -> None:
+    truth = hidden_names(twelve_people, tmp_path, lambda path: True)
     dataset = load(tmp_path, groups="inferred", split_by="subject")
     assert dataset.groups is not None
     assert dataset.groups.found_by == "pixels, inferred with confidence 1.00"
@@ -85,12 +76,12 @@ def test_people_are_told_whatever_the_files_are_called(demo: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("groups", ["auto", "inferred"])
 def test_the_verdict_says_that_torn_chains_are_not_to_be_relied_on(
-    demo: Path, tmp_path: Path, groups: str
+    twelve_people: Path, tmp_path: Path, groups: str
 ) -> None:
     def third_of_each_eight(path: Path) -> bool:
         return int(path.stem.split()[0]) % 8 < 3
 
-    hidden_names(demo, tmp_path / "torn", third_of_each_eight)
+    hidden_names(twelve_people, tmp_path / "torn", third_of_each_eight)
     arguments = ["audit", str(tmp_path / "torn"), "--json", str(tmp_path / "found.json")]
     CliRunner().invoke(cli, [*arguments, "--groups", groups], catch_exceptions=False)
     found = json.loads((tmp_path / "found.json").read_text())

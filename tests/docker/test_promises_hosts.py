@@ -2,11 +2,12 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from .container import Container
 from .opt_ml import Channel
 from .platform import JobEnd, TrainingJob
 
@@ -51,6 +52,16 @@ def make_two(image: str, folder: Path, slices: Path, **more: object) -> Training
     )
 
 
+def struck(job: TrainingJob, strike: Callable[[Container], object]) -> tuple[JobEnd, float]:
+    """Hit the second of two hosts while they train; return how and after what time all ended."""
+    with job:
+        job.first.wait_for("epoch=1;")
+        strike(job.host("algo-2"))
+        died = time.time()
+        end = job.wait()
+        return end, max(container.wait().time for container in job.containers) - died
+
+
 def failures(job: TrainingJob, *hosts: str) -> set[str]:
     return {
         (job.disk(host) / "output" / "failure").read_text(encoding="utf-8")
@@ -85,31 +96,23 @@ def test_one_host_writes_the_model(three: tuple[TrainingJob, JobEnd]) -> None:
 
 def test_a_dead_worker_ends_all_hosts(image: str, slices: Path, tmp_path: Path) -> None:
     """Hosts: a worker that dies on any of them ends all within 15 s, each with its cause."""
-    with make_two(image, tmp_path, slices) as job:
-        job.first.wait_for("epoch=1;")
-        job.host("algo-2").worker("kill -9 $worker")
-        died = time.time()
-        end = job.wait()
-        last = max(container.wait().time for container in job.containers)
+    job = make_two(image, tmp_path, slices)
+    end, seconds = struck(job, lambda host: host.worker("kill -9 $worker"))
     assert (end.status, list(end.codes)) == ("Failed", [137, 137]), end.log
     (cause,) = failures(job)
     assert cause.startswith("algo-2: the training was killed by signal 9"), end.log
-    assert last - died < DEATH_SECONDS
+    assert seconds < DEATH_SECONDS
 
 
 def test_a_dead_host_ends_the_others(image: str, slices: Path, tmp_path: Path) -> None:
     """Hosts: one that is killed ends the others within 15 s, and they name it."""
-    with make_two(image, tmp_path, slices) as job:
-        job.first.wait_for("epoch=1;")
-        job.host("algo-2").signal("KILL")
-        died = time.time()
-        end = job.wait()
-        last = max(container.wait().time for container in job.containers)
+    job = make_two(image, tmp_path, slices)
+    end, seconds = struck(job, lambda host: host.signal("KILL"))
     assert end.status == "Failed"
     assert all(end.codes), end.log
     (cause,) = failures(job, "algo-1")
     assert cause.startswith("algo-2 left without a word"), end.log
-    assert last - died < DEATH_SECONDS
+    assert seconds < DEATH_SECONDS
 
 
 def test_a_stop_at_different_times(image: str, slices: Path, tmp_path: Path) -> None:

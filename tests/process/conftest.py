@@ -53,8 +53,11 @@ class Tree:
         path.write_text(json.dumps(values), encoding="utf-8")
 
     def start(self, name: str, *arguments: str) -> "subprocess.Popen[str]":
+        return self.spawn(REPOSITORY / "container" / name, *arguments)
+
+    def spawn(self, *command: str | Path) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [REPOSITORY / "container" / name, *arguments],
+            command,
             env=self.environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -7,15 +7,11 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
+from alexmri.contract.workers import free_port
+
 from .conftest import PATIENCE, Tree
 
 PING_SECONDS = 2
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def received(connection: socket.socket) -> tuple[int, bytes]:

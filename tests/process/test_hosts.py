@@ -118,7 +118,7 @@ def test_a_mistake_on_one_host_is_told_on_both(hosts: list[Tree], start: Start) 
 
 
 @pytest.mark.parametrize("alone", [0, 1])
-def test_a_stop_while_a_host_is_waited_for_ends_at_once(hosts: list[Tree], alone: int) -> None:
+def test_a_stop_while_a_host_is_waited_for_ends_well(hosts: list[Tree], alone: int) -> None:
     process = hosts[alone].start("train")
     wait_for_line(process, "waiting for ")
     process.send_signal(signal.SIGTERM)

@@ -152,13 +152,7 @@ Predictor.predict = predict
     port = free_port()
     tree = Tree(trained.root, {"SAGEMAKER_BIND_TO_PORT": str(port), "ALEXMRI_WORKERS": "2"})
     configuration = ["--config", "python:alexmri.serving.gunicorn_conf", "--chdir", str(tmp_path)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gunicorn", *configuration, "broken:serve()"],
-        env=tree.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = tree.spawn(sys.executable, "-m", "gunicorn", *configuration, "broken:serve()")
     with running(process, port) as server:
         server.wait_until_ready()
         try:
@@ -204,16 +198,12 @@ def test_a_variable_that_is_wrong_ends_the_server_in_one_sentence(trained: Tree)
 def test_people_serve_a_model_directory_of_their_own(trained: Tree) -> None:
     port = free_port()
     command = [sys.executable, "-c", "from alexmri.cli import main; main()", "serve"]
-    process = subprocess.Popen(
-        [*command, str(trained.root / "model"), "--port", str(port)],
-        env=Tree(trained.root / "elsewhere").environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    Server(process, port).wait_until_ready()
-    process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=30)
+    elsewhere = Tree(trained.root / "elsewhere")
+    process = elsewhere.spawn(*command, trained.root / "model", "--port", str(port))
+    with running(process, port) as server:
+        server.wait_until_ready()
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=30)
     assert process.returncode == 0, printed
     assert f"http://127.0.0.1:{port}" in printed
 

@@ -2,7 +2,6 @@
 
 import json
 import select
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -85,13 +84,8 @@ def test_a_client_that_sends_a_byte_now_and_then_is_told_at_the_deadline(single:
 def test_more_connections_than_files_end_no_process(trained: Tree) -> None:
     port = free_port()
     tree = Tree(trained.root, {"SAGEMAKER_BIND_TO_PORT": str(port), "ALEXMRI_WORKERS": "1"})
-    process = subprocess.Popen(
-        ["bash", "-c", 'ulimit -n 640; exec "$0"', str(REPOSITORY / "container" / "serve")],
-        env=tree.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    few_files = ("bash", "-c", 'ulimit -n 640; exec "$0"')
+    process = tree.spawn(*few_files, REPOSITORY / "container" / "serve")
     with running(process, port) as server:
         server.wait_until_ready()
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")

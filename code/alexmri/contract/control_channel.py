@@ -15,6 +15,7 @@ from alexmri.contract.deaths import LOST_A_PEER, cause_of_death
 from alexmri.contract.failure import USER_ERROR_CODE
 from alexmri.contract.hosts import Hosts
 from alexmri.contract.wire import Wire
+from alexmri.contract.workers import LOOPBACK
 
 # Hosts start minutes apart, and their names resolve late.
 PATIENCE_SECONDS = 900.0
@@ -22,7 +23,6 @@ PATIENCE_SECONDS = 900.0
 LATECOMER_SECONDS = 30.0
 RETRY_SECONDS = 1.0
 REMINDER_SECONDS = 60.0
-LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,8 @@ class GlobalBatchNorm(nn.Module):
         self.register_buffer("running_mean", layer.running_mean)
         self.register_buffer("running_var", layer.running_var)
         self.register_buffer("num_batches_tracked", layer.num_batches_tracked)
-        self._momentum, self._eps = float(layer.momentum or 0), layer.eps
+        assert layer.momentum is not None  # noqa: S101 - the network has no cumulative means
+        self._momentum, self._eps = layer.momentum, layer.eps
         self._batch, self._workers = batch, workers
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
