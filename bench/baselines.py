@@ -32,8 +32,8 @@ from sklearn.preprocessing import StandardScaler
 from alexmri.data.dataset import Dataset, load_dataset
 from alexmri.data.folds import Fold, classes_of_enough
 from alexmri.evaluation.baselines import look_up
-from alexmri.evaluation.healthy import find_healthy_class
 from alexmri.evaluation.metrics import measure
+from alexmri.evaluation.negative_class import find_negative_class
 from alexmri.evaluation.predictions import Ints, Predictions, pool, restrict
 from alexmri.files import write_json
 from alexmri.model.forward import choose_compute
@@ -134,8 +134,8 @@ def figures_of(
     predictions: Predictions, *, kept: Sequence[str], from_look_up: bool, replicates: int
 ) -> dict[str, Any]:
     """Return the figures of the table; a look-up has no second choice among the classes kept."""
-    healthy = find_healthy_class(predictions.classes, None)
-    measured = measure(predictions, healthy_class=healthy, replicates=replicates)
+    healthy = find_negative_class(predictions.classes, None)
+    measured = measure(predictions, negative_class=healthy, replicates=replicates)
     between = None
     if len(kept) > 1:
         between = measure(restrict(predictions, kept), replicates=replicates)
@@ -150,8 +150,8 @@ def figures_of(
 
 
 def classes_kept(dataset: Dataset, folds: int) -> list[str]:
-    images, groups = dataset.folder.images, dataset.groups
-    keys = groups.subjects if groups else [image.name for image in images]
+    images, groups = dataset.folder.images, dataset.subjects
+    keys = groups.ids if groups else [image.name for image in images]
     return classes_of_enough(keys, [image.label for image in images], folds=folds)
 
 

@@ -40,8 +40,8 @@ def seconds_of_an_epoch(settings: Settings, images: int, folder: Path) -> tuple[
     network = build(classes=4, image_size=32, channels=1, dropout=settings.dropout, seed=0)
     compute = choose_compute(settings.precision)
     run = Run(network, train, validation, settings, compute, None)
-    manifest = {"settings": settings.model_dump(mode="json")}
-    writer = CheckpointWriter(folder, manifest, keep=settings.keep_checkpoints)
+    resume_check = {"settings": settings.model_dump(mode="json")}
+    writer = CheckpointWriter(folder, resume_check, keep=settings.keep_checkpoints)
     began = time.monotonic()
     for _ in run.epochs(StopRequest(), PlainTerminal(), writer):
         pass

@@ -14,11 +14,11 @@ from subject import Bench
 
 from alexmri.contract.resources import cpu_cores
 from alexmri.contract.signals import StopRequest
-from alexmri.data import feed
+from alexmri.data import loader
 from alexmri.data.augment import choose_augment
+from alexmri.data.cache import open_cache
 from alexmri.data.dataset import Part, Rows
 from alexmri.data.folders import discover
-from alexmri.data.store import open_store
 from alexmri.terminal import PlainTerminal
 from alexmri.training.loop import Run
 
@@ -62,7 +62,7 @@ def decoding(bench: Bench) -> dict[str, float]:
     for name, workers in (("one_core", 1), ("all_cores", cpu_cores())):
         os.environ["ALEXMRI_CACHE_DIR"] = tempfile.mkdtemp(dir=bench.scratch)
         folder, size = discover(bench.data), bench.settings.image_size
-        store = open_store(
+        store = open_cache(
             folder, image_size=size, channels=1, workers=workers, terminal=PlainTerminal()
         )
         assert store.seconds is not None
@@ -75,7 +75,7 @@ def decoding(bench: Bench) -> dict[str, float]:
 
 def large(bench: Bench) -> dict[str, float]:
     """Train on a million memory-mapped slices for a few steps, reading them from disk."""
-    side, share = bench.settings.image_size, feed.LARGEST_SHARE
+    side, share = bench.settings.image_size, loader.MAX_MEMORY_SHARE
     path = Path(tempfile.mkdtemp(dir=bench.scratch)) / "slices.npy"
     shape = (LARGE_IMAGES, bench.settings.channels, side, side)
     array_NCHW = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
@@ -89,11 +89,11 @@ def large(bench: Bench) -> dict[str, float]:
     labels = generator.integers(0, bench.classes, LARGE_IMAGES)
     small = bench.dataset.part("validation")
     part = Part(rows, labels, None, ("",) * LARGE_IMAGES)
-    feed.LARGEST_SHARE = 0.0
+    loader.MAX_MEMORY_SHARE = 0.0
     run = make_run(bench, part, small)
     stop = AfterSteps(run, LARGE_STEPS)
     list(run.epochs(stop, PlainTerminal()))
-    feed.LARGEST_SHARE = share
+    loader.MAX_MEMORY_SHARE = share
     path.unlink()
     return {
         "images": float(LARGE_IMAGES),

@@ -20,7 +20,7 @@ from torchvision.models import resnet18
 from alexmri.data.augment import choose_augment
 from alexmri.data.batches import epoch_order, steps_per_epoch, train_batches
 from alexmri.data.dataset import Dataset
-from alexmri.data.feed import Feed
+from alexmri.data.loader import Loader
 from alexmri.evaluation.calibration import fit_temperature
 from alexmri.model.forward import Compute, predict_logits, to_input
 from alexmri.model.predictor import softmax
@@ -76,7 +76,7 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, LEARNING_RATE, total_steps=steps, cycle_momentum=False
     )
-    feed, augment = Feed(part, compute.device), choose_augment(settings)
+    feed, augment = Loader(part, compute.device), choose_augment(settings)
     served = Compute(compute.device, "fp32")
     history: list[dict[str, float]] = []
     best_weights = copy.deepcopy(network.state_dict())

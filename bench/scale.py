@@ -32,9 +32,9 @@ from alexmri.model.forward import choose_compute
 from alexmri.settings import resolve
 from alexmri.training.distributed import Workers, joined
 from alexmri.training.optim import build_optimizer
+from alexmri.training.precision import Twin
 from alexmri.training.provenance import machine_document
 from alexmri.training.step import Whole, train_step
-from alexmri.training.twin import Twin
 
 TEAMS = (1, 2, 4)
 CLASSES = 4

@@ -112,11 +112,11 @@ def facts(classes: tuple[str, ...] = CLASSES, **changes: Any) -> dict[str, Any]:
 
 
 def draw_all(
-    classes: tuple[str, ...] = CLASSES, healthy_class: str = "NonDemented"
+    classes: tuple[str, ...] = CLASSES, negative_class: str = "NonDemented"
 ) -> dict[str, bytes]:
     """Return every plot of a report, as PNG."""
     p = predictions(classes)
-    measured = metrics.measure(p, healthy_class=healthy_class, replicates=5)
+    measured = metrics.measure(p, negative_class=negative_class, replicates=5)
     return {
         "curves": plots.curves(history(5), best_epoch=3),
         **plots.measured_plots(measured, p, "Test"),

@@ -181,7 +181,7 @@ def test_an_archive_that_wants_more_than_files_and_folders_is_refused(
 def test_nothing_unpacks_to_more_than_a_model_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "MOST_BYTES", 4 << 20)
+    monkeypatch.setattr(archive, "MAX_BYTES", 4 << 20)
     packed = pack(tmp_path / "bomb.tar.gz", (entry("a"), bytes(5 << 20)))
     assert packed.stat().st_size < 10_000
     with pytest.raises(UserError, match="it unpacks to more than 4 MiB"):

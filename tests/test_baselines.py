@@ -9,8 +9,8 @@ from sklearn import metrics as sk
 
 from alexmri.errors import UserError
 from alexmri.evaluation.baselines import look_up
-from alexmri.evaluation.healthy import find_healthy_class
 from alexmri.evaluation.metrics import measure
+from alexmri.evaluation.negative_class import find_negative_class
 from alexmri.evaluation.predictions import OTHER, Predictions, pool, restrict
 from alexmri.evaluation.resampling import paired_test
 
@@ -162,10 +162,10 @@ def test_demented_is_one_minus_the_probability_of_healthy() -> None:
         subjects_N=tuple(f"p{n % 12}" for n in range(60)),  # 3 divides 12: one label each
         paths=("x.png",) * 60,
     )
-    measured = measure(p, healthy_class="NonDemented", replicates=50)
+    measured = measure(p, negative_class="NonDemented", replicates=50)
     score_N, ill_N = 1 - p.probabilities_NK[:, 1], p.labels_N != 1
     found = measured["demented"]
-    assert (found["healthy_class"], found["healthy"], found["demented"]) == ("NonDemented", 20, 40)
+    assert (found["negative_class"], found["healthy"], found["demented"]) == ("NonDemented", 20, 40)
     assert found["auc"]["value"] == pytest.approx(sk.roc_auc_score(ill_N, score_N))
     assert found["sensitivity"]["value"] == pytest.approx(sk.recall_score(ill_N, score_N > 0.5))
     assert found["specificity"]["value"] == pytest.approx(sk.recall_score(~ill_N, score_N <= 0.5))
@@ -182,7 +182,7 @@ def test_without_a_healthy_class_nothing_is_said_about_dementia() -> None:
     measured = measure(made([0, 1], [0, 1]), replicates=5)
     assert measured["demented"] is None
     with pytest.raises(ValueError, match="none of the classes"):
-        measure(made([0, 1], [0, 1]), healthy_class="Healthy")
+        measure(made([0, 1], [0, 1]), negative_class="Healthy")
 
 
 @pytest.mark.parametrize(
@@ -194,21 +194,23 @@ def test_without_a_healthy_class_nothing_is_said_about_dementia() -> None:
     ],
 )
 def test_healthy_names_are_known(name: str) -> None:
-    assert find_healthy_class(["MildDemented", name, "AD"], None) == name
+    assert find_negative_class(["MildDemented", name, "AD"], None) == name
 
 
 @pytest.mark.parametrize(
     "name", ["Abnormal", "Normal Pressure Hydrocephalus", "Uncontrolled", "MCI", "Demented", "EMCI"]
 )
 def test_other_names_are_not_healthy(name: str) -> None:
-    assert find_healthy_class(["MildDemented", name], None) is None
+    assert find_negative_class(["MildDemented", name], None) is None
 
 
 def test_two_healthy_names_are_one_too_many_and_the_setting_wins() -> None:
-    assert find_healthy_class(["CN", "Control"], None) is None
-    assert find_healthy_class(["CN", "Control"], "Control") == "Control"
-    with pytest.raises(UserError, match="healthy_class is 'Cn', which is no class folder; .*CN, C"):
-        find_healthy_class(["CN", "Control"], "Cn")
+    assert find_negative_class(["CN", "Control"], None) is None
+    assert find_negative_class(["CN", "Control"], "Control") == "Control"
+    with pytest.raises(
+        UserError, match="negative_class is 'Cn', which is no class folder; .*CN, C"
+    ):
+        find_negative_class(["CN", "Control"], "Cn")
 
 
 # Before and after calibration, pooled folds, fewer classes.

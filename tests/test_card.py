@@ -18,7 +18,7 @@ SETTINGS = {
 
 
 def card(**changes: Any) -> str:
-    measured = metrics.measure(predictions(), healthy_class="NonDemented", replicates=20)
+    measured = metrics.measure(predictions(), negative_class="NonDemented", replicates=20)
     return model_card(facts(test=measured, settings=SETTINGS, **changes))
 
 

@@ -21,7 +21,7 @@ from alexmri.training.checkpoint import (
     load_newest,
     save_checkpoint,
 )
-from alexmri.training.folders import claimed
+from alexmri.training.run_folder import claimed
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -38,7 +38,7 @@ def test_a_checkpoint_comes_back_exactly(tmp_path: Path) -> None:
     assert found is not None
     assert found.progress == Progress(step=7, loss_sum=0.1 + 0.2, history=[{"epoch": 1.0}])
     assert torch.equal(found.tensors["network/w"], torch.full((3,), 7.0))
-    assert found.manifest == {"data": "x"}
+    assert found.resume_check == {"data": "x"}
 
 
 def test_the_newest_stay_and_older_ones_go(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_what_went_wrong_in_the_background_is_raised(
 
 
 def test_a_folder_has_one_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alexmri.training.folders.DYING_SECONDS", 0.0)
+    monkeypatch.setattr("alexmri.training.run_folder.DYING_SECONDS", 0.0)
     (tmp_path / ".model.json.0123abcd.tmp").write_text("what a killed one left")
     (tmp_path / ".mine.tmp").write_text("somebody's")
     with claimed(tmp_path):

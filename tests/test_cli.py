@@ -103,7 +103,7 @@ def test_predict_and_evaluate_use_the_model(
 ) -> None:
     out, _ = finished
     images = sorted(demo.glob("NonDemented/*.jpg"))[:3]
-    answer = json.loads(run("predict", out / "model", *images, "--json", "--one-person").stdout)
+    answer = json.loads(run("predict", out / "model", *images, "--json", "--one-subject").stdout)
     assert [row["image"] for row in answer["predictions"][:3]] == [str(image) for image in images]
     for row in answer["predictions"]:
         assert sum(row["probabilities"].values()) == pytest.approx(1)
@@ -112,7 +112,7 @@ def test_predict_and_evaluate_use_the_model(
     assert "NonDemented" in run("predict", out / "model", *images).stdout
     packed = tmp_path / "model.tar.gz"
     subprocess.run(["tar", "czf", packed, "-C", out / "model", "."], check=True)
-    again = json.loads(run("predict", packed, *images, "--json", "--one-person").stdout)
+    again = json.loads(run("predict", packed, *images, "--json", "--one-subject").stdout)
     assert again == answer
 
     done = run("evaluate", out / "model", demo, "--json", tmp_path / "evaluation.json")

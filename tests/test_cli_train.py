@@ -156,9 +156,9 @@ def test_a_healthy_class_that_is_none_ends_a_training_before_it_begins(
     demo: Path, tmp_path: Path
 ) -> None:
     refused = run(
-        *("train", "--data", demo, "--out", tmp_path / "out", "--healthy-class", "Well"),
+        *("train", "--data", demo, "--out", tmp_path / "out", "--negative-class", "Well"),
         check=False,
     )
     assert refused.returncode == 2
-    assert "healthy_class is 'Well', which is no class folder; the classes are" in refused.stderr
+    assert "negative_class is 'Well', which is no class folder; the classes are" in refused.stderr
     assert not (tmp_path / "out" / "metrics.jsonl").exists()

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from alexmri.contract.delivery import check_delivery
 from alexmri.contract.hosts import Hosts, read_hosts
+from alexmri.contract.input_modes import check_input_modes
 from alexmri.contract.paths import Paths, checkpoint_folder
 from alexmri.contract.sm_environment import sm_environment
 from alexmri.errors import UserError
@@ -63,30 +63,30 @@ def test_hosts_that_make_no_sense(tmp_path: Path, content: Any, words: str) -> N
 def test_channels_that_are_no_files_are_refused(tmp_path: Path, said: Any, words: str) -> None:
     (tmp_path / "train").mkdir()
     with pytest.raises(UserError, match=words):
-        check_delivery({"train": said}, tmp_path)
+        check_input_modes({"train": said}, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", "../train", "t" * 65, "a\0b", "t" * 5000])
 def test_a_channel_by_a_name_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="a name has 1 to 64 letters"):
-        check_delivery({name: {}}, tmp_path)
+        check_input_modes({name: {}}, tmp_path)
 
 
 def test_pipes_and_augmented_manifests_are_also_known_by_sight(tmp_path: Path) -> None:
     line = json.dumps({"source-ref": "s3://bucket/1.png", "class": 0})
     write(tmp_path / "a" / "train" / "train.manifest", line + "\n" + line)
     with pytest.raises(UserError, match="'train' is an augmented manifest"):
-        check_delivery({}, tmp_path / "a")
+        check_input_modes({}, tmp_path / "a")
     (tmp_path / "b").mkdir()
     os.mkfifo(tmp_path / "b" / "train_0")
     with pytest.raises(UserError, match="'train' comes in Pipe mode"):
-        check_delivery({}, tmp_path / "b")
+        check_input_modes({}, tmp_path / "b")
 
 
 def test_a_channel_without_its_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     with pytest.raises(UserError, match="names the channel 'validation', but there is no folder"):
-        check_delivery({"train": {}, "validation": {}, "code": {}}, tmp_path)
+        check_input_modes({"train": {}, "validation": {}, "code": {}}, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from alexmri.contract import control_channel, first_host
 from alexmri.contract.control_channel import End, OtherHost
-from alexmri.contract.deaths import LOST_A_PEER
+from alexmri.contract.exit_reasons import LOST_A_PEER
 from alexmri.contract.first_host import FirstHost
 from alexmri.contract.hosts import Hosts
 from alexmri.contract.workers import free_port

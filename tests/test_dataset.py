@@ -44,23 +44,23 @@ def test_every_image_is_decoded_as_serving_would(demo: Path) -> None:
     dataset = load(demo)
     for i in (0, 41, len(dataset.folder.images) - 1):
         expected = decode(dataset.folder.images[i].path, image_size=32, channels=1)
-        assert np.array_equal(dataset.store.pixels_NCHW[i], expected)
+        assert np.array_equal(dataset.cache.pixels_NCHW[i], expected)
 
 
 def test_decoded_images_are_reused_until_a_file_changes(make_images: ImageMaker) -> None:
     root = make_images(*(f"{label}/{i}.png" for label in "AB" for i in range(9)))
     first = load(root)
-    assert not first.store.reused
+    assert not first.cache.reused
     again = load(root)
-    assert again.store.reused
-    assert again.store.sha256 == first.store.sha256
-    assert isinstance(again.store.pixels_NCHW, np.memmap)
+    assert again.cache.reused
+    assert again.cache.sha256 == first.cache.sha256
+    assert isinstance(again.cache.pixels_NCHW, np.memmap)
     Image.new("L", (40, 40), 7).save(root / "A" / "0.png")
     changed = load(root)
-    assert not changed.store.reused
-    assert (changed.store.pixels_NCHW[0] == 7).all()
+    assert not changed.cache.reused
+    assert (changed.cache.pixels_NCHW[0] == 7).all()
     assert changed.fingerprint != first.fingerprint
-    assert not load(root, image_size=48).store.reused
+    assert not load(root, image_size=48).cache.reused
 
 
 def test_the_cache_is_beside_the_user_unless_told_otherwise(
@@ -81,12 +81,12 @@ def test_the_cache_is_beside_the_user_unless_told_otherwise(
 def test_renaming_files_changes_neither_fingerprint_nor_split(make_images: ImageMaker) -> None:
     root = make_images(*(f"{label}/{i}.png" for label in "AB" for i in range(40)))
     before = load(root)
-    places = dict(zip(before.store.sha256, before.split.assigned, strict=True))
+    places = dict(zip(before.cache.sha256, before.split.assigned, strict=True))
     for path in sorted((root / "A").iterdir()):
         path.rename(path.with_name(f"renamed {path.name}"))
     after = load(root)
     assert after.fingerprint == before.fingerprint
-    assert dict(zip(after.store.sha256, after.split.assigned, strict=True)) == places
+    assert dict(zip(after.cache.sha256, after.split.assigned, strict=True)) == places
 
 
 @pytest.mark.usefixtures("decoders")
@@ -138,7 +138,7 @@ def test_skipping_bad_images_equals_removing_them_and_is_told(
     (root / "B" / "7 (2).png").unlink()
     (root / "B" / "7 (2).png").symlink_to(root / "gone.png")
     dataset = load(root, on_bad_image="skip")
-    assert dict(dataset.store.skipped) == {
+    assert dict(dataset.cache.skipped) == {
         "A/3 (3).png": "cannot be read as a picture: image file is truncated",
         "A/9 (4).png": "cannot be read as a picture: it is none of JPEG, PNG, BMP, TIFF, WEBP,"
         " or damaged",
@@ -146,22 +146,22 @@ def test_skipping_bad_images_equals_removing_them_and_is_told(
     }
     found = audit(root, on_bad_image="skip")
     assert found["images"] == 117
-    assert found["skipped_images"] == dataset.store.skipped
+    assert found["skipped_images"] == dataset.cache.skipped
     assert found["warnings"][0].startswith(
         "3 of 120 images are left out, because on_bad_image is skip: A/3 (3).png cannot be read as"
     )
     assert str(tmp_path) not in str(found["warnings"])  # they stand in the model file too
 
-    for name in dataset.store.skipped:
+    for name in dataset.cache.skipped:
         (root / name).unlink()
     removed = load(root)
     assert dataset.fingerprint == removed.fingerprint
     assert dataset.split_fingerprint == removed.split_fingerprint
-    assert dataset.groups == removed.groups
+    assert dataset.subjects == removed.groups
     assert dataset.folder.images == removed.folder.images
-    assert np.array_equal(dataset.store.pixels_NCHW, removed.store.pixels_NCHW)
-    places = dict(zip(before.store.sha256, before.split.assigned, strict=True))
-    for sha, place in zip(dataset.store.sha256, dataset.split.assigned, strict=True):
+    assert np.array_equal(dataset.cache.pixels_NCHW, removed.cache.pixels_NCHW)
+    places = dict(zip(before.cache.sha256, before.split.assigned, strict=True))
+    for sha, place in zip(dataset.cache.sha256, dataset.split.assigned, strict=True):
         assert places[sha] == place
 
 
@@ -171,16 +171,16 @@ def test_skipped_images_are_remembered_until_they_can_be_read(make_images: Image
     whole = bad.read_bytes()
     bad.write_bytes(b"x" * len(whole))
     os.utime(bad, ns=(0, 0))
-    assert not load(root, on_bad_image="skip").store.reused
+    assert not load(root, on_bad_image="skip").cache.reused
     again = load(root, on_bad_image="skip")
-    assert again.store.reused
-    assert list(again.store.skipped) == ["A/3.png"]
-    assert len(again.store.pixels_NCHW) == 59
+    assert again.cache.reused
+    assert list(again.cache.skipped) == ["A/3.png"]
+    assert len(again.cache.pixels_NCHW) == 59
     with pytest.raises(UserError, match=r"A/3\.png cannot be read .*on_bad_image=skip trains"):
         load(root)
     bad.write_bytes(whole)
     os.utime(bad, ns=(0, 0))  # as after a fault of the disk or of rights: the file is as it was
-    assert len(load(root).store.pixels_NCHW) == 60
+    assert len(load(root).cache.pixels_NCHW) == 60
 
 
 def test_too_many_bad_images_are_refused_even_if_they_may_be_skipped(
@@ -189,7 +189,7 @@ def test_too_many_bad_images_are_refused_even_if_they_may_be_skipped(
     root = make_images(*(f"{label}/{i}.png" for label in "AB" for i in range(50)))
     for i in range(5):
         spoil(root / "A" / f"{i}.png")
-    assert len(load(root, on_bad_image="skip").store.skipped) == 5
+    assert len(load(root, on_bad_image="skip").cache.skipped) == 5
     spoil(root / "B" / "0.png")
     with pytest.raises(UserError, match=r"6 of 100 .*A/0\.png .*; and 1 more; .*most 5 %"):
         load(root, on_bad_image="skip")
@@ -232,8 +232,8 @@ def test_a_split_by_subject_needs_people(make_images: ImageMaker) -> None:
     with pytest.raises(UserError, match=r"do not tell who .*pass group_regex, groups_file"):
         load(root, split_by="subject")
     dataset = load(root, split_by="subject", group_regex=r"scan([0-9])")
-    assert dataset.groups is not None
-    assert dataset.groups.count == 9
+    assert dataset.subjects is not None
+    assert dataset.subjects.count == 9
 
 
 def test_a_given_split_without_validation_gets_one_from_train(make_images: ImageMaker) -> None:
@@ -308,7 +308,7 @@ def test_the_probe_sees_a_leak_by_slice_and_none_by_person(demo: Path) -> None:
 def test_the_probe_of_a_large_set_looks_at_a_sample_and_says_so(
     demo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("alexmri.data.audit_probe.LARGEST_PROBE", 40)
+    monkeypatch.setattr("alexmri.data.audit_probe.MAX_PROBED_IMAGES", 40)
     found = audit(demo)
     note = "the most similar slices were looked for among 32 of 96 images"
     assert note in found["warnings"]

@@ -13,19 +13,19 @@ from torch import Tensor
 
 from alexmri.contract.resources import free_memory_bytes
 from alexmri.contract.signals import StopRequest
-from alexmri.data import feed
+from alexmri.data import loader
 from alexmri.data.augment import choose_augment
 from alexmri.data.batches import epoch_order, train_batches
 from alexmri.data.dataset import Part, Rows
-from alexmri.data.feed import Feed
+from alexmri.data.loader import Loader
 from alexmri.model.alexnet import AlexNet, build
 from alexmri.model.forward import Compute, Precision
 from alexmri.settings import Layer, Settings, resolve
 from alexmri.terminal import PlainTerminal
 from alexmri.training.loop import Run
 from alexmri.training.optim import build_optimizer
+from alexmri.training.precision import Twin
 from alexmri.training.step import train_step
-from alexmri.training.twin import Twin
 
 CPU = torch.device("cpu")
 
@@ -53,13 +53,13 @@ def part_of(folder: Path, images: int) -> Part:
 
 @pytest.fixture(params=["resident", "mapped"])
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(feed, "LARGEST_SHARE", 0.5 if request.param == "resident" else 0.0)
+    monkeypatch.setattr(loader, "MAX_MEMORY_SHARE", 0.5 if request.param == "resident" else 0.0)
     return str(request.param)
 
 
 def test_batches_are_the_rows_asked_for(place: str, tmp_path: Path) -> None:
     part = part_of(tmp_path, 43)
-    source = Feed(part, CPU)
+    source = Loader(part, CPU)
     assert source.resident == (place == "resident")
     batches = list(train_batches(epoch_order(43, seed=0, epoch=1), 8))
     given = list(source.batches(batches))
@@ -73,11 +73,11 @@ def test_batches_are_the_rows_asked_for(place: str, tmp_path: Path) -> None:
 def test_an_epoch_that_is_left_early_leaves_no_reader_behind(tmp_path: Path) -> None:
     program = (
         "import threading, numpy as np, torch\n"
-        "from alexmri.data import feed\n"
+        "from alexmri.data import loader\n"
         "from alexmri.data.dataset import Part\n"
-        "feed.LARGEST_SHARE = 0\n"
+        "loader.MAX_MEMORY_SHARE = 0\n"
         "part = Part(np.zeros((64, 1, 32, 32), np.uint8), np.zeros(64, np.int64), None, ())\n"
-        "for batch in feed.Feed(part, torch.device('cpu')).batches([np.arange(8)] * 8):\n"
+        "for batch in loader.Loader(part, torch.device('cpu')).batches([np.arange(8)] * 8):\n"
         "    break\n"
         "del batch\n"
         "assert threading.active_count() == 1, threading.enumerate()\n"
@@ -91,7 +91,7 @@ def test_memory_stays_bounded_on_a_map_that_does_not_fit(tmp_path: Path) -> None
 import numpy as np, torch
 from pathlib import Path
 from alexmri.contract.signals import StopRequest
-from alexmri.data import feed
+from alexmri.data import loader
 from alexmri.data.augment import choose_augment
 from alexmri.data.dataset import Part, Rows
 from alexmri.model.alexnet import build
@@ -104,7 +104,7 @@ torch.set_num_threads(1)
 images = 400_000
 path = Path({str(tmp_path)!r}) / "slices.npy"
 np.lib.format.open_memmap(path, "w+", np.uint8, (images, 1, 32, 32)).flush()
-feed.free_memory_bytes = lambda: 2 * images * 1024 - 1
+loader.free_memory_bytes = lambda: 2 * images * 1024 - 1
 settings = resolve([Layer("test", {{"batch_size": 2000, "epochs": 1}})]).settings
 rows = Rows(np.load(path, mmap_mode="r"), np.arange(images))
 part = Part(rows, np.zeros(images, np.int64), None, ())
@@ -238,7 +238,7 @@ def test_where_the_images_lie_does_not_change_a_weight(
     part, settings = part_of(tmp_path, 43), settings_of(epochs=1, augment_probability=1)
     found = []
     for share in (0.5, 0.0):
-        monkeypatch.setattr(feed, "LARGEST_SHARE", share)
+        monkeypatch.setattr(loader, "MAX_MEMORY_SHARE", share)
         run = Run(
             build(classes=3, image_size=32, channels=1, dropout=0.5, seed=0),
             *(part, part, settings, Compute(CPU, "bf16"), choose_augment(settings)),

@@ -37,7 +37,7 @@ def split_of(images: Images, fold: Fold, seed: int = 0) -> Split:
     )
 
 
-def people_by_split(images: Images, split: Split) -> dict[str, set[tuple[str, str]]]:
+def subjects_by_split(images: Images, split: Split) -> dict[str, set[tuple[str, str]]]:
     found: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for image, name in zip(images, split.assigned, strict=True):
         found[name].add(image)
@@ -68,10 +68,10 @@ def test_folds_are_disjoint_complete_grouped_even_and_blind_to_order(
     shuffled = images.copy()
     random.shuffle(shuffled)
     for number in range(1, folds + 1):
-        found = people_by_split(images, split_of(images, Fold(number, folds), seed))
+        found = subjects_by_split(images, split_of(images, Fold(number, folds), seed))
         # Grouped: nobody stands in two splits of a fold.
         assert sum(map(len, found.values())) == sum(sizes)
-        assert found == people_by_split(shuffled, split_of(shuffled, Fold(number, folds), seed))
+        assert found == subjects_by_split(shuffled, split_of(shuffled, Fold(number, folds), seed))
         tested.update(found["test"])
         fold_of.update(dict.fromkeys(found["test"], number))
         for label, size in people.items():
@@ -103,7 +103,7 @@ def test_another_seed_deals_anew_and_validation_changes_from_fold_to_fold() -> N
     assert 40 < sum(first[key] != second[key] for key in keys) < 80
     validated: Counter[tuple[str, str]] = Counter()
     for number in range(1, 6):
-        validated.update(people_by_split(images, split_of(images, Fold(number, 5)))["validation"])
+        validated.update(subjects_by_split(images, split_of(images, Fold(number, 5)))["validation"])
     # 11 of 64 in each fold: were it the same ones, 22 at most would ever be in validation.
     assert len(validated) > 35
 
@@ -113,7 +113,7 @@ def test_the_one_who_is_left_of_two_is_trained_on() -> None:
     testing = 0
     for number in range(1, 6):
         split = split_of(images, Fold(number, 5))
-        found = people_by_split(images, split)
+        found = subjects_by_split(images, split)
         tiny = {name: sum(lab == "tiny" for _, lab in found[name]) for name in found}
         assert tiny["train"] == 1
         assert tiny["test"] + tiny["validation"] == 1

@@ -48,5 +48,5 @@ def test_the_surest_wrong_answers_come_first() -> None:
 
     assert names(predicted(None, right=N)) == []
     assert names(predicted(None, right=N - 1)) == [f"{N - 1}.png"]
-    one_person = names(predicted(("p",) * N))
-    assert one_person == [f"{N - 1}.png", f"{N - 2}.png"][:MOST_OF_A_PERSON]
+    one_subject = names(predicted(("p",) * N))
+    assert one_subject == [f"{N - 1}.png", f"{N - 2}.png"][:MOST_OF_A_PERSON]

@@ -31,7 +31,7 @@ def pixels(png: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
 def test_plots_are_900_pixels_wide_and_equal_every_time() -> None:
     first, second = draw_all(), draw_all()
     assert first == second
-    drawn = {"curves", "confusion", "confusion_people", "reliability", "roc", "precision_recall"}
+    drawn = {"curves", "confusion", "confusion_subjects", "reliability", "roc", "precision_recall"}
     assert set(first) == drawn | {"roc_demented"}
     assert {size(png)[0] for png in first.values()} == {900}
 

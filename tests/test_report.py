@@ -86,7 +86,7 @@ def test_figures_stand_beside_their_intervals_and_both_baselines() -> None:
 def test_demented_against_healthy_is_shown_for_slices_and_people() -> None:
     page = render_report(facts())
     assert "demented against" not in page
-    measured = metrics.measure(predictions(), healthy_class="NonDemented", replicates=20)
+    measured = metrics.measure(predictions(), negative_class="NonDemented", replicates=20)
     page = render_report(facts(test=measured))
     for level in (measured, measured["subject_level"]):
         for key in ("auc", "sensitivity", "specificity"):
@@ -116,7 +116,7 @@ def test_mistakes_are_pictures_with_names_and_escaped() -> None:
     [
         (None, ["w"]),
         ({"verdict": ["a", "W."], "leak_probe": LEAKY}, ["a", "W."]),
-        ({"exact_duplicates": [], "leak_probe": UNKNOWN}, ["Groups of exact copies: 0.", "w"]),
+        ({"exact_duplicates": [], "leak_probe": UNKNOWN}, ["Subjects of exact copies: 0.", "w"]),
         (
             {"near_duplicates": [{}, {}], "leak_probe": UNKNOWN},
             ["Pairs that are changed copies or suspiciously alike: 2.", "w"],

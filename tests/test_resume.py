@@ -39,12 +39,12 @@ def new_run(**changes: Any) -> Run:
 CPU = Compute(torch.device("cpu"), "fp32")
 
 
-def manifest(settings: Settings) -> dict[str, Any]:
+def resume_check(settings: Settings) -> dict[str, Any]:
     return {"settings": settings.model_dump(mode="json"), "data": "x", "split": "y"}
 
 
 def go_on(run: Run, folder: Path, stop: StopRequest | None = None) -> list[dict[str, float]]:
-    writer = CheckpointWriter(folder, manifest(run.settings), keep=2)
+    writer = CheckpointWriter(folder, resume_check(run.settings), keep=2)
     stop = StopRequest() if stop is None else stop
     rows = list(run.epochs(stop, PlainTerminal(), writer))
     writer.wait()
@@ -106,7 +106,7 @@ class Patient(CheckpointWriter):
 def test_a_run_killed_after_any_checkpoint_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     often = {"checkpoint_every_seconds": 1e-9, "epochs": 2}
     whole = new_run(**often)
-    writer = Patient(tmp_path / "all", manifest(whole.settings), keep=99)
+    writer = Patient(tmp_path / "all", resume_check(whole.settings), keep=99)
     rows = without_speed(whole.epochs(StopRequest(), PlainTerminal(), writer))
     writer.wait()
     saved = sorted((tmp_path / "all").glob("*.json"))

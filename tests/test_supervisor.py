@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alexmri.contract.deaths import LOST_A_PEER, OomCounter, cause_of_death, remedy
+from alexmri.contract.exit_reasons import LOST_A_PEER, OomCounter, exit_reason, remedy
 
 PATIENCE = 60
 PREPARE = """
@@ -178,7 +178,7 @@ def test_the_kernels_count_of_kills_is_read(tmp_path: Path, file: str, text: str
 
 
 def test_a_kill_for_lack_of_memory_names_the_limit() -> None:
-    cause = cause_of_death(-9, [], out_of_memory=True)
+    cause = exit_reason(-9, [], out_of_memory=True)
     assert cause.startswith("out of memory: the kernel killed the training")
     assert "GiB" in cause
     assert "batch_size" in cause

@@ -93,7 +93,7 @@ from alexmri.model.alexnet import build
 from alexmri.settings import Layer, resolve
 from alexmri.training.optim import build_optimizer
 from alexmri.training.step import Whole, train_step
-from alexmri.training.twin import Twin
+from alexmri.training.precision import Twin
 settings = resolve([Layer("test", {"batch_size": 8})]).settings
 network = build(classes=3, image_size=32, channels=1, dropout=0.5, seed=0)
 for part in [each for each in network.modules() if isinstance(each, nn.Sequential)]:

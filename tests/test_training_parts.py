@@ -16,8 +16,8 @@ from alexmri.data.batches import epoch_order, steps_per_epoch, train_batches
 from alexmri.files import appearing, write_atomically, write_json
 from alexmri.model.alexnet import build
 from alexmri.settings import Layer, Settings, resolve
-from alexmri.training.folders import clear
 from alexmri.training.optim import AveragedWeights, build_optimizer, class_weights, learning_rate_at
+from alexmri.training.run_folder import clear
 from alexmri.training.validation import best_epoch
 
 

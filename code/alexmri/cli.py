@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from alexmri.aws.group import aws
-from alexmri.commands.data import audit, augment, demo_data
+from alexmri.commands.data import audit, demo_data
 from alexmri.commands.model import evaluate, export, predict, serve
 from alexmri.commands.training import config, crossval, train
 from alexmri.errors import UserError
@@ -26,7 +26,7 @@ def cli() -> None:
 
 
 for command in (
-    *(demo_data, audit, augment, train, crossval, config),
+    *(demo_data, audit, train, crossval, config),
     *(evaluate, predict, export, serve, aws),
 ):
     cli.add_command(command)

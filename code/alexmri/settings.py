@@ -79,7 +79,7 @@ class Settings(BaseModel):
 
     recipe: str = Field(
         "best",
-        description="named set of defaults: best, people (the default where split_by is subject),"
+        description="named set of defaults: best, subjects (the default where split_by is subject),"
         " augmented or baseline",
     )
     model_name: Literal["alexnet"] = Field("alexnet", description="the network")
@@ -136,7 +136,7 @@ class Settings(BaseModel):
     groups_file: OptionalText = Field(
         None, description="CSV with the columns path and subject, here or in the data folder"
     )
-    healthy_class: OptionalText = Field(
+    negative_class: OptionalText = Field(
         None,
         description="class of people without dementia; none = found by a name like Non*, Normal,"
         " CN, No Impairment, Healthy or Control",
@@ -252,7 +252,7 @@ def environment_layer(environment: Mapping[str, str]) -> Layer:
 def resolve(layers: Sequence[Layer]) -> Resolved:
     """Merge `layers` (the first wins) over the recipe they name and over the defaults.
 
-    Where they name none it is `best`, or `people` for a split by subject: what recognises known
+    Where they name none it is `best`, or `subjects` for a split by subject: what recognises known
     people best is not what says most about new ones.
 
     Raises:
@@ -261,7 +261,7 @@ def resolve(layers: Sequence[Layer]) -> Resolved:
     cleaned = [Layer(layer.name, _known_keys(layer)) for layer in layers]
     recipe = _first(cleaned, "recipe")
     if recipe is None and _first(cleaned, "split_by") == "subject":
-        recipe = "people"
+        recipe = "subjects"
         cleaned.append(Layer("split_by subject", {"recipe": recipe}))
     cleaned.append(load_recipe(str(recipe or Settings.model_fields["recipe"].default)))
     values: dict[str, Any] = {}

@@ -57,14 +57,14 @@ def test_a_packed_model_is_measured_and_reported(job: Tree, trained: Tree) -> No
     written = evaluation_of(job)
     assert {path.name for path in written.iterdir()} == {
         *("evaluation.json", "statistics.json", "report.html"),
-        *("confusion.png", "confusion_people.png", "precision_recall.png", "reliability.png"),
+        *("confusion.png", "confusion_subjects.png", "precision_recall.png", "reliability.png"),
         *("roc.png", "roc_demented.png"),
     }
     evaluation = json.loads((written / "evaluation.json").read_text(encoding="utf-8"))
     assert evaluation["test"]["images"] == 48
     assert evaluation["test"]["resampled_by"] == "subject"
     test = evaluation["test"]
-    assert test["demented"]["healthy_class"] == "NonDemented"
+    assert test["demented"]["negative_class"] == "NonDemented"
     assert test["baselines"]["nearest_neighbour"] is None  # the training images are not here
     assert test["calibration"]["before"]["ece"] >= 0
     line = result.stdout.splitlines()[-2]

@@ -164,7 +164,7 @@ def test_a_second_job_in_the_same_folders_keeps_the_first(tree: Tree, trained: T
     result = tree.run("train", "--epochs", "1", "--checkpoint-every-epochs", "1")
     assert result.returncode == 0, result.stderr
     assert "a finished run was here: it is kept in" in result.stdout
-    (earlier,) = (tree.root / "output" / "earlier").iterdir()
+    (earlier,) = (tree.root / "output" / "archive").iterdir()
     assert (earlier / "model" / "model.json").read_bytes() == first
     assert (earlier / "data" / "report.html").is_file()
     assert (tree.root / "model" / "model.json").read_bytes() != first

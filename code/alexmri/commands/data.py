@@ -1,4 +1,4 @@
-"""`alexmri demo-data, audit, augment`: what is done with images before a training."""
+"""`alexmri demo-data, audit`: what is done with images before a training."""
 
 from pathlib import Path
 from typing import Any
@@ -63,27 +63,3 @@ def audit(
     if html_file:
         write_atomically(html_file, render_page(found, title=f"Audit of {data.name}"))
     show_audit(found.document)
-
-
-@click.command()
-@click.argument("data", type=EXISTING_FOLDER)
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--copies", type=click.IntRange(min=1), required=True, help="copies per image")
-@settings_options
-def augment(data: Path, out: Path, copies: int, config_file: Path | None, **options: Any) -> None:
-    """Write DATA to OUT with augmented copies of its training images.
-
-    The other way to augment; train on OUT with --augment none. DATA must hold train, valid and
-    (optionally) test folders. Images for validation and test are copied as they are: changed ones
-    would measure something else.
-    """
-    settings = read_settings(config_file, options).settings
-    from alexmri.contract.resources import cpu_cores
-    from alexmri.data.augment_copies import write_copies
-    from alexmri.terminal import choose_terminal
-
-    terminal = choose_terminal()
-    found, added = write_copies(
-        data, out, copies=copies, settings=settings, workers=cpu_cores(), terminal=terminal
-    )
-    terminal.say(f"{out}: {found} images of {data} and {added} augmented copies")

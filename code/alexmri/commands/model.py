@@ -43,9 +43,9 @@ def evaluate(bundle: Path, folder: Path, json_file: Path | None) -> None:
 @click.argument("images", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
 @click.option(
-    "--one-person", is_flag=True, help="also average over all IMAGES: one person's slices"
+    "--one-subject", is_flag=True, help="also average over all IMAGES: one person's slices"
 )
-def predict(bundle: Path, images: tuple[Path, ...], as_json: bool, one_person: bool) -> None:
+def predict(bundle: Path, images: tuple[Path, ...], as_json: bool, one_subject: bool) -> None:
     """Print what the model BUNDLE, a directory or a model.tar.gz, says about IMAGES."""
     if not images:
         raise UserError("no image was given; pass at least one after the model directory")
@@ -60,7 +60,7 @@ def predict(bundle: Path, images: tuple[Path, ...], as_json: bool, one_person: b
     rows = [
         (str(image), ranked(classes, p)) for image, p in zip(images, probabilities_NK, strict=True)
     ]
-    if one_person:
+    if one_subject:
         mean = ranked(classes, subject_mean(probabilities_NK))
         rows.append((f"all {len(images)} as one person", mean))
     if as_json:

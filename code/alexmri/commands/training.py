@@ -37,13 +37,13 @@ def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **op
         _train_side_by_side(settings.workers_per_host)
     else:
         die_with_parent()
-    from alexmri.contract.deaths import LostPeer
+    from alexmri.contract.exit_reasons import LostPeer
     from alexmri.contract.signals import Stopped, StopRequest
     from alexmri.evaluation.tables import show_measured
     from alexmri.terminal import SilentTerminal, choose_terminal
     from alexmri.training.distributed import joined
-    from alexmri.training.folders import is_finished
     from alexmri.training.job import Job, run_job
+    from alexmri.training.run_folder import is_finished
 
     _refuse_output(data, out, overwrite, is_finished(out))
     job = Job(
@@ -109,7 +109,7 @@ def crossval(
     from alexmri.evaluation.tables import show_folds, show_measured, show_pooled
     from alexmri.terminal import choose_terminal
     from alexmri.training.crossval import Crossval, choose_split_by, run_crossval
-    from alexmri.training.folders import is_finished
+    from alexmri.training.run_folder import is_finished
 
     _refuse_output(data, out, overwrite, is_finished(out))
     if resolved.settings.workers_per_host > 1:

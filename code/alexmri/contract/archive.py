@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from alexmri.errors import UserError
 
 # The largest model there is (224 x 224, three channels, with its ONNX twin) fills half a gigabyte.
-MOST_BYTES = 2 << 30
-MOST_MEMBERS = 1000
+MAX_BYTES = 2 << 30
+MAX_MEMBERS = 1000
 CHUNK = 1 << 20
 
 
@@ -57,8 +57,8 @@ def unpack(archive: Path, folder: Path) -> None:
             tarfile.open(fileobj=stream, mode="r:") as tar,
         ):
             for count, member in enumerate(tar, 1):
-                if count > MOST_MEMBERS:
-                    raise tarfile.ReadError(f"it holds more than {MOST_MEMBERS} files")
+                if count > MAX_MEMBERS:
+                    raise tarfile.ReadError(f"it holds more than {MAX_MEMBERS} files")
                 _unpack_member(tar, member, folder)
             while stream.read(CHUNK):  # to the end, where the checksum is
                 pass
@@ -108,8 +108,8 @@ class _OnceThrough(io.RawIOBase):
             raise tarfile.ReadError("it has a header that no model needs")
         data = self._packed.read(size)
         self._position += len(data)
-        if self._position > MOST_BYTES:
-            raise tarfile.ReadError(f"it unpacks to more than {MOST_BYTES >> 20} MiB")
+        if self._position > MAX_BYTES:
+            raise tarfile.ReadError(f"it unpacks to more than {MAX_BYTES >> 20} MiB")
         return data
 
     def tell(self) -> int:

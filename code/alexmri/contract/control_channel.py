@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from alexmri.contract.deaths import LOST_A_PEER, cause_of_death
+from alexmri.contract.exit_reasons import LOST_A_PEER, exit_reason
 from alexmri.contract.failure import USER_ERROR_CODE
 from alexmri.contract.hosts import Hosts
 from alexmri.contract.wire import Wire
@@ -70,7 +70,7 @@ class Party:
         elif word == "done":
             self.end = self.end or End(*more)
         elif word == "lost":
-            text = cause_of_death(LOST_A_PEER, (), out_of_memory=False)
+            text = exit_reason(LOST_A_PEER, (), out_of_memory=False)
             self.end = self.end or End(LOST_A_PEER, text)
         elif not self.end or self.end.code == LOST_A_PEER:
             self.end = End(*more)

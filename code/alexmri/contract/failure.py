@@ -4,7 +4,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from alexmri.contract.deaths import remedy
+from alexmri.contract.exit_reasons import remedy
 from alexmri.errors import UserError
 from alexmri.files import write_atomically
 

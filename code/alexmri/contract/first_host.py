@@ -16,7 +16,7 @@ from alexmri.contract.control_channel import (
     OtherHost,
     Party,
 )
-from alexmri.contract.deaths import LOST_A_PEER
+from alexmri.contract.exit_reasons import LOST_A_PEER
 from alexmri.contract.failure import USER_ERROR_CODE
 from alexmri.contract.hosts import Hosts
 from alexmri.contract.wire import Wire

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from alexmri.contract.documents import read_object
 from alexmri.contract.gpu_facts import (
     COMPAT_FOLDER,
     PROC,
@@ -23,6 +22,7 @@ from alexmri.contract.gpu_facts import (
     version_of,
 )
 from alexmri.contract.gpu_problems import cards_text, is_too_old, problem_of
+from alexmri.contract.json_files import read_json_object
 from alexmri.contract.paths import Paths
 from alexmri.errors import UserError
 
@@ -127,7 +127,7 @@ def required_by(environment: Mapping[str, str], paths: Paths) -> str | None:
 def _instance_type(paths: Paths) -> str:
     """Return what resourceconfig.json says; complaints about that file are for its reader."""
     try:
-        return str((read_object(paths.resource_config) or {}).get("current_instance_type"))
+        return str((read_json_object(paths.resource_config) or {}).get("current_instance_type"))
     except UserError:
         return ""
 

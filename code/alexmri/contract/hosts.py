@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alexmri.contract.documents import read_object
+from alexmri.contract.json_files import read_json_object
 from alexmri.errors import UserError
 
 
@@ -36,7 +36,7 @@ def read_hosts(path: Path) -> Hosts | None:
     Raises:
         UserError: the file does not say who this host is, or who the hosts are.
     """
-    document = read_object(path)
+    document = read_json_object(path)
     if document is None:
         return None
     current, names = document.get("current_host"), document.get("hosts")

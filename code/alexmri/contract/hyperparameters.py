@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from alexmri.contract.documents import read_object
+from alexmri.contract.json_files import read_json_object
 from alexmri.errors import UserError
 from alexmri.settings import Layer, Settings, environment_layer, resolve
 
@@ -32,7 +32,7 @@ def read_hyperparameters(path: Path) -> Layer:
     Raises:
         UserError: not a JSON object.
     """
-    values = read_object(path) or {}
+    values = read_json_object(path) or {}
     return Layer(path.name, values)
 
 

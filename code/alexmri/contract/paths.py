@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from alexmri.contract.documents import read_object
+from alexmri.contract.json_files import read_json_object
 from alexmri.errors import UserError
 
 BASE_VARIABLE = "SAGEMAKER_BASE_DIR"
@@ -93,7 +93,7 @@ def checkpoint_folder(paths: Paths) -> Path:
         UserError: the file is not a JSON object, or names no absolute path.
     """
     config = paths.config / "checkpointconfig.json"
-    named = (read_object(config) or {}).get("LocalPath")
+    named = (read_json_object(config) or {}).get("LocalPath")
     if named and (not isinstance(named, str) or not named.startswith("/") or "\0" in named):
         raise UserError(
             f'{config} says "LocalPath": {json.dumps(named)}; it must be an absolute path, such as'

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alexmri.contract.control_channel import End, Party
-from alexmri.contract.deaths import LOST_A_PEER
-from alexmri.contract.delivery import check_delivery
-from alexmri.contract.documents import read_object
+from alexmri.contract.exit_reasons import LOST_A_PEER
 from alexmri.contract.failure import failure_text, one_line, report_failure, write_failure
 from alexmri.contract.first_host import party_of
 from alexmri.contract.gpu import gpu_environment
 from alexmri.contract.hosts import Hosts, read_hosts
 from alexmri.contract.hyperparameters import read_settings_of_job
+from alexmri.contract.input_modes import check_input_modes
+from alexmri.contract.json_files import read_json_object
 from alexmri.contract.network import network_variables
 from alexmri.contract.paths import Paths, checkpoint_folder
 from alexmri.contract.signals import STOPPING, WATCHED
@@ -156,7 +156,7 @@ def read_job(
     Raises:
         UserError: files of the platform that make no sense, or channels that do not come as files.
     """
-    delivery = read_object(paths.input_data_config)
+    delivery = read_json_object(paths.input_data_config)
     if paths.config.is_dir():  # without the folder no platform started this
         for path, found, meaning in (
             (paths.resource_config, hosts, "this is taken for the only host"),
@@ -165,8 +165,8 @@ def read_job(
             if found is None:
                 say(f"warning: {path} is missing: {meaning}")
     hosts, delivery = hosts or Hosts(), delivery or {}
-    check_delivery(delivery, paths.data)
-    hyperparameters = read_object(paths.hyperparameters) or {}
+    check_input_modes(delivery, paths.data)
+    hyperparameters = read_json_object(paths.hyperparameters) or {}
     return sm_environment(paths, hosts, hyperparameters, delivery, environment)
 
 

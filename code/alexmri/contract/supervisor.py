@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from alexmri.contract.control_channel import Party
-from alexmri.contract.deaths import LOST_A_PEER, OomCounter, cause_of_death
+from alexmri.contract.exit_reasons import LOST_A_PEER, OomCounter, exit_reason
 from alexmri.contract.failure import write_failure
 from alexmri.contract.signals import PASSED_ON, STOPPING, WATCHED
 
@@ -173,7 +173,7 @@ class Supervisor:
             cause = f"still not done {STOP_DEADLINE_SECONDS:.0f} s after the stop signal: killed"
         else:
             grew = OomCounter.read().grew(self._oom)
-            cause = cause_of_death(status, words, out_of_memory=grew)
+            cause = exit_reason(status, words, out_of_memory=grew)
         if self._failure or status < 0:
             write_failure(cause, self._failure)
         return cause

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from alexmri.data.audit_copies import Copy, Size, find_copies
-from alexmri.data.audit_people import misfiled, near_pairs
 from alexmri.data.audit_probe import LeakProbe, probe_leak, probed_rows
+from alexmri.data.audit_subjects import misfiled, near_pairs
 from alexmri.data.audit_verdict import findings_in_words, verdict
 from alexmri.data.dataset import Dataset
 from alexmri.data.decode import read_image, shortened
-from alexmri.data.groups_inferred import infer_people
+from alexmri.data.duplicates import Copy, Size, find_copies
 from alexmri.data.nearest import Rows, normalised, small_grays
 from alexmri.data.pixels import FORMATS, ORIENTATION
 from alexmri.data.split import subjects_shared
+from alexmri.data.subjects_from_pixels import infer_subjects
 from alexmri.settings import Settings
 
 __all__ = ["Audit", "audit", "audit_document", "probe_leak", "warnings_of"]
@@ -40,8 +40,8 @@ class Audit:
 
 def audit(dataset: Dataset, settings: Settings) -> Audit:
     """Look for everything in docs/audit.md; reads some of the files again."""
-    images, store = dataset.folder.images, dataset.store
-    grays_NHW = small_grays(store.pixels_NCHW)
+    images, cache = dataset.folder.images, dataset.cache
+    grays_NHW = small_grays(cache.pixels_NCHW)
     sizes = [_size(image.path) for image in images]
     exact, repeats = _exact(dataset)
     flat = set(np.flatnonzero(grays_NHW.std(axis=(1, 2)) < FLAT).tolist())
@@ -49,13 +49,13 @@ def audit(dataset: Dataset, settings: Settings) -> Audit:
 
     copies = find_copies(grays_NHW, [image.path for image in images], sizes, rows)
     vectors_ND = normalised(grays_NHW.reshape(len(images), -1))
-    inferred = infer_people(vectors_ND)
-    inferred_groups = inferred.groups(store.sha256) if inferred.believed else None
-    people = dataset.groups or inferred_groups
+    inferred = infer_subjects(vectors_ND)
+    inferred_groups = inferred.subjects(cache.sha256) if inferred.believed else None
+    people = dataset.subjects or inferred_groups
     copied = {image for copy in copies for image in (copy.first, copy.second)}
     near, counts = _near(dataset, vectors_ND[rows], rows, copies)
     probe = probe_leak(dataset, settings, inferred=inferred_groups)
-    strays = misfiled(images, dataset.groups, inferred, repeats | copied)
+    strays = misfiled(images, dataset.subjects, inferred, repeats | copied)
 
     document = audit_document(dataset, probe)
     document |= {
@@ -66,13 +66,13 @@ def audit(dataset: Dataset, settings: Settings) -> Audit:
         "misfiled": strays,
         "subjects": people.count if people else None,
         "groups_from": people.found_by if people else None,
-        "inferred_people": {
-            "people": int(inferred.person_N.max()) + 1,
+        "inferred_subjects": {
+            "people": int(inferred.subject_N.max()) + 1,
             "confidence": round(inferred.confidence, 4),
             "believed": inferred.believed,
         },
         "groups_believed": people.believed if people else None,
-        "subjects_shared": subjects_shared(dataset.split, people.subjects) if people else None,
+        "subjects_shared": subjects_shared(dataset.split, people.ids) if people else None,
     }
     skips = settings.on_bad_image == "skip"
     notes = warnings_of(dataset, left_out=skips, exact_copies=False)
@@ -87,11 +87,11 @@ def audit_document(dataset: Dataset, probe: LeakProbe) -> dict[str, Any]:
         "schema": "alexmri.audit/1",
         "images": len(dataset.folder.images),
         "ignored_files": dataset.folder.ignored_files,
-        "skipped_images": dict(dataset.store.skipped),
+        "skipped_images": dict(dataset.cache.skipped),
         "counts": dataset.counts(),
         "fingerprint": dataset.fingerprint,
-        "subjects": dataset.groups.count if dataset.groups else None,
-        "groups_from": dataset.groups.found_by if dataset.groups else None,
+        "subjects": dataset.subjects.count if dataset.subjects else None,
+        "groups_from": dataset.subjects.found_by if dataset.subjects else None,
         "split_by": dataset.split.split_by,
         "subjects_shared": dataset.subjects_shared,
         "exact_duplicates": [_described(dataset, rows, "bytes") for rows in _equal_bytes(dataset)],
@@ -106,12 +106,12 @@ def warnings_of(dataset: Dataset, *, left_out: bool = True, exact_copies: bool =
     `left_out` and `exact_copies`: whether those are told here, or by whoever asks.
     """
     notes = list(dataset.split.notes)
-    if dataset.groups and not dataset.groups.believed:
+    if dataset.subjects and not dataset.subjects.believed:
         notes.append(
-            f"people are told by {dataset.groups.found_by}: slices of one person probably stand as"
-            " several people, on both sides of the split"
+            f"people are told by {dataset.subjects.found_by}: slices of one person probably stand"
+            " as several people, on both sides of the split"
         )
-    skipped = [f"{name} {reason}" for name, reason in dataset.store.skipped.items()]
+    skipped = [f"{name} {reason}" for name, reason in dataset.cache.skipped.items()]
     if skipped and left_out:
         whole = len(dataset.folder.images)
         notes.append(
@@ -125,10 +125,10 @@ def warnings_of(dataset: Dataset, *, left_out: bool = True, exact_copies: bool =
         if crossing:
             first = " = ".join(crossing[0]["paths"][:3])
             notes.append(f"{len(crossing)} images have exact copies across {title}: {first}")
-    if dataset.store.enlarged:
+    if dataset.cache.enlarged:
         notes.append(
-            f"{len(dataset.store.enlarged)} images are smaller than the network's input and were"
-            f" enlarged, the first being {dataset.store.enlarged[0]}"
+            f"{len(dataset.cache.enlarged)} images are smaller than the network's input and were"
+            f" enlarged, the first being {dataset.cache.enlarged[0]}"
         )
     images, probed = len(dataset.folder.images), len(probed_rows(dataset))
     if probed < images:
@@ -147,7 +147,7 @@ def _near(
 
     Neighbouring slices of one person are near duplicates too: those are counted only.
     """
-    subjects = dataset.groups.subjects if dataset.groups else None
+    subjects = dataset.subjects.ids if dataset.subjects else None
     known = [subjects[row] for row in rows] if subjects else None
     threshold, i, j, alike = near_pairs(vectors_MD, known)
     images, assigned = dataset.folder.images, dataset.split.assigned
@@ -166,7 +166,7 @@ def _near(
         other_class = images[first].label != images[second].label
         other_person = subjects is not None and subjects[first] != subjects[second]
         counts["across_classes"] += other_class
-        counts["across_people"] += other_person
+        counts["across_subjects"] += other_person
         counts["across_splits"] += assigned[first] != assigned[second]
         if (other_class or other_person) and (first, second) not in known_pairs:
             counts["suspicious"] += 1
@@ -175,10 +175,10 @@ def _near(
                     _described(dataset, (first, second), "look-alike")
                     | {"how": "nearly the same", "correlation": round(correlation, 4)}
                 )
-    names = ("pairs", "across_classes", "across_people", "across_splits", "suspicious")
+    names = ("pairs", "across_classes", "across_subjects", "across_splits", "suspicious")
     shown = {name: counts[name] for name in names}
     if subjects is None:
-        shown["across_people"] = None  # type: ignore[assignment]
+        shown["across_subjects"] = None  # type: ignore[assignment]
     listed.sort(key=lambda pair: (-len(pair["classes"]), -len(pair["splits"])))
     return listed + suspects, {"threshold": round(threshold, 4), **shown}
 
@@ -190,20 +190,20 @@ def _described(dataset: Dataset, rows: Sequence[int], kind: str) -> dict[str, An
         "kind": kind,
         "classes": sorted({images[i].label for i in rows}),
         "splits": sorted({assigned[i] for i in rows}),
-        "subjects": sorted({dataset.groups.subjects[i] for i in rows}) if dataset.groups else None,
+        "subjects": sorted({dataset.subjects.ids[i] for i in rows}) if dataset.subjects else None,
     }
 
 
 def _equal_bytes(dataset: Dataset) -> list[list[int]]:
     same: dict[str, list[int]] = defaultdict(list)
-    for i, sha in enumerate(dataset.store.sha256):
+    for i, sha in enumerate(dataset.cache.sha256):
         same[sha].append(i)
     return [rows for rows in same.values() if len(rows) > 1]
 
 
 def _exact(dataset: Dataset) -> tuple[list[dict[str, Any]], set[int]]:
     """Return groups of files with equal bytes or equal pixels, and all but the first of each."""
-    pixels, sha256 = dataset.store.pixels_NCHW, dataset.store.sha256
+    pixels, sha256 = dataset.cache.pixels_NCHW, dataset.cache.sha256
     small: dict[bytes, list[int]] = defaultdict(list)
     for i in range(len(pixels)):
         small[hashlib.blake2b(pixels[i].tobytes(), digest_size=16).digest()].append(i)
@@ -225,7 +225,7 @@ def _content(dataset: Dataset, row: int) -> str:
     """Return a digest of the pixels of a file at its full size."""
     found = read_image(dataset.folder.images[row].path)
     if isinstance(found, str):
-        return dataset.store.sha256[row]
+        return dataset.cache.sha256[row]
     picture = found[1].convert("RGB")
     return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
 

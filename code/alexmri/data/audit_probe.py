@@ -8,15 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexmri.data.dataset import Dataset, Rows
-from alexmri.data.groups import Groups
 from alexmri.data.nearest import nearest, unit_vectors
 from alexmri.data.split import Split, split_randomly
+from alexmri.data.subjects import Subjects
 from alexmri.errors import UserError
 from alexmri.settings import Settings
 
 # The probe compares every test image with every train image; larger sets are thinned evenly, to
 # what takes seconds and 120 MB.
-LARGEST_PROBE = 28_000
+MAX_PROBED_IMAGES = 28_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +37,16 @@ class LeakProbe:
 
 
 def probe_leak(
-    dataset: Dataset, settings: Settings, *, inferred: Groups | None = None
+    dataset: Dataset, settings: Settings, *, inferred: Subjects | None = None
 ) -> LeakProbe:
     """Score a 1-nearest-neighbour look-up by correlation of 32 x 32 pixels.
 
     `inferred` people count where the data set itself does not tell them.
     """
     rows_M = probed_rows(dataset)
-    vectors_MD = unit_vectors(Rows(dataset.store.pixels_NCHW, rows_M))
+    vectors_MD = unit_vectors(Rows(dataset.cache.pixels_NCHW, rows_M))
     labels_N = dataset.labels_N
-    groups = dataset.groups or inferred
+    groups = dataset.subjects or inferred
 
     def look_up(labels_N: NDArray[np.int64], split: Split) -> float | None:
         assigned = [split.assigned[row] for row in rows_M.tolist()]
@@ -56,14 +56,14 @@ def probe_leak(
     by_slice = (
         dataset.split
         if dataset.folder.is_split
-        else _split_or_none(dataset.store.sha256, labels, settings, "slice")
+        else _split_or_none(dataset.cache.sha256, labels, settings, "slice")
     )
     if by_slice is None:
         return LeakProbe(None, None, None)
     slice_score = look_up(labels_N, by_slice)
     if groups is None:
         return LeakProbe(slice_score, None, None)
-    subjects = groups.subjects
+    subjects = groups.ids
     shuffled_N = _shuffle_between_people(labels_N, subjects, settings.seed)
     shuffled_score = look_up(shuffled_N, by_slice)
     people_of_class: dict[str, set[str]] = defaultdict(set)
@@ -79,7 +79,7 @@ def probe_leak(
 def probed_rows(dataset: Dataset) -> NDArray[np.int64]:
     """Return the rows of the images that are compared: all, or an even sample."""
     images = len(dataset.folder.images)
-    return np.arange(0, images, -(-images // LARGEST_PROBE))
+    return np.arange(0, images, -(-images // MAX_PROBED_IMAGES))
 
 
 def _split_or_none(

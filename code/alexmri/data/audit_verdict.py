@@ -7,7 +7,7 @@ from typing import Any
 def verdict(found: Mapping[str, Any]) -> list[str]:
     """Return what the findings mean, in plain sentences; the first says what a score measures."""
     shared, people, probe = found["subjects_shared"], found["subjects"], found["leak_probe"]
-    pixels = found["inferred_people"]
+    pixels = found["inferred_subjects"]
     if shared is None:
         first = (
             "Whether a score on this split measures recognition of people is unknown, because who"

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alexmri.data.cache import DecodedCache, open_cache
 from alexmri.data.decode import shortened
 from alexmri.data.folders import Folder, discover_channels
 from alexmri.data.folds import Fold, split_for_fold
-from alexmri.data.groups import Groups, find_groups
 from alexmri.data.nearest import unit_vectors
 from alexmri.data.pixels import PixelRows, Pixels
 from alexmri.data.split import SPLITS, Split, split_as_given, split_randomly, subjects_shared
-from alexmri.data.store import Store, open_store
+from alexmri.data.subjects import Subjects, find_subjects
 from alexmri.errors import UserError
 from alexmri.settings import Settings
 from alexmri.terminal import Terminal
@@ -55,8 +55,8 @@ class Dataset:
     """All images of a run in a fixed order, with who is on them and where each belongs."""
 
     folder: Folder
-    groups: Groups | None
-    store: Store
+    subjects: Subjects | None
+    cache: DecodedCache
     split: Split
 
     @property
@@ -69,13 +69,13 @@ class Dataset:
         return np.array([number[image.label] for image in self.folder.images], dtype=np.int64)
 
     def part(self, split: str) -> Part:
-        """Return the images of `split`; their pixels stay in the memory-mapped store."""
+        """Return the images of `split`; their pixels stay in the memory-mapped cache."""
         rows = self.split.indices(split)
         rows_N = np.array(rows, dtype=np.int64)
         return Part(
-            Rows(self.store.pixels_NCHW, rows_N),
+            Rows(self.cache.pixels_NCHW, rows_N),
             self.labels_N[rows_N],
-            tuple(self.groups.subjects[i] for i in rows) if self.groups else None,
+            tuple(self.subjects.ids[i] for i in rows) if self.subjects else None,
             tuple(self.folder.images[i].name for i in rows),
         )
 
@@ -90,27 +90,27 @@ class Dataset:
     @property
     def subjects_shared(self) -> int | None:
         """How many people are both in train and in test; None where people are unknown."""
-        return subjects_shared(self.split, self.groups.subjects) if self.groups else None
+        return subjects_shared(self.split, self.subjects.ids) if self.subjects else None
 
     @property
     def split_fingerprint(self) -> str:
         """SHA-256 over content, class and split of every image in order: what a run trains on."""
-        rows = zip(self.store.sha256, self.folder.images, self.split.assigned, strict=True)
+        rows = zip(self.cache.sha256, self.folder.images, self.split.assigned, strict=True)
         lines = "\n".join(f"{sha}/{image.label}/{split}" for sha, image, split in rows)
         return hashlib.sha256(lines.encode()).hexdigest()
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over class and content of every image, whatever the files are called."""
-        return fingerprint(self.folder, self.store)
+        return fingerprint(self.folder, self.cache)
 
     def split_document(self) -> dict[str, Any]:
         """Return what `split.json` holds: the split and the person of every image."""
-        subjects = self.groups.subjects if self.groups else [None] * len(self.folder.images)
+        subjects = self.subjects.ids if self.subjects else [None] * len(self.folder.images)
         return {
             "schema": "alexmri.split/1",
             "split_by": self.split.split_by,
-            "groups_from": self.groups.found_by if self.groups else None,
+            "groups_from": self.subjects.found_by if self.subjects else None,
             "subjects_shared": self.subjects_shared,
             "notes": list(self.split.notes),
             "images": [
@@ -122,9 +122,9 @@ class Dataset:
         }
 
 
-def fingerprint(folder: Folder, store: Store) -> str:
+def fingerprint(folder: Folder, cache: DecodedCache) -> str:
     """Return SHA-256 over class and content of every image, whatever the files are called."""
-    rows = zip(folder.images, store.sha256, strict=True)
+    rows = zip(folder.images, cache.sha256, strict=True)
     lines = sorted(f"{image.label}/{sha}" for image, sha in rows)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -157,7 +157,7 @@ def load_dataset(
     by_pixels = settings.groups == "inferred"
     groups = None
     if not by_pixels:
-        groups = find_groups(
+        groups = find_subjects(
             folder.images, folder.root, regex=settings.group_regex, csv_file=settings.groups_file
         )
     if settings.split_by == "subject" and groups is None and not by_pixels:
@@ -165,7 +165,7 @@ def load_dataset(
             "split_by is subject, but the file names do not tell who is on an image (for example"
             f" {folder.images[0].name}); pass group_regex, groups_file or groups=inferred"
         )
-    store = open_store(
+    cache = open_cache(
         folder,
         image_size=settings.image_size,
         channels=settings.channels,
@@ -173,21 +173,21 @@ def load_dataset(
         terminal=terminal,
         bad_images="list" if for_audit else settings.on_bad_image,
     )
-    folder, groups = _without(store.skipped, folder, groups)
+    folder, groups = _without(cache.skipped, folder, groups)
     if not folder.images:
-        faults = [f"{name} {reason}" for name, reason in store.skipped.items()]
+        faults = [f"{name} {reason}" for name, reason in cache.skipped.items()]
         raise UserError(f"none of the images in {folder.root} can be read: {shortened(faults)}")
     if by_pixels:
         # scipy, which serving and most trainings do without
-        from alexmri.data.groups_inferred import infer_people
+        from alexmri.data.subjects_from_pixels import infer_subjects
 
-        inferred = infer_people(unit_vectors(store.pixels_NCHW))
-        groups = inferred.groups(store.sha256)
+        inferred = infer_subjects(unit_vectors(cache.pixels_NCHW))
+        groups = inferred.subjects(cache.sha256)
     try:
         if fold:
-            folder, split = _divide_for_fold(folder, groups, store, settings, fold)
+            folder, split = _divide_for_fold(folder, groups, cache, settings, fold)
         else:
-            split = _divide(folder, groups, store, settings)
+            split = _divide(folder, groups, cache, settings)
     except UserError as error:
         if not for_audit:
             raise
@@ -199,25 +199,27 @@ def load_dataset(
                 f"{folder.root} has too few images: none of its {len(folder.images)} is left for"
                 f" {name}; add more"
             )
-    return Dataset(folder, groups, store, split)
+    return Dataset(folder, groups, cache, split)
 
 
 def _without(
-    skipped: Collection[str], folder: Folder, groups: Groups | None
-) -> tuple[Folder, Groups | None]:
+    skipped: Collection[str], folder: Folder, groups: Subjects | None
+) -> tuple[Folder, Subjects | None]:
     """Return both without the images named in `skipped`, as if these had never been there."""
     kept = [i for i, image in enumerate(folder.images) if image.name not in skipped]
     if groups:
-        groups = replace(groups, subjects=tuple(groups.subjects[i] for i in kept))
+        groups = replace(groups, ids=tuple(groups.ids[i] for i in kept))
     return replace(folder, images=tuple(folder.images[i] for i in kept)), groups
 
 
-def _divide(folder: Folder, groups: Groups | None, store: Store, settings: Settings) -> Split:
+def _divide(
+    folder: Folder, groups: Subjects | None, cache: DecodedCache, settings: Settings
+) -> Split:
     labels = [image.label for image in folder.images]
     if folder.is_split:
         split = split_as_given(
             [image.split or "" for image in folder.images],
-            groups.subjects if groups else store.sha256,
+            groups.ids if groups else cache.sha256,
             labels,
             seed=settings.seed,
             split_by="subject" if groups else "slice",
@@ -228,7 +230,7 @@ def _divide(folder: Folder, groups: Groups | None, store: Store, settings: Setti
         return replace(split, notes=(*split.notes, note))
     by_subject = settings.split_by == "subject" and groups is not None
     return split_randomly(
-        groups.subjects if by_subject and groups else store.sha256,
+        groups.ids if by_subject and groups else cache.sha256,
         labels,
         ratios=settings.split_ratios,
         seed=settings.seed,
@@ -237,12 +239,12 @@ def _divide(folder: Folder, groups: Groups | None, store: Store, settings: Setti
 
 
 def _divide_for_fold(
-    folder: Folder, groups: Groups | None, store: Store, settings: Settings, fold: Fold
+    folder: Folder, groups: Subjects | None, cache: DecodedCache, settings: Settings, fold: Fold
 ) -> tuple[Folder, Split]:
     by_subject = settings.split_by == "subject" and groups is not None
     train, validation, _ = settings.split_ratios
     split = split_for_fold(
-        groups.subjects if by_subject and groups else store.sha256,
+        groups.ids if by_subject and groups else cache.sha256,
         [image.label for image in folder.images],
         fold=fold,
         validation_share=validation / (train + validation),

@@ -25,7 +25,7 @@ from alexmri.terminal import Terminal
 
 # How many unreadable images one message names, and which share of them may be left out.
 NAMED_FAULTS = 5
-LARGEST_SKIPPED_SHARE = 0.05
+MAX_SKIPPED_SHARE = 0.05
 # What to do about unreadable images: an error, leave out a few, leave out any number.
 BadImages = Literal["fail", "skip", "list"]
 # Images per task of a worker, and from how many on the workers are processes. Threads wait for one
@@ -169,9 +169,9 @@ def refuse_unreadable(skipped: Mapping[str, str], folder: Folder, bad_images: Ba
     if bad_images == "fail":
         found = f"{faults[0]}; repair or remove it" if len(faults) == 1 else found
         raise UserError(f"{found} (on_bad_image=skip trains without such images)")
-    if len(faults) > LARGEST_SKIPPED_SHARE * len(paths):
+    if len(faults) > MAX_SKIPPED_SHARE * len(paths):
         raise UserError(
-            f"{found}; on_bad_image=skip leaves out at most {100 * LARGEST_SKIPPED_SHARE:.0f} % of"
+            f"{found}; on_bad_image=skip leaves out at most {100 * MAX_SKIPPED_SHARE:.0f} % of"
             " the images, since more would be another data set"
         )
     whole = {(image.split, image.label) for image in folder.images if image.name not in skipped}

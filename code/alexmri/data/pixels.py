@@ -20,7 +20,7 @@ MEAN = 0.5
 STD = 0.5
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 # A slice has 0.04 megapixels, a scanned film 20; what is larger is a mistake or an attack.
-LARGEST_PIXELS = 64_000_000
+MAX_PIXELS = 64_000_000
 ORIENTATION = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -76,9 +76,9 @@ def read_picture(
     try:
         with Image.open(opened, formats=FORMATS) as picture:
             width, height = picture.size
-            if width * height > LARGEST_PIXELS:
+            if width * height > MAX_PIXELS:
                 raise UserError(
-                    f"{name} has {width} x {height} pixels; at most {LARGEST_PIXELS // 10**6}"
+                    f"{name} has {width} x {height} pixels; at most {MAX_PIXELS // 10**6}"
                     " million are read"
                 )
             if admit is not None:

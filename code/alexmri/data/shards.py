@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from alexmri.contract.channels import NOT_DATA
+from alexmri.data.cache import cache_folder
 from alexmri.data.decode import require_disk
 from alexmri.data.folders import files_below
-from alexmri.data.store import cache_folder
 from alexmri.errors import UserError
 from alexmri.terminal import Terminal
 

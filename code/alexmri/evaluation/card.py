@@ -97,7 +97,7 @@ def _ranking(levels: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     rows = [("AUC, one class against the rest, mean", [m["auc"]["macro"] for m in levels])]
     demented = [level["demented"] for level in levels if level["demented"]]
     if demented:
-        healthy = demented[0]["healthy_class"]
+        healthy = demented[0]["negative_class"]
         rows.append((f"AUC, demented against {healthy}", [m["auc"] for m in demented]))
         rows.append(("sensitivity: demented found", [m["sensitivity"] for m in demented]))
         rows.append(("specificity: healthy found", [m["specificity"] for m in demented]))

@@ -23,7 +23,7 @@ AVERAGES = ("accuracy", "balanced_accuracy", "macro_f1")
 def measure(
     predictions: Predictions,
     *,
-    healthy_class: str | None = None,
+    negative_class: str | None = None,
     seed: int = 0,
     replicates: int = 1000,
 ) -> dict[str, Any]:
@@ -42,16 +42,16 @@ def measure(
     (0..2, Brier 1950); "ece" uses 15 equal bins of the top probability (Guo et al. 2017);
     "calibration" has the three before (None where not known) and after calibration;
     "majority_class" is the commonest label of this very split; "weighted" holds what `statistics`
-    needs. "demented" tells demented from non-demented, None without `healthy_class`: the score is
+    needs. "demented" tells demented from non-demented, None without `negative_class`: the score is
     one minus the probability of that class, above 0.5 is called demented. "baselines" has what
     always answering the commonest class and the look-up reach, and how far the model is above.
     "subject_level" has the same for people, compared by the mean of their probabilities; people
     with several labels have no single answer and are only counted ("left_out"). Raises ValueError
-    where `healthy_class` is none of the classes.
+    where `negative_class` is none of the classes.
     """
     classes, labels_N, K = predictions.classes, predictions.labels_N, len(predictions.classes)
-    if healthy_class is not None and healthy_class not in classes:
-        raise ValueError(f"{healthy_class} is none of the classes {classes}.")
+    if negative_class is not None and negative_class not in classes:
+        raise ValueError(f"{negative_class} is none of the classes {classes}.")
     probabilities_NK = predictions.probabilities_NK.astype(np.float64)
     predicted_N = probabilities_NK.argmax(axis=1)
     counts_KK = confusion_matrix(labels_N, predicted_N, K)
@@ -65,7 +65,7 @@ def measure(
         name: _matrices_of_units(labels_N, answer_N, units_N, K)
         for name, answer_N in {"model": predicted_N, **answers}.items()
     }
-    sums = _per_image(predictions, probabilities_NK, healthy_class)
+    sums = _per_image(predictions, probabilities_NK, negative_class)
     names, sums_UC = list(sums), np.zeros((U, len(sums)))
     np.add.at(sums_UC, units_N, np.stack(list(sums.values()), axis=1))
     onehot_NK = np.eye(K)[labels_N]
@@ -110,7 +110,7 @@ def measure(
             "macro": estimate(sampled["macro_auc"]),
             "per_class": {name: estimate(sampled["auc"][:, k]) for k, name in enumerate(classes)},
         },
-        "demented": _demented(healthy_class, classes, images_K, sampled),
+        "demented": _demented(negative_class, classes, images_K, sampled),
         **after,
         "calibration": {"before": before, "after": after},
         "reliability": {"bins": bins, "before": bins_before},
@@ -127,7 +127,7 @@ def measure(
         )
         measured["baselines"][name] = _baseline(name, sampled, p_values)
     measured["baselines"]["majority"]["class"] = classes[majority]
-    measured["subject_level"] = _subject_level(predictions, healthy_class, seed, replicates)
+    measured["subject_level"] = _subject_level(predictions, negative_class, seed, replicates)
     return measured
 
 
@@ -166,7 +166,7 @@ def _matrices_of_units(labels_N: Ints, answers_N: Ints, units_N: Ints, K: int) -
 
 
 def _per_image(
-    predictions: Predictions, probabilities_NK: Floats, healthy_class: str | None
+    predictions: Predictions, probabilities_NK: Floats, negative_class: str | None
 ) -> dict[str, Floats]:
     """Return the terms (N,) of every figure that is a mean over images, or a ratio of such."""
     labels_N = predictions.labels_N
@@ -175,8 +175,8 @@ def _per_image(
     if predictions.uncalibrated_NK is not None:
         uncalibrated_NK = predictions.uncalibrated_NK.astype(np.float64)
         terms["log_loss_before"], terms["brier_before"] = _scores(labels_N, uncalibrated_NK)
-    if healthy_class is not None:
-        healthy = predictions.classes.index(healthy_class)
+    if negative_class is not None:
+        healthy = predictions.classes.index(negative_class)
         ill_N = labels_N != healthy
         called_ill_N = probabilities_NK[:, healthy] < 0.5
         terms |= {
@@ -229,16 +229,16 @@ def _calibration(
 
 
 def _demented(
-    healthy_class: str | None,
+    negative_class: str | None,
     classes: tuple[str, ...],
     images_K: Ints,
     sampled: Mapping[str, Floats],
 ) -> dict[str, Any] | None:
-    if healthy_class is None:
+    if negative_class is None:
         return None
-    healthy = classes.index(healthy_class)
+    healthy = classes.index(negative_class)
     return {
-        "healthy_class": healthy_class,
+        "negative_class": negative_class,
         "healthy": int(images_K[healthy]),
         "demented": int(images_K.sum() - images_K[healthy]),
         # One class against the rest is the same area as the rest against that class.
@@ -261,14 +261,14 @@ def _baseline(
 
 
 def _subject_level(
-    predictions: Predictions, healthy_class: str | None, seed: int, replicates: int
+    predictions: Predictions, negative_class: str | None, seed: int, replicates: int
 ) -> dict[str, Any] | None:
     """Return the figures of people with one label each, None where there are none."""
     # A person's mean is one prediction like any other, so the same function measures them.
     people = by_person(predictions)
     if people is None:
         return None
-    measured = measure(people, healthy_class=healthy_class, seed=seed, replicates=replicates)
+    measured = measure(people, negative_class=negative_class, seed=seed, replicates=replicates)
     everybody = len(set(predictions.subjects_N or ()))
     kept = (*AVERAGES, "confusion_matrix", "auc", "demented", "majority_class", "baselines")
     return {"subjects": len(people.paths), "left_out": everybody - len(people.paths)} | {

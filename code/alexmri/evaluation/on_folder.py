@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from alexmri.data.cache import open_cache
 from alexmri.data.dataset import fingerprint
 from alexmri.data.folders import Folder, discover_for_test
-from alexmri.data.groups import Groups, find_groups
-from alexmri.data.store import open_store
+from alexmri.data.subjects import Subjects, find_subjects
 from alexmri.errors import UserError
-from alexmri.evaluation.healthy import find_healthy_class
 from alexmri.evaluation.metrics import measure
 from alexmri.evaluation.mistakes import confident_mistakes
+from alexmri.evaluation.negative_class import find_negative_class
 from alexmri.evaluation.predictions import Predictions
 from alexmri.model.predictor import Predictor, softmax
 from alexmri.settings import Settings
@@ -43,7 +43,7 @@ def evaluate_folder(
         )
     settings = Settings.model_validate(bundle.document["settings"])
     groups = _groups(folder, settings, terminal)
-    store = open_store(
+    store = open_cache(
         folder,
         image_size=bundle.image_size,
         channels=bundle.channels,
@@ -55,7 +55,7 @@ def evaluate_folder(
         classes=bundle.classes,
         labels_N=np.array([bundle.classes.index(image.label) for image in folder.images]),
         probabilities_NK=softmax(logits_NK, bundle.temperature),
-        subjects_N=groups.subjects if groups else None,
+        subjects_N=groups.ids if groups else None,
         paths=tuple(image.name for image in folder.images),
         uncalibrated_NK=softmax(logits_NK),
     )
@@ -66,7 +66,7 @@ def evaluate_folder(
     counts = Counter(image.label for image in folder.images)
     people = None
     if groups:
-        rows = zip(folder.images, groups.subjects, strict=True)
+        rows = zip(folder.images, groups.ids, strict=True)
         met = Counter(label for label, _ in {(image.label, person) for image, person in rows})
         people = {"test": {name: met[name] for name in bundle.classes}}
     return {
@@ -83,7 +83,7 @@ def evaluate_folder(
         "audit": None,
         "test": measure(
             predictions,
-            healthy_class=find_healthy_class(bundle.classes, settings.healthy_class),
+            negative_class=find_negative_class(bundle.classes, settings.negative_class),
         ),
         "validation": None,
         "mistakes": confident_mistakes(
@@ -116,12 +116,12 @@ def evaluation_document(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _groups(folder: Folder, settings: Settings, terminal: Terminal) -> Groups | None:
+def _groups(folder: Folder, settings: Settings, terminal: Terminal) -> Subjects | None:
     """Find people as in training, or else by file names: another folder may be named otherwise."""
     try:
-        return find_groups(
+        return find_subjects(
             folder.images, folder.root, regex=settings.group_regex, csv_file=settings.groups_file
         )
     except UserError as error:
         terminal.warn(f"people are looked for in file names, because {error}")
-        return find_groups(folder.images, folder.root, regex=None, csv_file=None)
+        return find_subjects(folder.images, folder.root, regex=None, csv_file=None)

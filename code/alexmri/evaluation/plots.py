@@ -52,11 +52,11 @@ def measured_plots(
     }
     if people:
         matrix = people["confusion_matrix"]
-        drawn["confusion_people"] = confusion(
+        drawn["confusion_subjects"] = confusion(
             matrix["counts"], matrix["classes"], f"{title}: people"
         )
     if measured["demented"]:
-        drawn["roc_demented"] = roc_demented(predictions, measured["demented"]["healthy_class"])
+        drawn["roc_demented"] = roc_demented(predictions, measured["demented"]["negative_class"])
     return drawn
 
 
@@ -199,11 +199,11 @@ def precision_recall(predictions: Predictions) -> bytes:
     return _png(figure)
 
 
-def roc_demented(predictions: Predictions, healthy_class: str) -> bytes:
+def roc_demented(predictions: Predictions, negative_class: str) -> bytes:
     """Draw the ROC curve of demented against non-demented, for slices and for people."""
     figure, axes = _square("healthy taken for demented", "demented found")
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
-    healthy = predictions.classes.index(healthy_class)
+    healthy = predictions.classes.index(negative_class)
     lines, labels = [], []
     for name, answers, colour, style in (
         ("slices", predictions, BLUE, "-"),

@@ -55,7 +55,7 @@ def audit_findings(audit: Mapping[str, Any] | None, warnings: Sequence[str]) -> 
             " labels shuffled between people."
         )
     for key, name in (
-        ("exact_duplicates", "Groups of exact copies"),
+        ("exact_duplicates", "Subjects of exact copies"),
         ("near_duplicates", "Pairs that are changed copies or suspiciously alike"),
         ("skipped_images", "Unreadable images left out"),
     ):

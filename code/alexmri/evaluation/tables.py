@@ -52,7 +52,7 @@ def show_pooled(evaluation: Mapping[str, Any]) -> None:
     by_person = test["subject_level"]
     if by_person and by_person["demented"]:
         print(
-            f"person by person, demented against {by_person['demented']['healthy_class']}: AUC"
+            f"person by person, demented against {by_person['demented']['negative_class']}: AUC"
             f" {_figure(by_person['demented']['auc'])}"
         )
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from alexmri.errors import UserError
 from alexmri.files import appearing, sha256_of, write_json
 
-SCHEMA = "alexmri.checkpoint/1"
+SCHEMA = "alexmri.checkpoint/2"
 # What reading a damaged checkpoint raises.
 DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
@@ -55,7 +55,7 @@ class Checkpoint:
 
     progress: Progress
     tensors: Mapping[str, Tensor]
-    manifest: Mapping[str, Any]
+    resume_check: Mapping[str, Any]
 
 
 class CheckpointWriter:
@@ -64,14 +64,14 @@ class CheckpointWriter:
     def __init__(
         self,
         folder: Path,
-        manifest: Mapping[str, Any],
+        resume_check: Mapping[str, Any],
         *,
         keep: int,
         saved: Callable[[Path], None] = lambda document: None,
     ) -> None:
         """Write into `folder`; `saved` is called with the JSON file of every new checkpoint."""
         self._folder = folder
-        self._manifest = manifest
+        self._manifest = resume_check
         self._keep = keep
         self._saved = saved
         self._pool = ThreadPoolExecutor(1, "checkpoint")
@@ -85,22 +85,22 @@ class CheckpointWriter:
         return self._writing is not None and not self._writing.done()
 
     def save(
-        self, progress: Progress, moving: Mapping[str, Tensor], resting: Mapping[str, Tensor]
+        self, progress: Progress, mutable: Mapping[str, Tensor], immutable: Mapping[str, Tensor]
     ) -> None:
         """Copy the state and begin to write it; the training waits for the copy alone.
 
         Args:
-            moving: tensors that the next step changes.
-            resting: tensors that are replaced, never changed, and so need no copy.
+            mutable: tensors that the next step changes.
+            immutable: tensors that are replaced, never changed, and so need no copy.
 
         Raises:
             UserError: the checkpoint before could not be written.
         """
         self.wait()
         began = time.monotonic()
-        tensors = {name: value.detach().to("cpu", copy=True) for name, value in moving.items()}
+        tensors = {name: value.detach().to("cpu", copy=True) for name, value in mutable.items()}
         state = copy.deepcopy(progress)
-        self._writing = self._pool.submit(self._write, state, {**tensors, **resting})
+        self._writing = self._pool.submit(self._write, state, {**tensors, **immutable})
         self.count += 1
         self.stalled_seconds += time.monotonic() - began
 
@@ -125,7 +125,7 @@ def save_checkpoint(
     folder: Path,
     progress: Progress,
     tensors: Mapping[str, Tensor],
-    manifest: Mapping[str, Any],
+    resume_check: Mapping[str, Any],
     *,
     keep: int,
 ) -> Path:
@@ -144,7 +144,7 @@ def save_checkpoint(
         content = {
             "schema": SCHEMA,
             "sha256": checksum,
-            "manifest": dict(manifest),
+            "resume_check": dict(resume_check),
             "progress": asdict(progress),
         }
         write_json(document, content | {"checksum": _checksum(content)})
@@ -189,7 +189,7 @@ def read_document(document: Path) -> dict[str, Any]:
 def _load(document: Path) -> Checkpoint:
     content = read_document(document)
     tensors = load_file(document.with_suffix(".safetensors"))
-    return Checkpoint(Progress(**content["progress"]), tensors, content["manifest"])
+    return Checkpoint(Progress(**content["progress"]), tensors, content["resume_check"])
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

@@ -16,17 +16,17 @@ from alexmri.contract.signals import Stopped, StopRequest
 from alexmri.data.dataset import Dataset, load_dataset
 from alexmri.data.folders import discover
 from alexmri.data.folds import Fold
-from alexmri.data.groups import find_groups
+from alexmri.data.subjects import find_subjects
 from alexmri.errors import UserError
-from alexmri.evaluation.healthy import find_healthy_class
+from alexmri.evaluation.negative_class import find_negative_class
 from alexmri.files import remove_leftovers, write_json
 from alexmri.settings import Settings
 from alexmri.terminal import Terminal
-from alexmri.training.folders import RESULTS, claimed, is_finished, make_writable
 from alexmri.training.job import Job, run_job
-from alexmri.training.manifest import images_changed, manifest_of, settings_changed
 from alexmri.training.pooled import pool_folds
-from alexmri.training.predictions import PREDICTIONS
+from alexmri.training.predictions_csv import PREDICTIONS
+from alexmri.training.resume_check import images_changed, resume_check_of, settings_changed
+from alexmri.training.run_folder import RESULTS, claimed, is_finished, make_writable
 
 SCHEMA = "alexmri.crossval/1"
 PLAN = "crossval.json"
@@ -70,7 +70,7 @@ def choose_split_by(data: Path, settings: Settings, terminal: Terminal) -> str:
     if settings.groups == "inferred":
         return "subject"
     folder = discover(data)
-    groups = find_groups(
+    groups = find_subjects(
         folder.images, folder.root, regex=settings.group_regex, csv_file=settings.groups_file
     )
     if groups is None:
@@ -101,7 +101,7 @@ def run_crossval(plan: Crossval, terminal: Terminal, stop: StopRequest) -> dict[
                     terminal=terminal,
                     fold=Fold(1, plan.folds),
                 )
-                find_healthy_class(dataset.classes, plan.settings.healthy_class)
+                find_negative_class(dataset.classes, plan.settings.negative_class)
             _take_up(plan, dataset)
             for number in range(1, plan.folds + 1):
                 if not _finish_fold(plan, number, terminal, stop):
@@ -115,7 +115,7 @@ def run_crossval(plan: Crossval, terminal: Terminal, stop: StopRequest) -> dict[
 def _take_up(plan: Crossval, dataset: Dataset) -> None:
     """Say in the folder what is done there; refuse it where something else was begun."""
     path = plan.output / PLAN
-    now = {"schema": SCHEMA, "folds": plan.folds, **manifest_of(plan.settings, dataset)}
+    now = {"schema": SCHEMA, "folds": plan.folds, **resume_check_of(plan.settings, dataset)}
     if plan.start_anew:
         _clear(plan.output)
     if not path.exists():

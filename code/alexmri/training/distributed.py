@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from alexmri.contract.deaths import LostPeer
+from alexmri.contract.exit_reasons import LostPeer
 from alexmri.contract.signals import Stopped, StopRequest
 
 # A closed connection is noticed at once; this is for a machine that vanishes without a word.

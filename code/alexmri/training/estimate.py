@@ -14,8 +14,8 @@ from alexmri.model.forward import Compute
 from alexmri.settings import Settings
 from alexmri.training.distributed import ALONE, Workers
 from alexmri.training.optim import AveragedWeights, build_optimizer
+from alexmri.training.precision import Twin
 from alexmri.training.step import Whole, train_step
-from alexmri.training.twin import Twin
 
 WARMUP_STEPS = 1
 TIMED_STEPS = 2

@@ -18,7 +18,7 @@ from alexmri.data.augment import choose_augment
 from alexmri.data.dataset import Dataset, load_dataset
 from alexmri.data.folds import Fold
 from alexmri.errors import UserError
-from alexmri.evaluation.healthy import find_healthy_class
+from alexmri.evaluation.negative_class import find_negative_class
 from alexmri.files import remove_leftovers, write_json
 from alexmri.model.alexnet import build
 from alexmri.model.export import require_onnx
@@ -27,21 +27,11 @@ from alexmri.settings import Settings
 from alexmri.terminal import Terminal
 from alexmri.tracking import MetricsFile, WandbSink
 from alexmri.training.checkpoint import Checkpoint, CheckpointWriter, Progress, load_newest
+from alexmri.training.checkpoint_sync import CheckpointSync, open_checkpoint_sync
 from alexmri.training.distributed import ALONE, Workers
 from alexmri.training.estimate import MUCH, estimate_seconds
-from alexmri.training.folders import (
-    claimed,
-    clear,
-    is_finished,
-    make_writable,
-    remove_checkpoints,
-    set_aside,
-)
-from alexmri.training.introduction import introduce
 from alexmri.training.loop import Run
-from alexmri.training.manifest import changes, manifest_of
-from alexmri.training.mirror import Mirror, open_mirror
-from alexmri.training.predictions import PREDICTIONS, write_predictions
+from alexmri.training.predictions_csv import PREDICTIONS, write_predictions
 from alexmri.training.provenance import machine_document
 from alexmri.training.results import (
     draw_plots,
@@ -49,6 +39,16 @@ from alexmri.training.results import (
     test_metrics,
     write_model,
     write_results,
+)
+from alexmri.training.resume_check import changes, resume_check_of
+from alexmri.training.run_banner import print_run_banner
+from alexmri.training.run_folder import (
+    archive_run,
+    claimed,
+    clear,
+    is_finished,
+    make_writable,
+    remove_checkpoints,
 )
 
 # A stopped training is killed after 85 s (contract.supervisor); this much of it is for S3 at most.
@@ -61,7 +61,7 @@ ALL_DONE = "done"
 class Job:
     """Where a job reads (split name -> folder) and where it writes.
 
-    A run that stands there is resumed. A finished one is moved below `earlier` where that is given;
+    A run that stands there is resumed. A finished one is moved below `archive` where that is given;
     with `start_anew` any run is removed. Neither happens before the data has been read. With `fold`
     that fold of all images is the test split.
     """
@@ -72,7 +72,7 @@ class Job:
     model: Path
     checkpoints: Path
     start_anew: bool = False
-    earlier: Path | None = None
+    archive: Path | None = None
     fold: Fold | None = None
 
 
@@ -115,11 +115,11 @@ def run_job(
         remove_leftovers(job.output)
         remove_leftovers(job.model)
         with stop.interrupts(at=1):
-            mirror = open_mirror(job.settings.checkpoint_s3, job.checkpoints, terminal)
+            sync = open_checkpoint_sync(job.settings.checkpoint_s3, job.checkpoints, terminal)
         try:
-            outcome = _run(job, mirror, terminal, stop, model_when_stopped, workers)
+            outcome = _run(job, sync, terminal, stop, model_when_stopped, workers)
         finally:
-            mirror.close(within=LAST_UPLOAD_SECONDS - stop.seconds_ago)
+            sync.close(within=LAST_UPLOAD_SECONDS - stop.seconds_ago)
     workers.tell(ALL_DONE)
     return outcome
 
@@ -152,13 +152,13 @@ def _load(job: Job, terminal: Terminal, stop: StopRequest, workers: Workers) -> 
         dataset = load_dataset(
             job.channels, job.settings, workers=cpu_cores(), terminal=terminal, fold=job.fold
         )
-    find_healthy_class(dataset.classes, job.settings.healthy_class)  # a wrong name ends it here
+    find_negative_class(dataset.classes, job.settings.negative_class)  # a wrong name ends it here
     return dataset
 
 
 def _run(
     job: Job,
-    mirror: Mirror,
+    sync: CheckpointSync,
     terminal: Terminal,
     stop: StopRequest,
     model_when_stopped: bool,
@@ -170,16 +170,16 @@ def _run(
     dataset = _load(job, terminal, stop, workers)
     with stop.interrupts(at=1):
         audited = audit(dataset, settings)
-    introduce(dataset, audited, compute, terminal, workers=workers.size)
+    print_run_banner(dataset, audited, compute, terminal, workers=workers.size)
     if settings.resume == "never":
         remove_checkpoints(job.checkpoints)
-        mirror.clear()
+        sync.clear()
     if job.start_anew:
         clear(job.output, job.model, job.checkpoints)
-        mirror.clear()
-    elif job.earlier and is_finished(job.output):
-        aside = set_aside(job.output, job.model, job.checkpoints, job.earlier)
-        mirror.clear()
+        sync.clear()
+    elif job.archive and is_finished(job.output):
+        aside = archive_run(job.output, job.model, job.checkpoints, job.archive)
+        sync.clear()
         terminal.say(f"a finished run was here: it is kept in {aside}, and training starts anew")
     run_facts = {
         **machine_document(compute.device, compute.precision),
@@ -191,11 +191,11 @@ def _run(
     write_json(job.output / "run.json", run_facts)
 
     with stop.interrupts(at=1):
-        mirror.restore()
+        sync.restore()
     workers.meet("data", stop)
     with workers.interrupts(stop):
         run = _prepare_run(job, dataset, compute, terminal, workers)
-    wandb = _train(job, run, dataset, mirror, terminal, stop)
+    wandb = _train(job, run, dataset, sync, terminal, stop)
     stopped = bool(stop) and not run.is_over()
     wanted = model_when_stopped or stop.signal is signal.SIGTERM
     if stopped and not (wanted and run.progress.best_epoch):
@@ -232,7 +232,7 @@ def _prepare_run(
     """Return the run at its start, or where its newest checkpoint left it."""
     settings = job.settings
     if not workers.alone:
-        about = workers.gather_json(manifest_of(settings, dataset))
+        about = workers.gather_json(resume_check_of(settings, dataset))
         if any(theirs != about[0] for theirs in about):
             raise UserError(
                 "the workers do not have the same images, split alike, and the same settings; give"
@@ -251,8 +251,8 @@ def _prepare_run(
     checkpoint = _newest_checkpoint(job.checkpoints, terminal, workers)
     if checkpoint:
         for change in changes(
-            checkpoint.manifest,
-            manifest_of(settings, dataset),
+            checkpoint.resume_check,
+            resume_check_of(settings, dataset),
             job.checkpoints,
             allowed=settings.resume == "changed",
         ):
@@ -278,16 +278,21 @@ def _newest_checkpoint(folder: Path, terminal: Terminal, workers: Workers) -> Ch
     found = load_newest(folder, terminal.warn) if workers.is_first else None
     if workers.alone:
         return found
-    about = workers.json_from_first((asdict(found.progress), found.manifest) if found else None)
+    about = workers.json_from_first((asdict(found.progress), found.resume_check) if found else None)
     if about is None:
         return None
-    progress, manifest = about
+    progress, resume_check = about
     tensors = workers.tensors_from_first(found.tensors if found else None)
-    return Checkpoint(Progress(**progress), tensors, manifest)
+    return Checkpoint(Progress(**progress), tensors, resume_check)
 
 
 def _train(
-    job: Job, run: Run, dataset: Dataset, mirror: Mirror, terminal: Terminal, stop: StopRequest
+    job: Job,
+    run: Run,
+    dataset: Dataset,
+    sync: CheckpointSync,
+    terminal: Terminal,
+    stop: StopRequest,
 ) -> WandbSink:
     """Train to the end or to `stop`, recording every epoch and saving checkpoints."""
     record = MetricsFile(job.output / "metrics.jsonl", run.progress.history)
@@ -301,9 +306,9 @@ def _train(
     run.progress.tracking_id = wandb.run_id
     writer = CheckpointWriter(
         job.checkpoints,
-        manifest_of(job.settings, dataset),
+        resume_check_of(job.settings, dataset),
         keep=job.settings.keep_checkpoints,
-        saved=mirror.saved,
+        saved=sync.saved,
     )
     try:
         for metrics in run.epochs(stop, terminal, writer):

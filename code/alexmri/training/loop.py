@@ -12,7 +12,7 @@ from alexmri.contract.signals import Stopped, StopRequest
 from alexmri.data.augment import Augment
 from alexmri.data.batches import Indices, epoch_order, steps_per_epoch, train_batches
 from alexmri.data.dataset import Part, Rows
-from alexmri.data.feed import Feed
+from alexmri.data.loader import Loader
 from alexmri.errors import UserError
 from alexmri.model.alexnet import AlexNet
 from alexmri.model.forward import Compute, predict_logits, to_input
@@ -51,7 +51,7 @@ class Run:
         self.state = State(network, settings, compute, workers)
         self.progress = Progress()
         self._train = train
-        self._feed = Feed(train, compute.device, sharing=workers.local_size)
+        self._feed = Loader(train, compute.device, sharing=workers.local_size)
         self._validation = validation
         self.settings = settings
         self.compute = compute
@@ -246,8 +246,8 @@ class Run:
         """Give the run as it stands now to `writer`."""
         if writer is None:
             return
-        moving, resting = self.state.tensors()
-        writer.save(self.progress, moving, resting)
+        mutable, immutable = self.state.tensors()
+        writer.save(self.progress, mutable, immutable)
         self._saved_at = time.monotonic()
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -255,7 +255,7 @@ class Run:
 
         With another optimiser its state begins anew, with another batch size the epoch does.
         """
-        before = checkpoint.manifest["settings"]
+        before = checkpoint.resume_check["settings"]
         same = before["optimizer"] == self.settings.optimizer
         self.state.restore(checkpoint.tensors, with_optimizer=same)
         self.progress = checkpoint.progress

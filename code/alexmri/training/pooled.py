@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from alexmri.data.folds import classes_of_enough
-from alexmri.evaluation.healthy import find_healthy_class
 from alexmri.evaluation.metrics import measure
+from alexmri.evaluation.negative_class import find_negative_class
 from alexmri.evaluation.output import write_measured
 from alexmri.evaluation.predictions import Predictions, pool, restrict
 from alexmri.files import write_json
 from alexmri.settings import Settings
-from alexmri.training.predictions import PREDICTIONS, read_predictions, write_predictions
+from alexmri.training.predictions_csv import PREDICTIONS, read_predictions, write_predictions
 
 # What is told of every fold, with mean and standard deviation over the folds; where it stands in
 # what `measure` returned.
@@ -43,8 +43,8 @@ def pool_folds(output: Path, folds: int, settings: Settings) -> dict[str, Any]:
         for name in ("evaluation.json", "audit.json", "run.json", "model/model.json")
     )
     predictions = pool(parts)
-    healthy_class = find_healthy_class(predictions.classes, settings.healthy_class)
-    measured = measure(predictions, healthy_class=healthy_class, seed=settings.seed)
+    negative_class = find_negative_class(predictions.classes, settings.negative_class)
+    measured = measure(predictions, negative_class=negative_class, seed=settings.seed)
     per_fold = [
         _row(number, evaluation, model["temperature"])
         for number, (evaluation, model) in enumerate(zip(evaluations, models, strict=True), start=1)
@@ -66,7 +66,7 @@ def pool_folds(output: Path, folds: int, settings: Settings) -> dict[str, Any]:
             name: mean_and_deviation([row[name] for row in per_fold]) for name in PER_FOLD
         },
         "without_small_classes": without_small_classes(
-            predictions, folds, healthy_class, settings.seed
+            predictions, folds, negative_class, settings.seed
         ),
     }
     fold_of = [number for number, part in enumerate(parts, start=1) for _ in part.paths]
@@ -114,7 +114,7 @@ def pool_folds(output: Path, folds: int, settings: Settings) -> dict[str, Any]:
 
 
 def without_small_classes(
-    predictions: Predictions, folds: int, healthy_class: str | None, seed: int
+    predictions: Predictions, folds: int, negative_class: str | None, seed: int
 ) -> dict[str, Any] | None:
     """Return the figures between the classes that every fold tests; None where all classes are.
 
@@ -128,7 +128,7 @@ def without_small_classes(
         return None
     measured = measure(
         restrict(predictions, kept),
-        healthy_class=healthy_class if healthy_class in kept else None,
+        negative_class=negative_class if negative_class in kept else None,
         seed=seed,
     )
     left_out = [name for name in predictions.classes if name not in kept]

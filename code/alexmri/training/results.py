@@ -15,9 +15,9 @@ from alexmri.data.split import SPLITS
 from alexmri.evaluation.baselines import look_up
 from alexmri.evaluation.calibration import fit_temperature
 from alexmri.evaluation.card import model_card
-from alexmri.evaluation.healthy import find_healthy_class
 from alexmri.evaluation.metrics import measure
 from alexmri.evaluation.mistakes import confident_mistakes
+from alexmri.evaluation.negative_class import find_negative_class
 from alexmri.evaluation.output import write_measured
 from alexmri.evaluation.predictions import Ints, Predictions
 from alexmri.files import write_json
@@ -36,9 +36,9 @@ def protocol_document(dataset: Dataset) -> dict[str, Any]:
     """Return how train and test were kept apart, the `protocol` of evaluation.json."""
     return {
         "split_by": dataset.split.split_by,
-        "subjects": dataset.groups.count if dataset.groups else None,
+        "subjects": dataset.subjects.count if dataset.subjects else None,
         "subjects_shared": dataset.subjects_shared,
-        "groups_from": dataset.groups.found_by if dataset.groups else None,
+        "groups_from": dataset.subjects.found_by if dataset.subjects else None,
     }
 
 
@@ -52,7 +52,7 @@ def measure_run(
     """
     settings, network = run.settings, run.state.best_network()
     served = Compute(run.compute.device, "fp32")
-    healthy_class = find_healthy_class(dataset.classes, settings.healthy_class)
+    negative_class = find_negative_class(dataset.classes, settings.negative_class)
     train, validation, held_out = (dataset.part(name) for name in ("train", "validation", "test"))
     logits_NK = predict_logits(network, validation.pixels_NCHW, served)
     temperature = fit_temperature(logits_NK, validation.labels_N)
@@ -71,7 +71,7 @@ def measure_run(
         mistakes = confident_mistakes(shown, pixels_NCHW, network, served.device)
 
     def measured(predictions: Predictions) -> dict[str, Any]:
-        return measure(predictions, healthy_class=healthy_class, seed=settings.seed)
+        return measure(predictions, negative_class=negative_class, seed=settings.seed)
 
     return {
         "protocol": protocol_document(dataset),
@@ -86,7 +86,7 @@ def measure_run(
         "data": {
             "classes": list(dataset.classes),
             "counts": dataset.counts(),
-            "people": people_by_split(dataset),
+            "people": subjects_by_split(dataset),
             "fingerprint": dataset.fingerprint,
             "warnings": list(audit["warnings"]),
         },
@@ -99,12 +99,12 @@ def measure_run(
     }
 
 
-def people_by_split(dataset: Dataset) -> dict[str, dict[str, int]] | None:
+def subjects_by_split(dataset: Dataset) -> dict[str, dict[str, int]] | None:
     """Return split -> class -> number of people ("all": in the whole set), None where unknown."""
-    if dataset.groups is None:
+    if dataset.subjects is None:
         return None
     rows = list(
-        zip(dataset.split.assigned, dataset.folder.images, dataset.groups.subjects, strict=True)
+        zip(dataset.split.assigned, dataset.folder.images, dataset.subjects.ids, strict=True)
     )
     seen = {(split, image.label, person) for split, image, person in rows}
     seen |= {("all", image.label, person) for _, image, person in rows}

@@ -10,13 +10,13 @@ from alexmri.model.forward import Compute
 from alexmri.settings import Settings
 from alexmri.training.distributed import ALONE, Workers
 from alexmri.training.optim import AveragedWeights, build_optimizer
+from alexmri.training.precision import Twin
 from alexmri.training.tensor_names import (
     optimizer_tensors,
     restore_optimizer,
     with_prefix,
     without_prefix,
 )
-from alexmri.training.twin import Twin
 
 
 class State:
@@ -68,17 +68,17 @@ class State:
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return by name the tensors that steps change, and those that are only ever replaced."""
-        moving = {
+        mutable = {
             **with_prefix("network", self.network.state_dict()),
             **with_prefix("optimizer", optimizer_tensors(self.optimizer)),
         }
         if self.average:
-            moving.update(with_prefix("average", self.average.network.state_dict()))
+            mutable.update(with_prefix("average", self.average.network.state_dict()))
         if self.scaler.is_enabled():
             scale = self.scaler.state_dict()
-            moving["scaler/scale"] = torch.tensor(scale["scale"])
-            moving["scaler/_growth_tracker"] = torch.tensor(scale["_growth_tracker"])
-        return moving, with_prefix("best", self._best)
+            mutable["scaler/scale"] = torch.tensor(scale["scale"])
+            mutable["scaler/_growth_tracker"] = torch.tensor(scale["_growth_tracker"])
+        return mutable, with_prefix("best", self._best)
 
     def restore(self, tensors: Mapping[str, Tensor], *, with_optimizer: bool) -> None:
         """Take over tensors that `tensors()` returned, perhaps of a run with other settings.

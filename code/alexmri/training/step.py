@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alexmri.training.distributed import ALONE, Workers
-from alexmri.training.twin import Twin
+from alexmri.training.precision import Twin
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from alexmri.contract.deaths import LOST_A_PEER, LostPeer
+from alexmri.contract.exit_reasons import LOST_A_PEER, LostPeer
 from alexmri.contract.failure import report_failure
 from alexmri.contract.paths import Paths
 from alexmri.contract.process_one import PARENT_VARIABLE
@@ -26,7 +26,7 @@ def main() -> int:
         try:
             with stop.interrupts(at=1):
                 from alexmri.training.distributed import joined
-                from alexmri.training.platform_job import run_platform_job
+                from alexmri.training.platform import run_platform_job
             with joined(os.environ, stop) as workers:
                 terminal = terminal if workers.is_first else SilentTerminal()
                 outcome = run_platform_job(paths, sys.argv[1:], os.environ, terminal, stop, workers)

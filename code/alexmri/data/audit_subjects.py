@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from alexmri.data.folders import ImageFile
-from alexmri.data.groups import Groups
-from alexmri.data.groups_inferred import Inferred
 from alexmri.data.nearest import Rows, Vectors, pairs_above
+from alexmri.data.subjects import Subjects
+from alexmri.data.subjects_from_pixels import Inferred
 
 # Measured on the public set: the best match of a slice in another person is at most 0.985, that in
 # the same person at least 0.991.
 THRESHOLD = 0.988
-LOWEST_THRESHOLD, HIGHEST_THRESHOLD = 0.98, 0.9995
+MIN_THRESHOLD, MAX_THRESHOLD = 0.98, 0.9995
 
 
 def near_pairs(
@@ -25,26 +25,26 @@ def near_pairs(
     Where people are known and slices of one are clearly more alike than those of two, the threshold
     is halfway between; else it is THRESHOLD.
     """
-    i, j, alike = pairs_above(vectors_ND, vectors_ND, LOWEST_THRESHOLD)
+    i, j, alike = pairs_above(vectors_ND, vectors_ND, MIN_THRESHOLD)
     threshold = THRESHOLD
     if subjects is not None:
         _, number_N = np.unique(np.array(subjects), return_inverse=True)
         same = number_N[i] == number_N[j]
-        own, other = np.zeros(len(vectors_ND)), np.full(len(vectors_ND), LOWEST_THRESHOLD)
+        own, other = np.zeros(len(vectors_ND)), np.full(len(vectors_ND), MIN_THRESHOLD)
         for rows in (i, j):
             np.maximum.at(own, rows[same], alike[same])
             np.maximum.at(other, rows[~same], alike[~same])
         # One image in a hundred may be misfiled or alone without moving the threshold.
         least, most = float(np.quantile(own, 0.01)), float(np.quantile(other, 0.99))
         if least > most:
-            threshold = min((least + most) / 2, HIGHEST_THRESHOLD)
+            threshold = min((least + most) / 2, MAX_THRESHOLD)
     keep = alike >= threshold
     return threshold, i[keep], j[keep], alike[keep]
 
 
 def misfiled(
     images: Sequence[ImageFile],
-    groups: Groups | None,
+    groups: Subjects | None,
     inferred: Inferred,
     copies: Collection[int],
 ) -> list[dict[str, Any]]:
@@ -58,7 +58,7 @@ def misfiled(
     findings: list[dict[str, Any]] = []
     if groups:
         by_name: dict[str, list[int]] = defaultdict(list)
-        for i, subject in enumerate(groups.subjects):
+        for i, subject in enumerate(groups.ids):
             by_name[subject].append(i)
         findings += [
             _finding(images, rows, labels, subject, "names")
@@ -66,16 +66,16 @@ def misfiled(
             if len({labels[i] for i in rows}) > 1
         ]
     chains: dict[int, list[int]] = defaultdict(list)
-    for i, person in enumerate(inferred.person_N.tolist()):
+    for i, person in enumerate(inferred.subject_N.tolist()):
         if inferred.believed and i not in copies:
             chains[person].append(i)
     told = {path for finding in findings for path in finding["paths"]}
     for rows in chains.values():
-        homes = [f"{labels[i]}/{groups.subjects[i]}" if groups else labels[i] for i in rows]
+        homes = [f"{labels[i]}/{groups.ids[i]}" if groups else labels[i] for i in rows]
         if len(set(homes)) < 2:
             continue
         home = Counter(homes).most_common(1)[0][0]
-        person = groups.subjects[rows[homes.index(home)]] if groups else None
+        person = groups.ids[rows[homes.index(home)]] if groups else None
         finding = _finding(images, rows, homes, person, "pixels")
         if not told.issuperset(finding["paths"]):
             findings.append(finding)

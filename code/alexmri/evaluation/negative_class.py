@@ -13,7 +13,7 @@ _HEALTHY = re.compile(
 )
 
 
-def find_healthy_class(classes: Sequence[str], wanted: str | None) -> str | None:
+def find_negative_class(classes: Sequence[str], wanted: str | None) -> str | None:
     """Return the class of healthy people: `wanted`, else the one whose name says so, else None.
 
     Non*, No Impairment, Normal, CN, Healthy and Control are such names. Where two classes have
@@ -25,7 +25,7 @@ def find_healthy_class(classes: Sequence[str], wanted: str | None) -> str | None
     if wanted is not None:
         if wanted not in classes:
             raise UserError(
-                f"healthy_class is '{wanted}', which is no class folder; the classes are"
+                f"negative_class is '{wanted}', which is no class folder; the classes are"
                 f" {', '.join(classes)}"
             )
         return wanted

@@ -16,7 +16,7 @@ CHANNEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 FIRST_LINE_BYTES = 65536
 
 
-def check_delivery(config: Mapping[str, Any], data: Path) -> None:
+def check_input_modes(config: Mapping[str, Any], data: Path) -> None:
     """Refuse channels that do not arrive as files.
 
     Raises:

@@ -42,22 +42,22 @@ def clear(output: Path, model: Path, checkpoints: Path) -> None:
     remove_checkpoints(checkpoints)
 
 
-def set_aside(output: Path, model: Path, checkpoints: Path, earlier: Path) -> Path:
-    """Move the finished run's results to `earlier`/TIME, copy its model there; return that folder.
+def archive_run(output: Path, model: Path, checkpoints: Path, archive: Path) -> Path:
+    """Move the finished run's results to `archive`/TIME, copy its model there; return that folder.
 
     The model stays in its place too until the new one replaces it, since it may be in use. The
     checkpoints go: they belong to the finished run and would be taken for the new one's.
     """
     facts = json.loads((output / "run.json").read_text(encoding="utf-8"))
     started = "".join(c for c in facts["started"].partition("+")[0] if c.isalnum())
-    aside = earlier / started
-    shutil.copytree(model, aside / "model", dirs_exist_ok=True)
-    (aside / "data").mkdir(parents=True, exist_ok=True)
+    folder = archive / started
+    shutil.copytree(model, folder / "model", dirs_exist_ok=True)
+    (folder / "data").mkdir(parents=True, exist_ok=True)
     # What is inside moves, not the folder: the folder may be a mount.
     for path in sorted(output.iterdir()):
-        shutil.move(path, aside / "data" / path.name)
+        shutil.move(path, folder / "data" / path.name)
     remove_checkpoints(checkpoints)
-    return aside
+    return folder
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -18,11 +18,11 @@ from alexmri.data.pixels import PREPROCESSING, Pixels
 from alexmri.files import write_json
 from alexmri.terminal import Terminal
 
-SCHEMA = "alexmri.store/2"
+SCHEMA = "alexmri.cache/3"
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
+class DecodedCache:
     """The decoded images of a data set, in the order of its files.
 
     Attributes:
@@ -62,7 +62,7 @@ def cache_folder() -> Path:
     return folder if usable else Path(tempfile.gettempdir()) / f"alexmri-cache-{os.getuid()}"
 
 
-def open_store(
+def open_cache(
     folder: Folder,
     *,
     image_size: int,
@@ -70,7 +70,7 @@ def open_store(
     workers: int,
     terminal: Terminal,
     bad_images: BadImages = "fail",
-) -> Store:
+) -> DecodedCache:
     """Return the decoded images of `folder`, from the cache where no file has changed since.
 
     A file counts as unchanged while its name, size and modification time are. With `bad_images`
@@ -102,7 +102,7 @@ def open_store(
         write_json(index_path, {"schema": SCHEMA, "root": str(folder.root), **index})
         seconds = time.monotonic() - started
     refuse_unreadable(index["skipped"], folder, bad_images)
-    return Store(
+    return DecodedCache(
         np.load(array_path, mmap_mode="r")[: len(index["sha256"])],
         tuple(index["sha256"]),
         index["skipped"],

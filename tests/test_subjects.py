@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from alexmri.data.folders import ImageFile, discover
-from alexmri.data.groups import Groups, find_groups
+from alexmri.data.subjects import Subjects, find_subjects
 from alexmri.errors import UserError
 
 
@@ -13,8 +13,8 @@ def images(*names: str) -> list[ImageFile]:
     return [ImageFile(name, name.split("/")[0], None, Path(name)) for name in names]
 
 
-def by_name(*names: str) -> Groups | None:
-    return find_groups(images(*names), Path(), regex=None, csv_file=None)
+def by_name(*names: str) -> Subjects | None:
+    return find_subjects(images(*names), Path(), regex=None, csv_file=None)
 
 
 def test_kaggle_names_number_people_per_class_and_the_bare_name_is_one_more() -> None:
@@ -27,7 +27,7 @@ def test_kaggle_names_number_people_per_class_and_the_bare_name_is_one_more() ->
         "N/27 (2).jpg",
     )
     assert groups is not None
-    assert groups.subjects == ("Mild/2", "Mild/1", "Mild/2", "Mild/1", "N/2", "N/2")
+    assert groups.ids == ("Mild/2", "Mild/1", "Mild/2", "Mild/1", "N/2", "N/2")
 
 
 def test_roboflow_names_keep_the_kaggle_name() -> None:
@@ -41,7 +41,7 @@ def test_roboflow_names_keep_the_kaggle_name() -> None:
     )
     assert groups is not None
     assert groups.found_by == "Roboflow file names"
-    assert groups.subjects == ("M/19", "M/19", "M/1", "N/3", "N/3", "N/4")
+    assert groups.ids == ("M/19", "M/19", "M/1", "N/3", "N/3", "N/4")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_study_names_are_people_across_classes(
     names: list[str], subjects: tuple[str, ...], title: str
 ) -> None:
     groups = by_name(*names)
-    assert groups == Groups(subjects, title)
+    assert groups == Subjects(subjects, title)
     assert groups.count == 2
 
 
@@ -87,15 +87,15 @@ def test_a_csv_made_on_windows_is_understood(tmp_path: Path) -> None:
         b"\xef\xbb\xbfpath,subject\r\nA\\1.png,x\r\n.\\B\\2.png,y\r\n"
     )
     found = images("A/1.png", "B/2.png")
-    groups = find_groups(found, tmp_path, regex=None, csv_file="who.csv")
-    assert groups == Groups(("x", "y"), "groups_file who.csv")
+    groups = find_subjects(found, tmp_path, regex=None, csv_file="who.csv")
+    assert groups == Subjects(("x", "y"), "groups_file who.csv")
 
 
 def test_a_regex_sees_the_class_and_joins_its_groups() -> None:
     found = images("A/p1_s1.png", "A/p1_s2.png", "B/p1_s1.png")
-    groups = find_groups(found, Path(), regex=r"(\w)/(p\d+)_", csv_file=None)
+    groups = find_subjects(found, Path(), regex=r"(\w)/(p\d+)_", csv_file=None)
     assert groups is not None
-    assert groups.subjects == ("A/p1", "A/p1", "B/p1")
+    assert groups.ids == ("A/p1", "A/p1", "B/p1")
 
 
 @pytest.mark.parametrize(
@@ -108,14 +108,14 @@ def test_a_regex_sees_the_class_and_joins_its_groups() -> None:
 )
 def test_a_bad_regex_is_refused(regex: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        find_groups(images("A/p1.png", "B/p2.png"), Path(), regex=regex, csv_file=None)
+        find_subjects(images("A/p1.png", "B/p2.png"), Path(), regex=regex, csv_file=None)
 
 
 def test_a_csv_in_the_data_folder_names_people(tmp_path: Path) -> None:
     (tmp_path / "who.csv").write_text("path,subject,age\nA/1.png,x,70\nB/2.png,y,71\n")
     found = images("A/1.png", "B/2.png")
-    groups = find_groups(found, tmp_path, regex=None, csv_file="who.csv")
-    assert groups == Groups(("x", "y"), "groups_file who.csv")
+    groups = find_subjects(found, tmp_path, regex=None, csv_file="who.csv")
+    assert groups == Subjects(("x", "y"), "groups_file who.csv")
 
 
 @pytest.mark.parametrize(
@@ -129,18 +129,18 @@ def test_a_csv_in_the_data_folder_names_people(tmp_path: Path) -> None:
 def test_a_bad_csv_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "who.csv").write_bytes(content)
     with pytest.raises(UserError, match=message):
-        find_groups(images("A/1.png", "B/2.png"), tmp_path, regex=None, csv_file="who.csv")
+        find_subjects(images("A/1.png", "B/2.png"), tmp_path, regex=None, csv_file="who.csv")
 
 
 def test_a_missing_csv_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"groups_file no\.csv is neither here nor in"):
-        find_groups(images("A/1.png"), tmp_path, regex=None, csv_file="no.csv")
+        find_subjects(images("A/1.png"), tmp_path, regex=None, csv_file="no.csv")
 
 
 def test_the_real_names_agree_with_the_table_of_people(real_slices: Path) -> None:
     folder = discover(real_slices)
-    from_names = find_groups(folder.images, folder.root, regex=None, csv_file=None)
-    from_table = find_groups(folder.images, folder.root, regex=None, csv_file="groups.csv")
+    from_names = find_subjects(folder.images, folder.root, regex=None, csv_file=None)
+    from_table = find_subjects(folder.images, folder.root, regex=None, csv_file="groups.csv")
     assert from_names is not None
     assert from_table is not None
     assert from_names.count == from_table.count == 160

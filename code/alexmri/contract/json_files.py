@@ -7,7 +7,7 @@ from typing import Any
 from alexmri.errors import UserError
 
 
-def read_object(path: Path) -> dict[str, Any] | None:
+def read_json_object(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file of the platform, or None where there is no such file.
 
     A byte order mark, which editors on Windows leave, is passed over.
@@ -17,7 +17,9 @@ def read_object(path: Path) -> dict[str, Any] | None:
             key that comes twice.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_twins)
+        content = json.loads(
+            path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_duplicate_keys
+        )
         json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is in no encoding
     except FileNotFoundError:
         return None
@@ -32,7 +34,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]

@@ -12,7 +12,7 @@ from alexmri.terminal import Terminal
 from alexmri.training.checkpoint import DAMAGED, read_document
 
 
-class Mirror:
+class CheckpointSync:
     """Where a run's checkpoints are kept besides their folder: nowhere."""
 
     def clear(self) -> None:
@@ -28,7 +28,7 @@ class Mirror:
         """Finish in at most `within` seconds."""
 
 
-class S3Mirror(Mirror):
+class S3CheckpointSync(CheckpointSync):
     """Keeps the checkpoints of a folder below a prefix in S3, as their only writer.
 
     A thread uploads the newest checkpoint, tensors first, and then removes older ones, so that S3
@@ -172,9 +172,9 @@ class S3Mirror(Mirror):
         self._s3.delete(sorted(names, key=_is_document, reverse=True))
 
 
-def open_mirror(url: str | None, folder: Path, terminal: Terminal) -> Mirror:
+def open_checkpoint_sync(url: str | None, folder: Path, terminal: Terminal) -> CheckpointSync:
     """Return the mirror of `folder` at `url`, or one that does nothing without a `url`."""
-    return S3Mirror(url, folder, terminal) if url else Mirror()
+    return S3CheckpointSync(url, folder, terminal) if url else CheckpointSync()
 
 
 def _is_document(name: str) -> bool:

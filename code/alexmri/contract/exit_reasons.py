@@ -80,7 +80,7 @@ class OomCounter:
         return None not in (self.count, before.count) and self.count != before.count
 
 
-def cause_of_death(status: int, last_words: Sequence[str], *, out_of_memory: bool) -> str:
+def exit_reason(status: int, last_words: Sequence[str], *, out_of_memory: bool) -> str:
     """Return one sentence: what ended the process, and a remedy where one is known.
 
     Args:

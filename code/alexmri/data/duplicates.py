@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from alexmri.data.audit_turned import Turned, describe, tint_blind
 from alexmri.data.decode import read_image
 from alexmri.data.nearest import Rows, Vectors, pairs_above
+from alexmri.data.rotation_invariant import Turned, describe, tint_blind
 
 Size = tuple[int, int]
 

@@ -18,24 +18,24 @@ _ADNI = re.compile(r".*?(?P<subject>\d{3}_S_\d{4,})(?![0-9]).*")
 
 
 @dataclass(frozen=True, slots=True)
-class Groups:
+class Subjects:
     """The person in each image (same order as the images) and how that was told.
 
     Not `believed` is what pixels tell with too little confidence.
     """
 
-    subjects: tuple[str, ...]
+    ids: tuple[str, ...]
     found_by: str
     believed: bool = True
 
     @property
     def count(self) -> int:
-        return len(set(self.subjects))
+        return len(set(self.ids))
 
 
-def find_groups(
+def find_subjects(
     images: Sequence[ImageFile], root: Path, *, regex: str | None, csv_file: str | None
-) -> Groups | None:
+) -> Subjects | None:
     """Return who is in each image: by CSV if given, else by regex if given, else by file names.
 
     Returns None where neither is given and the names of the images follow no known pattern.
@@ -50,7 +50,7 @@ def find_groups(
     return _by_name(images)
 
 
-def _by_name(images: Sequence[ImageFile]) -> Groups | None:
+def _by_name(images: Sequence[ImageFile]) -> Subjects | None:
     schemes: list[tuple[str, re.Pattern[str], bool]] = [
         ("OASIS file names", _OASIS, False),
         ("ADNI file names", _ADNI, False),
@@ -60,7 +60,7 @@ def _by_name(images: Sequence[ImageFile]) -> Groups | None:
     for title, pattern, per_class in schemes:
         subjects = _match_all(images, pattern, per_class)
         if subjects and _plausible(images, subjects, pattern):
-            return Groups(tuple(subjects), title)
+            return Subjects(tuple(subjects), title)
     return None
 
 
@@ -98,7 +98,7 @@ def _has_person(pattern: re.Pattern[str], image: ImageFile) -> bool:
     return match is not None and match["subject"] is not None
 
 
-def _by_regex(images: Sequence[ImageFile], regex: str) -> Groups:
+def _by_regex(images: Sequence[ImageFile], regex: str) -> Subjects:
     try:
         pattern = re.compile(regex)
     except re.error as error:
@@ -116,7 +116,7 @@ def _by_regex(images: Sequence[ImageFile], regex: str) -> Groups:
     return _for_each(images, person, f"group_regex {regex!r}")
 
 
-def _by_csv(images: Sequence[ImageFile], root: Path, csv_file: str) -> Groups:
+def _by_csv(images: Sequence[ImageFile], root: Path, csv_file: str) -> Subjects:
     path = next((p for p in (Path(csv_file), root / csv_file) if p.is_file()), None)
     if path is None:
         raise UserError(f"groups_file {csv_file} is neither here nor in {root}")
@@ -145,7 +145,7 @@ def _by_csv(images: Sequence[ImageFile], root: Path, csv_file: str) -> Groups:
 
 def _for_each(
     images: Sequence[ImageFile], person: Callable[[ImageFile], str | None], source: str
-) -> Groups:
+) -> Subjects:
     subjects = [person(image) for image in images]
     unknown = [i.name for i, subject in zip(images, subjects, strict=True) if not subject]
     if unknown:
@@ -153,4 +153,4 @@ def _for_each(
             f"{source} names no person for {len(unknown)} of {len(images)} images,"
             f" the first being {unknown[0]}"
         )
-    return Groups(tuple(subject for subject in subjects if subject), source)
+    return Subjects(tuple(subject for subject in subjects if subject), source)

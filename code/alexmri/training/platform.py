@@ -12,8 +12,8 @@ from alexmri.data.shards import gathered
 from alexmri.errors import UserError
 from alexmri.terminal import Terminal
 from alexmri.training.distributed import ALONE, Workers
-from alexmri.training.folders import make_writable
 from alexmri.training.job import Job, Outcome, run_job
+from alexmri.training.run_folder import make_writable
 
 DEMO_SWITCH = "ALEXMRI_DEMO_DATA"
 DEMO = "demo"
@@ -49,7 +49,7 @@ def run_platform_job(
         output=paths.results,
         model=paths.model,
         checkpoints=checkpoints,
-        earlier=paths.output / "earlier",
+        archive=paths.output / "archive",
     )
     return run_job(job, terminal, stop, model_when_stopped=True, workers=workers)
 

@@ -4,8 +4,8 @@ import torch
 
 from alexmri.contract.resources import resources_line
 from alexmri.data.audit import Audit
+from alexmri.data.cache import cache_folder
 from alexmri.data.dataset import Dataset
-from alexmri.data.store import cache_folder
 from alexmri.evaluation.verdict import verdict
 from alexmri.model.forward import Compute
 from alexmri.terminal import Terminal
@@ -13,12 +13,12 @@ from alexmri.training.provenance import version
 from alexmri.training.results import protocol_document
 
 
-def introduce(
+def print_run_banner(
     dataset: Dataset, audited: Audit, compute: Compute, terminal: Terminal, *, workers: int
 ) -> None:
     """Print machine, data and warnings, and what a look-up scores on this split."""
     folder = dataset.folder
-    people = f", {dataset.groups.count} people" if dataset.groups else ", people unknown"
+    people = f", {dataset.subjects.count} people" if dataset.subjects else ", people unknown"
     terminal.say(f"alexmri {version()}: research software, not a diagnostic device")
     terminal.say(resources_line(cache_folder()))
     terminal.say(
@@ -51,7 +51,7 @@ def introduce(
 
 
 def _decoding(dataset: Dataset) -> str:
-    seconds = dataset.store.seconds
+    seconds = dataset.cache.seconds
     if seconds is None:
         return "decoded before"
     each = seconds / len(dataset.folder.images) * 1e6

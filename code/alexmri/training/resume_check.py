@@ -16,7 +16,7 @@ FREE_ON_RESUME = frozenset(
         "keep_checkpoints",
         "checkpoint_s3",
         "export_onnx",
-        "healthy_class",
+        "negative_class",
         "on_bad_image",
         "resume",
         "time_budget_seconds",
@@ -34,7 +34,7 @@ FIXED_ON_RESUME = frozenset(
 )
 
 
-def manifest_of(settings: Settings, dataset: Dataset) -> dict[str, Any]:
+def resume_check_of(settings: Settings, dataset: Dataset) -> dict[str, Any]:
     """Return what a checkpoint says its run was about: settings, images, split."""
     values = settings.model_dump(mode="json")
     return {
@@ -44,33 +44,33 @@ def manifest_of(settings: Settings, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def settings_changed(before: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, str]:
+def settings_changed(before: Mapping[str, Any], resume_check: Mapping[str, Any]) -> dict[str, str]:
     """Return setting -> how it differs between two manifests, in words."""
-    then, now = before["settings"], manifest["settings"]
+    then, now = before["settings"], resume_check["settings"]
     changed = [key for key, value in now.items() if then.get(key) != value]
     return {key: f"{key} was {then.get(key)}, is {now[key]}" for key in changed}
 
 
-def images_changed(before: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[str]:
+def images_changed(before: Mapping[str, Any], resume_check: Mapping[str, Any]) -> list[str]:
     """Return in words whether two manifests are about other images, or images split otherwise."""
-    if before["data"] != manifest["data"]:
+    if before["data"] != resume_check["data"]:
         return ["the images are not the same"]
-    if before["split"] != manifest["split"]:
+    if before["split"] != resume_check["split"]:
         return ["the images are not split or ordered as before"]
     return []
 
 
 def changes(
-    before: Mapping[str, Any], manifest: Mapping[str, Any], folder: Path, *, allowed: bool
+    before: Mapping[str, Any], resume_check: Mapping[str, Any], folder: Path, *, allowed: bool
 ) -> list[str]:
     """Return in words which settings changed between two manifests, the first found in `folder`.
 
     Raises:
         UserError: changes that were not allowed, or that no run can go on with.
     """
-    words = settings_changed(before, manifest)
+    words = settings_changed(before, resume_check)
     fixed = [word for key, word in words.items() if key in FIXED_ON_RESUME]
-    fixed += images_changed(before, manifest)
+    fixed += images_changed(before, resume_check)
     if fixed or (words and not allowed):
         allow = "" if fixed else " go on with them by resume=changed,"
         raise UserError(

@@ -13,7 +13,7 @@ from alexmri.errors import UserError
 from alexmri.s3_lease import LEASE
 from alexmri.terminal import PlainTerminal
 from alexmri.training.checkpoint import Progress, load_newest, save_checkpoint
-from alexmri.training.mirror import S3Mirror, open_mirror
+from alexmri.training.checkpoint_sync import S3CheckpointSync, open_checkpoint_sync
 
 from .conftest import Bucket
 
@@ -50,7 +50,7 @@ class Machine:
         folder.mkdir()
         self.folder = folder
         self.notes = Notes()
-        self.mirror = S3Mirror(url, folder, self.notes)
+        self.mirror = S3CheckpointSync(url, folder, self.notes)
 
     def save(self, step: int, keep: int = 2) -> Path:
         tensors = {"network/w": torch.full((3,), float(step))}
@@ -290,7 +290,7 @@ def test_a_writer_that_lost_its_lease_uploads_no_more(
 
 
 def test_without_the_setting_nothing_happens(tmp_path: Path) -> None:
-    mirror = open_mirror(None, tmp_path, PlainTerminal())
+    mirror = open_checkpoint_sync(None, tmp_path, PlainTerminal())
     mirror.restore()
     mirror.saved(tmp_path / "step-1.json")
     mirror.clear()

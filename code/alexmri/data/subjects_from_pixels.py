@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from alexmri.data.groups import Groups
-from alexmri.data.heights import Heights, heights
 from alexmri.data.nearest import Rows, Vectors, pairs_above
+from alexmri.data.slice_position import Heights, heights
+from alexmri.data.subjects import Subjects
 
 FEWEST = 16
 # Axes kept, at most and per image, and from how many images they are taken at most.
-MOST_AXES, AXES_PER_IMAGE, AXES_SAMPLE = 200, 0.25, 8000
+MAX_AXES, AXES_PER_IMAGE, AXES_SAMPLE = 200, 0.25, 8000
 # Slices are linked from here on. On the public set, and on parts of it (5 to 160 people, every
 # second slice), other people reach 0.27 to 0.45; slices next to each other have 0.83 or more, with
 # one left out between them 0.47 or more.
@@ -52,27 +52,27 @@ class Inferred:
     their chains reach the same heights as its own.
     """
 
-    person_N: Rows
+    subject_N: Rows
     confidence: float
 
     @property
     def believed(self) -> bool:
         return self.confidence >= BELIEVED
 
-    def groups(self, sha256: Sequence[str]) -> Groups:
+    def subjects(self, sha256: Sequence[str]) -> Subjects:
         """Return them named by the contents of their images, whatever order the files come in."""
         names: dict[int, str] = {}
-        for person, digest in zip(self.person_N.tolist(), sha256, strict=True):
+        for person, digest in zip(self.subject_N.tolist(), sha256, strict=True):
             names[person] = min(names.get(person, digest), digest)
         doubt = "" if self.believed else ", too little to rely on"
-        return Groups(
-            tuple(f"inferred-{names[person][:12]}" for person in self.person_N.tolist()),
+        return Subjects(
+            tuple(f"inferred-{names[person][:12]}" for person in self.subject_N.tolist()),
             f"pixels, inferred with confidence {self.confidence:.2f}{doubt}",
             believed=self.believed,
         )
 
 
-def infer_people(vectors_ND: Vectors) -> Inferred:
+def infer_subjects(vectors_ND: Vectors) -> Inferred:
     """Return who is in each image, told by `unit_vectors` of their pixels."""
     images = len(vectors_ND)
     if images < FEWEST:
@@ -81,12 +81,12 @@ def infer_people(vectors_ND: Vectors) -> Inferred:
     i, j, alike = pairs_above(white_NK, white_NK, JOIN)
     height_N = heights(vectors_ND, i, j)
     links = alike >= _least_link(*white_NK.shape)
-    person_N = _linked(i[links], j[links], alike[links], height_N)
+    subject_N = _linked(i[links], j[links], alike[links], height_N)
     while True:
-        joined_N = _join(person_N, i, j, alike, height_N)
-        if joined_N.max() == person_N.max():
-            return Inferred(person_N, _confidence(person_N, i, j, alike, height_N))
-        person_N = joined_N
+        joined_N = _join(subject_N, i, j, alike, height_N)
+        if joined_N.max() == subject_N.max():
+            return Inferred(subject_N, _confidence(subject_N, i, j, alike, height_N))
+        subject_N = joined_N
 
 
 def _least_link(images: int, axes: int) -> float:
@@ -126,7 +126,7 @@ def _whitened(vectors_ND: Vectors) -> Vectors:
     centred = vectors_ND - vectors_ND.mean(axis=0)
     sample = centred[:: max(1, len(centred) // AXES_SAMPLE)]
     variances, axes = np.linalg.eigh(sample.T @ sample / len(sample))
-    kept = min(MOST_AXES, int(len(centred) * AXES_PER_IMAGE))
+    kept = min(MAX_AXES, int(len(centred) * AXES_PER_IMAGE))
     scales = np.sqrt(np.maximum(variances[-kept:], 1e-9))
     white: Vectors = (centred @ (axes[:, -kept:] / scales)).astype(np.float32)
     white /= np.maximum(np.linalg.norm(white, axis=1, keepdims=True), 1e-6)
@@ -139,12 +139,12 @@ def _connected(i: Rows, j: Rows, nodes: int) -> Rows:
     return numbers.astype(np.int64)
 
 
-def _join(person_N: Rows, i: Rows, j: Rows, alike: Vectors, height_N: Heights) -> Rows:
+def _join(subject_N: Rows, i: Rows, j: Rows, alike: Vectors, height_N: Heights) -> Rows:
     """Join pairs of chains that are each other's best match by a margin."""
-    chains = int(person_N.max()) + 1
-    a, b = person_N[i], person_N[j]
+    chains = int(subject_N.max()) + 1
+    a, b = subject_N[i], subject_N[j]
     a, b, alike = _strongest(a[a != b], b[a != b], alike[a != b], chains)
-    low, high = _reach(person_N, height_N)
+    low, high = _reach(subject_N, height_N)
     apart = ~_side_by_side(low[a], high[a], low[b], high[b])
     a, b, alike = a[apart], b[apart], alike[apart]
     first, best, second = _rivals(a, b, alike, chains)
@@ -153,15 +153,15 @@ def _join(person_N: Rows, i: Rows, j: Rows, alike: Vectors, height_N: Heights) -
     clear = (best - second)[candidates] >= JOIN_MARGIN
     mutual = (first[other] == candidates) & ((best - second)[other] >= JOIN_MARGIN)
     chosen = candidates[clear & mutual]
-    return _connected(chosen, first[chosen], chains)[person_N]
+    return _connected(chosen, first[chosen], chains)[subject_N]
 
 
-def _reach(person_N: Rows, height_N: Heights) -> tuple[Heights, Heights]:
+def _reach(subject_N: Rows, height_N: Heights) -> tuple[Heights, Heights]:
     """Return the lowest and the highest place of every chain."""
-    chains = int(person_N.max()) + 1
+    chains = int(subject_N.max()) + 1
     low, high = np.ones(chains), np.zeros(chains)
-    np.minimum.at(low, person_N, height_N)
-    np.maximum.at(high, person_N, height_N)
+    np.minimum.at(low, subject_N, height_N)
+    np.maximum.at(high, subject_N, height_N)
     return low, high
 
 
@@ -191,23 +191,23 @@ def _rivals(
     return first, best, second
 
 
-def _confidence(person_N: Rows, i: Rows, j: Rows, alike: Vectors, height_N: Heights) -> float:
-    own, other = np.zeros(len(person_N)), np.full(len(person_N), JOIN)
-    same = person_N[i] == person_N[j]
+def _confidence(subject_N: Rows, i: Rows, j: Rows, alike: Vectors, height_N: Heights) -> float:
+    own, other = np.zeros(len(subject_N)), np.full(len(subject_N), JOIN)
+    same = subject_N[i] == subject_N[j]
     for rows in (i, j):
         np.maximum.at(own, rows[same], alike[same])
         np.maximum.at(other, rows[~same], alike[~same])
     clear = own - other >= JOIN_MARGIN
-    return float((clear * _whole(person_N, height_N)[person_N]).mean())
+    return float((clear * _whole(subject_N, height_N)[subject_N]).mean())
 
 
-def _whole(person_N: Rows, height_N: Heights) -> Heights:
+def _whole(subject_N: Rows, height_N: Heights) -> Heights:
     """Return for each chain the share of other images that cannot be the rest of its person.
 
     They are on chains that reach heights where this chain is as well.
     """
-    low, high = _reach(person_N, height_N)
-    size = np.bincount(person_N)
+    low, high = _reach(subject_N, height_N)
+    size = np.bincount(subject_N)
     images = size.sum()
     by_high, by_low = np.argsort(high), np.argsort(-low)
     upto = np.concatenate([[0], np.cumsum(size[by_high])])

@@ -14,12 +14,12 @@ from alexmri.data.dataset import Part
 from alexmri.data.pixels import Pixels
 
 # The largest share of the device's free memory that images may take.
-LARGEST_SHARE = 0.5
+MAX_MEMORY_SHARE = 0.5
 # How many batches are read from disk before they are needed.
 AHEAD = 2
 
 
-class Feed:
+class Loader:
     """The images and labels of a split.
 
     Images that fit are copied to the device once, as `uint8`, and batches are gathered there.
@@ -33,7 +33,7 @@ class Feed:
         self._labels_N = torch.from_numpy(part.labels_N).to(device)
         one = part.pixels_NCHW[:1]
         free = _free_bytes(device) / (1 if device.type == "cuda" else sharing)
-        self.resident = len(part) * one.nbytes <= LARGEST_SHARE * free
+        self.resident = len(part) * one.nbytes <= MAX_MEMORY_SHARE * free
         if self.resident:
             self._resident_NCHW = torch.from_numpy(part.pixels_NCHW[:]).to(device)
 

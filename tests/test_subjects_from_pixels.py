@@ -13,9 +13,9 @@ from sklearn.metrics import adjusted_rand_score
 
 from alexmri.cli import cli
 from alexmri.data.dataset import Dataset, load_dataset
-from alexmri.data.groups_inferred import infer_people
-from alexmri.data.heights import heights
 from alexmri.data.nearest import Rows, Vectors, unit_vectors
+from alexmri.data.slice_position import heights
+from alexmri.data.subjects_from_pixels import infer_subjects
 from alexmri.settings import Layer, resolve
 from alexmri.terminal import PlainTerminal
 
@@ -30,17 +30,17 @@ class People:
 
     def __init__(self, folder: Path, **values: object) -> None:
         dataset = load(folder, **values)
-        assert dataset.groups is not None
-        self.vectors_ND: Vectors = unit_vectors(dataset.store.pixels_NCHW)
-        self.person_N = np.array(dataset.groups.subjects)
+        assert dataset.subjects is not None
+        self.vectors_ND: Vectors = unit_vectors(dataset.cache.pixels_NCHW)
+        self.subject_N = np.array(dataset.subjects.ids)
         self.slice_N = np.array(
             [int(re.match(r"\d+", image.path.name)[0]) for image in dataset.folder.images]  # type: ignore[index]
         )
 
     def infer(self, rows: Rows) -> tuple[float, float]:
         """Return the adjusted Rand index and the confidence of people told from these images."""
-        inferred = infer_people(self.vectors_ND[rows])
-        index = adjusted_rand_score(self.person_N[rows], inferred.person_N)
+        inferred = infer_subjects(self.vectors_ND[rows])
+        index = adjusted_rand_score(self.subject_N[rows], inferred.subject_N)
         return float(index), inferred.confidence
 
 
@@ -64,12 +64,12 @@ def hidden_names(source: Path, target: Path, keep: Callable[[Path], bool]) -> di
 def test_people_are_told_whatever_the_files_are_called(twelve_people: Path, tmp_path: Path) -> None:
     truth = hidden_names(twelve_people, tmp_path, lambda path: True)
     dataset = load(tmp_path, groups="inferred", split_by="subject")
-    assert dataset.groups is not None
-    assert dataset.groups.found_by == "pixels, inferred with confidence 1.00"
+    assert dataset.subjects is not None
+    assert dataset.subjects.found_by == "pixels, inferred with confidence 1.00"
     assert dataset.subjects_shared == 0
     pairs = {
         (truth[image.name], subject)
-        for image, subject in zip(dataset.folder.images, dataset.groups.subjects, strict=True)
+        for image, subject in zip(dataset.folder.images, dataset.subjects.ids, strict=True)
     }
     assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs}) == 12
 
@@ -85,7 +85,7 @@ def test_the_verdict_says_that_torn_chains_are_not_to_be_relied_on(
     arguments = ["audit", str(tmp_path / "torn"), "--json", str(tmp_path / "found.json")]
     CliRunner().invoke(cli, [*arguments, "--groups", groups], catch_exceptions=False)
     found = json.loads((tmp_path / "found.json").read_text())
-    pixels = found["inferred_people"]
+    pixels = found["inferred_subjects"]
     assert pixels["confidence"] < 0.6
     assert not pixels["believed"]
     said = found["verdict"][0]
@@ -98,13 +98,13 @@ def test_the_verdict_says_that_torn_chains_are_not_to_be_relied_on(
 
 def test_pictures_of_nobody_are_no_people() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (60, 1, 32, 32), dtype=np.uint8)
-    inferred = infer_people(unit_vectors(noise))
+    inferred = infer_subjects(unit_vectors(noise))
     assert inferred.confidence < 0.5
     assert not inferred.believed
 
 
 def test_the_people_of_the_real_slices_are_told(real: People) -> None:
-    order = np.random.default_rng(0).permutation(len(real.person_N))
+    order = np.random.default_rng(0).permutation(len(real.subject_N))
     index, confidence = real.infer(order)
     assert index >= 0.99
     assert confidence >= 0.99
@@ -115,17 +115,17 @@ def test_the_people_of_the_real_slices_are_told(real: People) -> None:
 
 @pytest.mark.parametrize("people", [3, 5, 10, 20])
 def test_few_people_are_not_taken_for_one(real: People, people: int) -> None:
-    chosen = np.random.default_rng(people).choice(np.unique(real.person_N), people, replace=False)
-    rows = np.flatnonzero(np.isin(real.person_N, chosen))
+    chosen = np.random.default_rng(people).choice(np.unique(real.subject_N), people, replace=False)
+    rows = np.flatnonzero(np.isin(real.subject_N, chosen))
     assert real.infer(rows)[0] >= 0.99
     assert real.infer(rows[real.slice_N[rows] % 2 == 0])[0] >= 0.75
 
 
 def test_the_confidence_is_low_where_people_are_torn(real: People) -> None:
     generator = np.random.default_rng(0)
-    images, slices = len(real.person_N), real.slice_N
-    gap = {person: generator.integers(1, 28) for person in np.unique(real.person_N)}
-    start_N = np.array([gap[person] for person in real.person_N])
+    images, slices = len(real.subject_N), real.slice_N
+    gap = {person: generator.integers(1, 28) for person in np.unique(real.subject_N)}
+    start_N = np.array([gap[person] for person in real.subject_N])
     torn = {
         "half of the slices": np.sort(generator.choice(images, images // 2, replace=False)),
         "a third of the slices": np.sort(generator.choice(images, images // 3, replace=False)),
