@@ -3,7 +3,7 @@
 import json
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ Command = Callable[..., Any]
 def settings_options(command: Command) -> Command:
     """Give `command` one option for each setting; those that were given arrive in `options`."""
     for name, field in reversed(Settings.model_fields.items()):
-        # What is on or off is also switched on by its name alone.
-        alone: dict[str, Any] = {}
+        option = f"--{name.replace('_', '-')}"
         if field.annotation is bool:
-            alone = {"is_flag": False, "flag_value": "true"}
-        command = click.option(
-            f"--{name.replace('_', '-')}", name, metavar="VALUE", help=field.description, **alone
-        )(command)
+            declared = click.option(
+                f"{option}/--no-{option[2:]}", name, default=None, help=field.description
+            )
+        else:
+            declared = click.option(option, name, metavar="VALUE", help=field.description)
+        command = declared(command)
     return click.option(
         "--config",
         "config_file",
@@ -34,21 +35,61 @@ def settings_options(command: Command) -> Command:
 
 
 def read_settings(
-    config_file: Path | None, options: Mapping[str, Any], *fallback: Layer
+    config_file: Path | None,
+    options: Mapping[str, Any],
+    *fallback: Layer,
+    environment: Mapping[str, str] = os.environ,
+    hyperparameters: Mapping[str, Any] | None = None,
 ) -> Resolved:
-    """Merge options, environment, config file and `fallback` over the recipe they name."""
+    """Merge the sources of settings over the recipe they name; the first that has a value wins.
+
+    They are options, environment, the content of hyperparameters.json, config file and `fallback`.
+
+    Raises:
+        UserError: unknown settings, values that do not fit, or a file that cannot be read.
+    """
     given = {name: value for name, value in options.items() if value is not None}
-    layers = [Layer("command line", given), environment_layer(os.environ)]
+    layers = [Layer("command line", given), environment_layer(environment)]
+    if hyperparameters:
+        # Values usually are strings, and some clients put JSON into them: `resolve` takes both.
+        layers.append(Layer("hyperparameters.json", hyperparameters))
     if config_file:
         layers.append(Layer(config_file.name, _read_config(config_file)))
     return resolve([*layers, *fallback])
+
+
+@click.command("train", add_help_option=False)
+@settings_options
+def _train(config_file: Path | None, **options: Any) -> None:
+    """Take the options of `container/train`, which are those of `alexmri train`."""
+
+
+def read_settings_of_job(
+    arguments: Sequence[str], environment: Mapping[str, str], hyperparameters: Mapping[str, Any]
+) -> Settings:
+    """Return the settings of a job that a platform starts; see `read_settings`.
+
+    Raises:
+        UserError: as `read_settings`, and for arguments that are no options.
+    """
+    try:
+        given = _train.make_context("train", list(arguments)).params
+    except click.ClickException as error:
+        raise UserError(
+            f"{error.format_message()} Settings are given as --epochs 3 or --epochs=3;"
+            " `alexmri config` lists them"
+        ) from None
+    config_file = given.pop("config_file")
+    return read_settings(
+        config_file, given, environment=environment, hyperparameters=hyperparameters
+    ).settings
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON (or TOML, named .toml): {error}") from None
     if not isinstance(content, dict):
         raise UserError(f'{path} must hold one object of settings, such as {{"epochs": 40}}')

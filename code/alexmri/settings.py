@@ -28,7 +28,7 @@ SWITCHES = {
     "ALEXMRI_STOP_GRACE_SECONDS": "how long a stopped `train` waits for the platform to fetch"
     " checkpoints (default: 10 where the folder was there before, else 0)",
     "ALEXMRI_TEST_KILL_IN_WRITE": "PATTERN:COUNT:before|after: die while such a file is written",
-    "ALEXMRI_PARENT": "process number of `train`, for the worker it starts",
+    "ALEXMRI_WORKERS_FOLDER": "where the workers that `train` starts say that they are ready",
     "ALEXMRI_CUDA_COMPAT": "on, off: use NVIDIA's cuda-compat libraries or not (default: auto)",
     "ALEXMRI_WORKERS": "processes of `serve` that hold the model (default: one per GPU; on CPUs one"
     " per core, at most 4)",

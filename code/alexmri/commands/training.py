@@ -3,19 +3,19 @@
 import json
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from alexmri.contract.gpu import use_gpu
+from alexmri.contract.launcher import is_launched
 from alexmri.errors import UserError
 from alexmri.options import read_settings, settings_options
 from alexmri.settings import Layer, Settings
 
 if TYPE_CHECKING:
-    from alexmri.contract.signals import StopRequest
     from alexmri.terminal import Terminal
 
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -31,44 +31,41 @@ EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **options: Any) -> None:
     """Train and measure a model; the same command resumes a run that was stopped."""
     settings = read_settings(config_file, options).settings
-    from alexmri.training.worker import die_with_parent, end_without
-
-    if "WORLD_SIZE" not in os.environ:
-        _train_side_by_side(settings.workers_per_host)
-    else:
-        die_with_parent()
-    from alexmri.contract.exit_reasons import LostPeer
+    _check_folders(data, out, overwrite)
+    if not is_launched(os.environ):
+        _launch(settings)
     from alexmri.contract.signals import Stopped, StopRequest
     from alexmri.evaluation.tables import show_measured
     from alexmri.terminal import SilentTerminal, choose_terminal
-    from alexmri.training.distributed import joined
-    from alexmri.training.job import Job, run_job
-    from alexmri.training.run_folder import is_finished
+    from alexmri.training.worker import exit_code_of_worker
 
-    _refuse_output(data, out, overwrite, is_finished(out))
-    job = Job(
-        channels={"train": data},
-        settings=settings,
-        output=out,
-        model=out / "model",
-        checkpoints=out / "checkpoints",
-        start_anew=overwrite,
-    )
     terminal = choose_terminal()
-    with StopRequest().on(signal.SIGINT, signal.SIGTERM) as stop:
+    with StopRequest().on() as stop:
         try:
-            with joined(os.environ, stop) as workers:
+            with stop.interrupts(at=1):
+                from alexmri.training.distributed import joined
+                from alexmri.training.job import Job, run_job
+                from alexmri.training.worker import die_with_parent, ending_with_the_others
+            job = Job(
+                channels={"train": data},
+                settings=settings,
+                output=out,
+                model=out / "model",
+                checkpoints=out / "checkpoints",
+                start_anew=overwrite,
+            )
+            if is_launched(os.environ):
+                die_with_parent()
+            with ending_with_the_others(), joined(os.environ) as workers:
                 terminal = terminal if workers.is_first else SilentTerminal()
                 outcome = run_job(job, terminal, stop, model_when_stopped=False, workers=workers)
-        except LostPeer as error:
-            end_without(error)
         except Stopped:
             terminal.say("stopped before the training began: there was nothing to save")
-            sys.exit(0 if stop.signal is signal.SIGTERM else 130)
+            sys.exit(exit_code_of_worker(stop))
     if not workers.is_first:
         return
     if outcome.stopped:
-        _say_how_to_resume(terminal, stop)
+        _say_how_to_resume(terminal, exit_code_of_worker(stop))
     assert outcome.evaluation is not None  # noqa: S101 - a run that was not stopped was measured
     test = outcome.evaluation["test"]
     if test:
@@ -105,13 +102,13 @@ def crossval(
     command goes on where it was stopped.
     """
     resolved = read_settings(config_file, options)
-    from alexmri.contract.signals import StopRequest
+    _check_folders(data, out, overwrite)
+    use_gpu(click.echo)
+    from alexmri.contract.signals import StopRequest, exit_code_of_stop
     from alexmri.evaluation.tables import show_folds, show_measured, show_pooled
     from alexmri.terminal import choose_terminal
     from alexmri.training.crossval import Crossval, choose_split_by, run_crossval
-    from alexmri.training.run_folder import is_finished
 
-    _refuse_output(data, out, overwrite, is_finished(out))
     if resolved.settings.workers_per_host > 1:
         raise UserError("crossval trains with one worker; leave workers_per_host out")
     terminal = choose_terminal()
@@ -119,10 +116,10 @@ def crossval(
         split_by = choose_split_by(data, resolved.settings, terminal)
         resolved = read_settings(config_file, options, Layer("crossval", {"split_by": split_by}))
     plan = Crossval(data, resolved.settings, out, folds, overwrite, keep_all_checkpoints)
-    with StopRequest().on(signal.SIGINT, signal.SIGTERM) as stop:
+    with StopRequest().on() as stop:
         evaluation = run_crossval(plan, terminal, stop)
     if evaluation is None:
-        _say_how_to_resume(terminal, stop)
+        _say_how_to_resume(terminal, exit_code_of_stop(stop.signal))
     show_folds(evaluation)
     show_measured(evaluation["test"], f"all {folds} folds pooled")
     show_pooled(evaluation)
@@ -182,40 +179,37 @@ def _show_layers(settings: Settings) -> None:
     click.echo("A multiplication and an addition count as two FLOPs; forward pass only.")
 
 
-def _refuse_output(data: Path, out: Path, overwrite: bool, finished: bool) -> None:
-    """Refuse an output folder inside the data, and one with a finished run that must stay."""
+def _check_folders(data: Path, out: Path, overwrite: bool) -> None:
+    """Refuse, before anything slow is imported, folders that no training can read or write."""
+    from alexmri.data.folders import discover
+    from alexmri.training.run_folder import is_finished
+
     if out.resolve().is_relative_to(data.resolve()):
         raise UserError(f"--out {out} lies inside the data folder {data}; choose another")
-    if finished and not overwrite:
+    if is_finished(out) and not overwrite:
         raise UserError(
             f"{out} holds a finished run (its report: {out / 'report.html'}); choose another --out"
             " or pass --overwrite"
         )
+    discover(data)
 
 
-def _train_side_by_side(wanted: int) -> None:
-    """Run this command in as many processes as there shall be workers; return where one will do."""
-    from alexmri.contract.gpu import gpu_environment
-    from alexmri.contract.paths import Paths
-    from alexmri.contract.process_one import PARENT_VARIABLE
+def _launch(settings: Settings) -> None:
+    """Choose the GPU; return where one worker trains, which this process is, else run several."""
+    from alexmri.contract.launcher import Launcher, Plan, count_workers
     from alexmri.contract.signals import hold_signals
-    from alexmri.contract.supervisor import Supervisor
-    from alexmri.contract.workers import count_workers, meeting_on_one_host, places
 
-    if wanted == 1:
-        return
-    gpus = gpu_environment(os.environ, Paths.of(os.environ)).gpus
-    count = count_workers(wanted, gpus)
-    if count > 1:
+    startup = use_gpu(click.echo)
+    plan = Plan("alexmri.cli", sys.argv[1:], count_workers(settings.workers_per_host, startup.gpus))
+    if plan.is_distributed:
         hold_signals()
-        common = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
-        command = [sys.executable, *sys.argv]
-        workers = Supervisor([command] * count, failure=None)
-        sys.exit(workers.run([common | own for own in places([count], meeting_on_one_host())]))
+        sys.exit(Launcher(plan, os.environ, None, click.echo).run())
 
 
-def _say_how_to_resume(terminal: "Terminal", stop: "StopRequest") -> NoReturn:
-    """Print the command that goes on and exit as the signal asks for."""
-    again = [argument for argument in sys.argv if argument != "--overwrite"]
+def _say_how_to_resume(terminal: "Terminal", code: int) -> NoReturn:
+    """Print the command that goes on, and exit with `code`."""
+    # torchrun starts the module, not the command.
+    command = "alexmri" if sys.argv[0].endswith("cli.py") else sys.argv[0]
+    again = [command, *(argument for argument in sys.argv[1:] if argument != "--overwrite")]
     terminal.say(f"to resume: {shlex.join(again)}")
-    sys.exit(0 if stop.signal is signal.SIGTERM else 130)
+    sys.exit(code)

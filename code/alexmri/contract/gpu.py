@@ -1,10 +1,13 @@
 """Decide, before anything imports torch, how to start on this machine's GPU, or without one.
 
-`gpu_environment` is the door: `train` and `serve` call it, print its lines and give its variables
-to the process that imports torch. `preflight` prints what it stands on.
+Every way in passes here: container/train and container/serve give the variables that
+`gpu_environment` returns to the process that imports torch, commands call `use_gpu` themselves.
+`preflight` prints what the decision stands on.
 """
 
+import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +50,25 @@ def gpu_environment(environment: Mapping[str, str], paths: Paths) -> Startup:
         UserError: a GPU is required and cannot be used, or a switch has a wrong value.
     """
     return decide(examine(environment), environment, paths)
+
+
+def use_gpu(say: Callable[[str], None]) -> Startup:
+    """Make this process, which has not imported torch, one that uses the GPU or does without.
+
+    Libraries are found by the environment a process starts with. Where that must change, this
+    process starts anew.
+
+    Raises:
+        UserError: as `gpu_environment`.
+    """
+    startup = gpu_environment(os.environ, Paths.of(os.environ))
+    before = os.environ.get("LD_LIBRARY_PATH")
+    os.environ.update(startup.variables)
+    if os.environ.get("LD_LIBRARY_PATH") != before:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
+    for line in startup.lines:
+        say(line)
+    return startup
 
 
 def examine(

@@ -1,4 +1,4 @@
-"""How a platform says it delivers the channels, from inputdataconfig.json, and what will not do."""
+"""The input mode of each channel, from inputdataconfig.json: refuse those without all files."""
 
 import json
 import re
@@ -16,11 +16,12 @@ CHANNEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 FIRST_LINE_BYTES = 65536
 
 
-def check_input_modes(config: Mapping[str, Any], data: Path) -> None:
-    """Refuse channels that do not arrive as files.
+def check_input_modes(config: Mapping[str, Any], data: Path, *, hosts: int = 1) -> None:
+    """Refuse channels that do not arrive as files, and as all of their files on each of `hosts`.
 
     Raises:
-        UserError: Pipe mode, an augmented manifest, or a channel without its folder.
+        UserError: Pipe mode, an augmented manifest, a part of the files for each of several hosts,
+            or a channel without its folder.
     """
     for channel, said in config.items():
         if channel in NOT_DATA:
@@ -45,6 +46,11 @@ def check_input_modes(config: Mapping[str, Any], data: Path) -> None:
             )
         if "pipe" in spoken:
             raise _piped(channel)
+        if "shardedbys3key" in spoken and hosts > 1:
+            raise UserError(
+                f"the channel '{channel}' deals its files out to the hosts (S3DataDistributionType"
+                " ShardedByS3Key); use FullyReplicated, so that every host has all images"
+            )
     for path in sorted(data.iterdir()) if data.is_dir() else ():
         if path.is_fifo():
             raise _piped(path.name.rpartition("_")[0] or path.name)

@@ -1,27 +1,27 @@
-"""The variables by which torch, gloo, NCCL and EFA find the network between the hosts of a job."""
+"""The network between the hosts of a job: addresses, ports, and the variables that name it."""
 
 import fcntl
 import re
 import socket
 import struct
-from collections.abc import Mapping
+from pathlib import Path
 
 from alexmri.contract.hosts import Hosts
 
 # Instances with Elastic Fabric Adapters.
 EFA_TYPES = re.compile(r"ml\.(p4d|p4de|p5[a-z]*|trn\d[a-z]*)\.")
 SIOCGIFADDR = 0x8915  # <linux/sockios.h>
+ESTABLISHED = "01"  # <net/tcp_states.h>
+PROC_NET = Path("/proc/net")
 
 
-def network_variables(hosts: Hosts, own: str, existing: Mapping[str, str]) -> dict[str, str]:
-    """Return what the workers of a host need, each in the value that `existing` has for it.
-
-    Args:
-        own: the address of this host on the network between the hosts.
-    """
+def network_variables(hosts: Hosts) -> dict[str, str]:
+    """Return the variables by which gloo, NCCL and EFA find the network between the hosts."""
     interface = hosts.interface
     if interface not in (name for _, name in socket.if_nameindex()):
-        interface = interface_of(own) or interface  # a platform may name one that is not here
+        # A platform may name one that is not here.
+        own = address_of(hosts.current) if hosts.rank == 0 else _own_address_towards(hosts.first)
+        interface = interface_of(own or "") or interface
     variables = {
         "NCCL_SOCKET_IFNAME": interface,
         "GLOO_SOCKET_IFNAME": interface,
@@ -37,7 +37,15 @@ def network_variables(hosts: Hosts, own: str, existing: Mapping[str, str]) -> di
         }
     else:
         variables["NCCL_IB_DISABLE"] = "1"
-    return {name: existing.get(name, value) for name, value in variables.items()}
+    return variables
+
+
+def address_of(host: str) -> str | None:
+    """Return the IPv4 address of a host, or None where its name does not resolve."""
+    try:
+        return socket.gethostbyname(host)
+    except OSError:
+        return None
 
 
 def interface_of(address: str) -> str | None:
@@ -51,3 +59,36 @@ def interface_of(address: str) -> str | None:
             if socket.inet_ntoa(answer[20:24]) == address:
                 return name
     return None
+
+
+def hosts_connected_to(port: int, proc_net: Path = PROC_NET) -> set[str]:
+    """Return the IPv4 addresses from which there are connections to `port` of this machine."""
+    found = set()
+    for name in ("tcp", "tcp6"):
+        try:
+            lines = (proc_net / name).read_text(encoding="utf-8").splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            _, local, remote, state, *_ = line.split()
+            if state == ESTABLISHED and int(local.rpartition(":")[2], 16) == port:
+                # The last four bytes, in the byte order of this machine; tcp6 maps IPv4 so too.
+                found.add(socket.inet_ntoa(struct.pack("=I", int(remote[:-5][-8:], 16))))
+    return found
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _own_address_towards(host: str) -> str | None:
+    """Return the address of this machine on the way to `host`; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, 9))
+        except OSError:
+            return None
+        return str(probe.getsockname()[0])

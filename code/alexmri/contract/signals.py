@@ -1,5 +1,6 @@
 """Turn signals into a request to stop that the work reads where it can stop without a loss."""
 
+import contextlib
 import os
 import signal
 import time
@@ -7,26 +8,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# What is said after the first and the second signal.
-ANSWERS = {
+# What is printed after the first and the second signal.
+REPLIES = {
     1: "stopping after saving; a second one leaves out all but the checkpoint",
     2: "hurrying; a third one ends at once",
 }
-
-
-STOPPING = frozenset({signal.SIGTERM, signal.SIGINT})
-# What the first process of a container passes on to its workers.
-PASSED_ON = STOPPING | {signal.SIGUSR1, signal.SIGUSR2}
-WATCHED = PASSED_ON | {signal.SIGCHLD}
+# SIGHUP comes when a terminal goes away, for example with an ssh session.
+STOPPING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+# Their default is to end the process; nothing here has a use for them.
+IGNORED = frozenset({signal.SIGUSR1, signal.SIGUSR2})
+WATCHED = STOPPING | IGNORED | {signal.SIGCHLD}
 
 
 def hold_signals() -> None:
     """Keep signals pending until somebody asks for them: first of all, before slow imports.
 
-    The kernel drops a signal that process 1 has no handler for, but never a blocked one. Workers
-    inherit this and let the signals in when their handlers stand (`StopRequest.on`).
+    The kernel drops a signal that process 1 has no handler for, but never a blocked one.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+    if _is_detached():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+
+
+def _is_detached() -> bool:
+    """Whether whoever started this process wants it to outlive the terminal, as nohup does."""
+    return signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def exit_code_of_stop(number: signal.Signals | None) -> int:
+    """Return the exit code of a run that was stopped and saved: 130 after Ctrl-C, else 0."""
+    return 128 + signal.SIGINT if number is signal.SIGINT else 0
 
 
 class Stopped(BaseException):  # noqa: N818 - like KeyboardInterrupt, no error
@@ -51,10 +62,10 @@ class StopRequest:
         return time.monotonic() - self._since if self else 0.0
 
     @contextmanager
-    def on(self, *signals: signal.Signals) -> Iterator["StopRequest"]:
-        """Listen for `signals` inside the block; the third one ends the process at once.
+    def on(self) -> Iterator["StopRequest"]:
+        """Listen for the signals in STOPPING inside the block; the third one ends the process.
 
-        Signals that were blocked until now, by the process that started this one, are let in.
+        SIGUSR1 and SIGUSR2 are ignored. Signals that were blocked until now are let in.
         """
 
         def remember(number: int, frame: FrameType | None) -> None:
@@ -64,11 +75,15 @@ class StopRequest:
             if self.signal is None:
                 self.signal = signal.Signals(number)
                 self._since = time.monotonic()
-            print(f"{signal.Signals(number).name}: {ANSWERS[self.times]}", flush=True)
+            # After SIGHUP there may be no terminal to print to.
+            with contextlib.suppress(OSError, ValueError):
+                print(f"{signal.Signals(number).name}: {REPLIES[self.times]}", flush=True)
             self._raise_if_due()
 
-        before = {number: signal.signal(number, remember) for number in signals}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED | set(signals))
+        stopping = STOPPING - {signal.SIGHUP} if _is_detached() else STOPPING
+        before = {number: signal.signal(number, remember) for number in stopping}
+        before |= {number: signal.signal(number, signal.SIG_IGN) for number in IGNORED}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
         try:
             yield self
         finally:
@@ -76,9 +91,9 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def join(self, number: int) -> None:
-        """Take over the request that came, as signal `number`, to a process one works with.
+        """Take over the request that came, as signal `number`, to another worker.
 
-        It is not counted: the same request is likely to come here too, and is no second one then.
+        It is not counted: the same request may come here too, and is no second one then.
         """
         if number and self.signal is None:
             self.signal = signal.Signals(number)

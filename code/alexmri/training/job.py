@@ -1,19 +1,22 @@
 """The whole journey of a training job: from folders of slices to a model, a report, figures."""
 
+import json
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load, save
 
 from alexmri.contract.metric_lines import metric_line
 from alexmri.contract.resources import ask_for_large_pages, cpu_cores
 from alexmri.contract.signals import Stopped, StopRequest
-from alexmri.data.audit import audit
+from alexmri.data.audit import Audit, audit
 from alexmri.data.augment import choose_augment
 from alexmri.data.dataset import Dataset, load_dataset
 from alexmri.data.folds import Fold
@@ -29,7 +32,7 @@ from alexmri.tracking import MetricsFile, WandbSink
 from alexmri.training.checkpoint import Checkpoint, CheckpointWriter, Progress, load_newest
 from alexmri.training.checkpoint_sync import CheckpointSync, open_checkpoint_sync
 from alexmri.training.distributed import ALONE, Workers
-from alexmri.training.estimate import MUCH, estimate_seconds
+from alexmri.training.estimate import estimate_seconds
 from alexmri.training.loop import Run
 from alexmri.training.predictions_csv import PREDICTIONS, write_predictions
 from alexmri.training.provenance import machine_document
@@ -51,10 +54,8 @@ from alexmri.training.run_folder import (
     remove_checkpoints,
 )
 
-# A stopped training is killed after 85 s (contract.supervisor); this much of it is for S3 at most.
+# A stopped training is killed after 85 s (contract.launcher); this much of it is for S3 at most.
 LAST_UPLOAD_SECONDS = 75.0
-# What the first worker tells the others once all is written.
-ALL_DONE = "done"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,63 +98,61 @@ def run_job(
 
     All `workers` call this; the first one alone prints, writes and reports.
 
-    When `stop` comes, a checkpoint is saved; on SIGTERM, and else with `model_when_stopped`, the
-    best model so far is evaluated and written too, until a second signal comes.
+    When `stop` comes, a checkpoint is saved; on SIGTERM or SIGHUP, and else with
+    `model_when_stopped`, the best model so far is evaluated and written too, until a second signal
+    comes.
 
     Raises:
         UserError: for bad data, for a checkpoint of other settings or other data, where another
-            training is writing to the same folders, and where `export_onnx` lacks its packages.
+            training is writing to the same folders, where a GPU has too little memory, and where
+            `export_onnx` lacks its packages.
         Stopped: by a signal before the training began; nothing was written that counts.
     """
     if job.settings.export_onnx:
         require_onnx()  # now, not after hours of training
-    if not workers.is_first:
-        return _help(job, terminal, stop, workers)
+    with _gpu_memory_in_words(job.settings):
+        if workers.is_first:
+            with _claimed_folders(job, terminal, stop, workers) as sync:
+                return _run(job, sync, terminal, stop, model_when_stopped, workers)
+        return _run(job, CheckpointSync(), terminal, stop, model_when_stopped, workers)
+
+
+@contextmanager
+def _claimed_folders(
+    job: Job, terminal: Terminal, stop: StopRequest, workers: Workers
+) -> Iterator[CheckpointSync]:
+    """Keep other trainings out of the job's folders, and its checkpoints in S3, for the block."""
     for folder in (job.output, job.model, job.checkpoints):
         make_writable(folder)
     with claimed(job.checkpoints):
         remove_leftovers(job.output)
         remove_leftovers(job.model)
-        with stop.interrupts(at=1):
+        with workers.interrupts(stop):
             sync = open_checkpoint_sync(job.settings.checkpoint_s3, job.checkpoints, terminal)
         try:
-            outcome = _run(job, sync, terminal, stop, model_when_stopped, workers)
+            yield sync
         finally:
             sync.close(within=LAST_UPLOAD_SECONDS - stop.seconds_ago)
-    workers.tell(ALL_DONE)
-    return outcome
 
 
-def _help(job: Job, terminal: Terminal, stop: StopRequest, workers: Workers) -> Outcome:
-    """Do a worker's part of a training that the first worker writes and reports on."""
-    compute = _set_up(job.settings, workers)
-    dataset = _load(job, terminal, stop, workers)
-    workers.meet("data", stop)
-    run = _prepare_run(job, dataset, compute, terminal, workers)
-    for _ in run.epochs(stop, terminal):
-        pass
-    workers.wait_for(ALL_DONE)
-    return Outcome(stopped=bool(stop), evaluation=None, report=None)
+@contextmanager
+def _gpu_memory_in_words(settings: Settings) -> Iterator[None]:
+    """Turn a GPU's lack of memory, wherever it is first noticed, into one sentence.
 
-
-def _set_up(settings: Settings, workers: Workers) -> Compute:
-    """Choose threads, kernels and device."""
-    ask_for_large_pages()
-    torch.set_num_threads(max(1, cpu_cores() // workers.local_size))
-    # cuBLAS reads this when it is first used; kernels on a CPU are deterministic anyway.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(settings.deterministic)
-    return choose_compute(settings.precision)
-
-
-def _load(job: Job, terminal: Terminal, stop: StopRequest, workers: Workers) -> Dataset:
-    """Return the data, which the first worker of each host decodes, with all of its cores."""
-    with stop.interrupts(at=1), workers.first_of_host_first("decoded", stop):
-        dataset = load_dataset(
-            job.channels, job.settings, workers=cpu_cores(), terminal=terminal, fold=job.fold
-        )
-    find_negative_class(dataset.classes, job.settings.negative_class)  # a wrong name ends it here
-    return dataset
+    Raises:
+        UserError: the GPU is out of memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # of which torch.OutOfMemoryError is one
+        if not isinstance(error, torch.OutOfMemoryError) and "CUDA out of memory" not in str(error):
+            raise
+        size = settings.batch_size
+        smaller = f"batch_size {size // 2}" if size >= 4 else "a smaller image_size"
+        raise UserError(
+            f"the GPU is out of memory at batch_size {size} and image_size {settings.image_size};"
+            f" {smaller} is likely to fit"
+        ) from None
 
 
 def _run(
@@ -165,41 +164,27 @@ def _run(
     workers: Workers,
 ) -> Outcome:
     started = time.monotonic()
-    settings = job.settings
-    compute = _set_up(settings, workers)
-    dataset = _load(job, terminal, stop, workers)
-    with stop.interrupts(at=1):
-        audited = audit(dataset, settings)
-    print_run_banner(dataset, audited, compute, terminal, workers=workers.size)
-    if settings.resume == "never":
-        remove_checkpoints(job.checkpoints)
-        sync.clear()
-    if job.start_anew:
-        clear(job.output, job.model, job.checkpoints)
-        sync.clear()
-    elif job.archive and is_finished(job.output):
-        aside = archive_run(job.output, job.model, job.checkpoints, job.archive)
-        sync.clear()
-        terminal.say(f"a finished run was here: it is kept in {aside}, and training starts anew")
-    run_facts = {
-        **machine_document(compute.device, compute.precision),
-        "workers": workers.size,
-        "finished": False,
-    }
-    write_json(job.output / "audit.json", audited.document)
-    write_json(job.output / "split.json", dataset.split_document())
-    write_json(job.output / "run.json", run_facts)
-
-    with stop.interrupts(at=1):
-        sync.restore()
-    workers.meet("data", stop)
+    compute = _set_up(job.settings, workers)
+    with workers.interrupts(stop):
+        dataset = _load(job, terminal)
+        if workers.is_first:
+            audited = audit(dataset, job.settings)
+            run_facts = _begin(job, dataset, audited, compute, sync, terminal, workers)
+    if workers.agree_to_stop(stop):
+        raise Stopped
     with workers.interrupts(stop):
         run = _prepare_run(job, dataset, compute, terminal, workers)
-    wandb = _train(job, run, dataset, sync, terminal, stop)
+    recorder = _Recorder(job, run, dataset, sync, terminal) if workers.is_first else None
+    for metrics in run.epochs(stop, terminal, recorder.writer if recorder else None):
+        if recorder:
+            recorder.record(metrics)
     stopped = bool(stop) and not run.is_over()
-    wanted = model_when_stopped or stop.signal is signal.SIGTERM
+    if recorder is None:
+        return Outcome(stopped, evaluation=None, report=None)
+    recorder.close_checkpoints(stopped)
+    wanted = model_when_stopped or stop.signal is not signal.SIGINT
     if stopped and not (wanted and run.progress.best_epoch):
-        wandb.close()
+        recorder.wandb.close()
         return Outcome(stopped=True, evaluation=None, report=None)
 
     try:
@@ -218,12 +203,71 @@ def _run(
             if facts["test"]:
                 write_predictions(job.output / PREDICTIONS, facts["predictions"])
             evaluation = write_results(job.output, facts, plots, run_facts)
-            final = _last_metrics(run, facts)
-            wandb.finish(final, plots)
     except Stopped:
+        recorder.wandb.close()
         return Outcome(stopped=True, evaluation=None, report=None)
+    final = _metrics_of_saved_model(run, facts)
     terminal.say(metric_line(final))
-    return Outcome(stopped=stopped, evaluation=evaluation, report=job.output / "report.html")
+    # Everything is written: a signal can only cut off the copy in W&B.
+    try:
+        with stop.interrupts(at=2):
+            recorder.wandb.finish(final, plots)
+    except Stopped:
+        terminal.warn("W&B did not get everything; `wandb sync` sends the rest")
+    return Outcome(stopped, evaluation, report=job.output / "report.html")
+
+
+def _set_up(settings: Settings, workers: Workers) -> Compute:
+    """Choose threads, kernels and device."""
+    ask_for_large_pages()
+    torch.set_num_threads(max(1, cpu_cores() // workers.local_size))
+    # cuBLAS reads this when it is first used; kernels on a CPU are deterministic anyway.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(settings.deterministic)
+    return choose_compute(settings.precision)
+
+
+def _load(job: Job, terminal: Terminal) -> Dataset:
+    """Return the data; of several workers on a host one decodes it, and the others wait for it."""
+    dataset = load_dataset(
+        job.channels, job.settings, workers=cpu_cores(), terminal=terminal, fold=job.fold
+    )
+    find_negative_class(dataset.classes, job.settings.negative_class)  # a wrong name ends it here
+    return dataset
+
+
+def _begin(
+    job: Job,
+    dataset: Dataset,
+    audited: Audit,
+    compute: Compute,
+    sync: CheckpointSync,
+    terminal: Terminal,
+    workers: Workers,
+) -> dict[str, Any]:
+    """Say what is trained on, make room for the run, fetch its checkpoint; return run.json."""
+    settings = job.settings
+    print_run_banner(dataset, audited, compute, terminal, workers=workers.size)
+    if settings.resume == "never":
+        remove_checkpoints(job.checkpoints)
+        sync.clear()
+    if job.start_anew:
+        clear(job.output, job.model, job.checkpoints)
+        sync.clear()
+    elif job.archive and is_finished(job.output):
+        kept = archive_run(job.output, job.model, job.checkpoints, job.archive)
+        sync.clear()
+        terminal.say(f"a finished run was here: it is kept in {kept}, and training starts anew")
+    run_facts = {
+        **machine_document(compute.device, compute.precision),
+        "workers": workers.size,
+        "finished": False,
+    }
+    write_json(job.output / "audit.json", audited.document)
+    write_json(job.output / "split.json", dataset.split_document())
+    write_json(job.output / "run.json", run_facts)
+    sync.restore()
+    return run_facts
 
 
 def _prepare_run(
@@ -231,13 +275,7 @@ def _prepare_run(
 ) -> Run:
     """Return the run at its start, or where its newest checkpoint left it."""
     settings = job.settings
-    if not workers.alone:
-        about = workers.gather_json(resume_check_of(settings, dataset))
-        if any(theirs != about[0] for theirs in about):
-            raise UserError(
-                "the workers do not have the same images, split alike, and the same settings; give"
-                " all hosts one data set and the same hyperparameters"
-            )
+    workers.require_same(resume_check_of(settings, dataset))
     network = build(
         classes=len(dataset.classes),
         image_size=settings.image_size,
@@ -259,13 +297,7 @@ def _prepare_run(
             terminal.warn(f"resuming although {change}")
         run.restore(checkpoint)
         terminal.say(f"resuming at epoch {run.progress.epoch}, step {run.progress.step_in_epoch}")
-    whole, share = estimate_seconds(run.state.network, len(train), settings, compute, workers)
-    if share > MUCH:
-        terminal.warn(
-            f"{share:.0%} of a step goes into adding up gradients: {workers.size} workers have too"
-            f" little to compute at batch_size {settings.batch_size}; fewer of them, or a larger"
-            " batch, may train faster"
-        )
+    whole = estimate_seconds(run.state.network, len(train), settings, compute, workers=workers.size)
     seconds = whole * (1 - run.done_share)
     terminal.say(
         f"{settings.epochs} epochs of {len(train)} images: about {_duration(seconds)} to go"
@@ -278,61 +310,56 @@ def _newest_checkpoint(folder: Path, terminal: Terminal, workers: Workers) -> Ch
     found = load_newest(folder, terminal.warn) if workers.is_first else None
     if workers.alone:
         return found
-    about = workers.json_from_first((asdict(found.progress), found.resume_check) if found else None)
-    if about is None:
+    about = json.dumps((asdict(found.progress), found.resume_check)).encode() if found else b""
+    if not (about := workers.from_first(about)):
         return None
-    progress, resume_check = about
-    tensors = workers.tensors_from_first(found.tensors if found else None)
-    return Checkpoint(Progress(**progress), tensors, resume_check)
+    tensors = workers.from_first(save(dict(found.tensors)) if found else b"")
+    progress, resume_check = json.loads(about)
+    return Checkpoint(Progress(**progress), load(tensors), resume_check)
 
 
-def _train(
-    job: Job,
-    run: Run,
-    dataset: Dataset,
-    sync: CheckpointSync,
-    terminal: Terminal,
-    stop: StopRequest,
-) -> WandbSink:
-    """Train to the end or to `stop`, recording every epoch and saving checkpoints."""
-    record = MetricsFile(job.output / "metrics.jsonl", run.progress.history)
-    wandb = WandbSink(
-        job.settings,
-        job.output,
-        run.progress.tracking_id,
-        {"data_fingerprint": dataset.fingerprint, "images": len(dataset.folder.images)},
-        terminal.warn,
-    )
-    run.progress.tracking_id = wandb.run_id
-    writer = CheckpointWriter(
-        job.checkpoints,
-        resume_check_of(job.settings, dataset),
-        keep=job.settings.keep_checkpoints,
-        saved=sync.saved,
-    )
-    try:
-        for metrics in run.epochs(stop, terminal, writer):
-            terminal.say(metric_line({k: v for k, v in metrics.items() if k != "learning_rate"}))
-            record.append(metrics)
-            wandb.log(metrics)
-    except torch.OutOfMemoryError:
-        size = job.settings.batch_size
-        raise UserError(
-            f"the GPU is out of memory at batch_size {size}; {max(1, size // 2)} is likely to fit"
-        ) from None
-    saved = writer.wait()
-    if saved and stop and not run.is_over():
-        terminal.say(f"stopped in epoch {run.progress.epoch}; checkpoint {saved.stem} is saved")
-    return wandb
+class _Recorder:
+    """What the first worker writes while a run goes on: log, metrics.jsonl, W&B, checkpoints."""
+
+    def __init__(
+        self, job: Job, run: Run, dataset: Dataset, sync: CheckpointSync, terminal: Terminal
+    ) -> None:
+        self._run, self._terminal = run, terminal
+        self._metrics = MetricsFile(job.output / "metrics.jsonl", run.progress.history)
+        self.wandb = WandbSink(
+            job.settings,
+            job.output,
+            run.progress.tracking_id,
+            {"data_fingerprint": dataset.fingerprint, "images": len(dataset.folder.images)},
+            terminal.warn,
+        )
+        run.progress.tracking_id = self.wandb.run_id
+        self.writer = CheckpointWriter(
+            job.checkpoints,
+            resume_check_of(job.settings, dataset),
+            keep=job.settings.keep_checkpoints,
+            saved=sync.saved,
+        )
+
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """Write down one epoch."""
+        self._terminal.say(metric_line({k: v for k, v in metrics.items() if k != "learning_rate"}))
+        self._metrics.append(metrics)
+        self.wandb.log(metrics)
+
+    def close_checkpoints(self, stopped: bool) -> None:
+        """Wait for the checkpoint that is being written."""
+        saved = self.writer.wait()
+        if saved and stopped:
+            epoch = self._run.progress.epoch
+            self._terminal.say(f"stopped in epoch {epoch}; checkpoint {saved.stem} is saved")
 
 
-def _last_metrics(run: Run, facts: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return the metrics of the model that was saved, for the last metric line."""
-    return {
-        "epoch": run.progress.best_epoch,
-        "val_macro_f1": facts["validation"]["macro_f1"]["value"],
-        **test_metrics(facts["test"]),
-    }
+def _metrics_of_saved_model(run: Run, facts: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the last metric line: every value belongs to the model that was saved."""
+    epoch = run.progress.history[run.progress.best_epoch - 1]
+    shown = {name: value for name, value in epoch.items() if name != "learning_rate"}
+    return {**shown, **test_metrics(facts["test"])}
 
 
 def _duration(seconds: float) -> str:

@@ -1,12 +1,14 @@
 """Train a network epoch by epoch, keep the best weights, and stop at any step on request."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from alexmri.contract.signals import Stopped, StopRequest
 from alexmri.data.augment import Augment
@@ -14,6 +16,8 @@ from alexmri.data.batches import Indices, epoch_order, steps_per_epoch, train_ba
 from alexmri.data.dataset import Part, Rows
 from alexmri.data.loader import Loader
 from alexmri.errors import UserError
+from alexmri.evaluation.calibration import negative_log_likelihood
+from alexmri.evaluation.rates import confusion_matrix, macro_f1
 from alexmri.model.alexnet import AlexNet
 from alexmri.model.forward import Compute, predict_logits, to_input
 from alexmri.settings import Settings
@@ -22,8 +26,6 @@ from alexmri.training.checkpoint import Checkpoint, CheckpointWriter, Progress
 from alexmri.training.distributed import ALONE, Workers
 from alexmri.training.optim import class_weights, learning_rate_at
 from alexmri.training.state import State
-from alexmri.training.step import Whole, train_step
-from alexmri.training.validation import best_epoch, validation_metrics
 
 # How often a run whose loss is no finite number goes back, and what its learning rate is then
 # multiplied by.
@@ -31,11 +33,41 @@ RECOVERIES = 2
 RECOVERY_FACTOR = 0.3
 
 
-class Run:
-    """A training run under way: what it learns from, a `State` and a `Progress`.
+def train_step(
+    state: State,
+    images_NCHW: Tensor,
+    labels_N: Tensor,
+    *,
+    class_weights_K: Tensor | None,
+    label_smoothing: float,
+    share: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Move the weights once; return the mean loss and the number of right answers, on the device.
 
-    Order, augmentation and dropout are functions of (seed, epoch, index) or (seed,
-    step), so a run continued from a checkpoint equals the run that was never stopped.
+    Nothing here waits for the device: the caller adds the two results up and reads them once an
+    epoch. `share` weights the loss where several workers compute parts of a batch that differ in
+    size: the mean of their gradients then is the gradient of the whole batch's mean loss.
+    """
+    logits_NK = state.low_precision.logits(images_NCHW)
+    loss = F.cross_entropy(
+        logits_NK, labels_N, weight=class_weights_K, label_smoothing=label_smoothing
+    )
+    state.optimizer.zero_grad(set_to_none=True)
+    state.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+    state.low_precision.copy_gradients()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.low_precision.copy_weights()
+    with torch.no_grad():
+        right = (logits_NK.argmax(dim=1) == labels_N).sum()
+    return loss.detach(), right
+
+
+class Run:
+    """A training run in progress: what it learns from, a `State` and a `Progress`.
+
+    Order, augmentation and dropout are functions of (seed, epoch, index) or (seed, step, rank), so
+    a run continued from a checkpoint equals the run that was never stopped.
     """
 
     def __init__(
@@ -50,20 +82,21 @@ class Run:
     ) -> None:
         self.state = State(network, settings, compute, workers)
         self.progress = Progress()
-        self._train = train
-        self._feed = Loader(train, compute.device, sharing=workers.local_size)
-        self._validation = validation
         self.settings = settings
         self.compute = compute
-        self._augment = augment
         self.workers = workers
+        self._train = train
+        self._loader = Loader(train, compute.device, sharing=workers.local_size)
+        self._validation = validation
+        self._augment = augment
         # What is served is computed in float32, so that is what the best epoch is chosen by.
         self._served = Compute(compute.device, "fp32")
-        self._class_weights_K, self._weights_N = None, None
+        self._class_weights_K: Tensor | None = None
+        self._weights_N = np.ones(len(train), dtype=np.float32)
         if settings.class_weights == "balanced":
-            weights = class_weights(train.labels_N.tolist(), int(train.labels_N.max()) + 1)
-            self._class_weights_K = weights.to(compute.device)
-            self._weights_N = weights.numpy()[train.labels_N]
+            weights_K = class_weights(train.labels_N.tolist(), int(train.labels_N.max()) + 1)
+            self._class_weights_K = weights_K.to(compute.device)
+            self._weights_N = weights_K.numpy()[train.labels_N]
         self._saved_at = time.monotonic()
 
     def epochs(
@@ -81,10 +114,10 @@ class Run:
         self._saved_at = time.monotonic()
         while not self.is_over():
             started = time.monotonic()
-            before = self.progress.step_in_epoch
+            steps_done = self.progress.step_in_epoch
             complete = self._train_epoch(stop, terminal, writer)
-            # The first worker's clock counts: on time depends who goes on.
-            seconds = self.workers.json_from_first(time.monotonic() - started)
+            # The first worker's clock counts: the time budget hangs on it.
+            seconds = float(self.workers.from_first(repr(time.monotonic() - started).encode()))
             self.progress.seconds += seconds
             logits_NK = self._validate(stop) if complete else None
             if not np.isfinite(self.progress.loss_sum) or (
@@ -95,7 +128,7 @@ class Run:
                 self.save(writer)
                 return
             else:
-                images = max(0, len(self._train) - before * self.settings.batch_size)
+                images = max(0, len(self._train) - steps_done * self.settings.batch_size)
                 yield self._finish_epoch(logits_NK, images / seconds)
                 if self._epoch_checkpoint_is_due():
                     self.save(writer)
@@ -104,73 +137,90 @@ class Run:
         self, stop: StopRequest, terminal: Terminal, writer: CheckpointWriter | None
     ) -> bool:
         """Take the remaining steps of the epoch; return False where `stop` came between two."""
-        settings, progress, state = self.settings, self.progress, self.state
+        settings, progress, workers = self.settings, self.progress, self.workers
         device = self.compute.device
-        images = len(self._train)
-        order = epoch_order(images, seed=settings.seed, epoch=progress.epoch)
+        order = epoch_order(len(self._train), seed=settings.seed, epoch=progress.epoch)
         batches = list(train_batches(order, settings.batch_size))
         coming = batches[progress.step_in_epoch :]
-        loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=device)
-        right = torch.tensor(progress.right, device=device)
-        # Of every batch this worker computes a part; alone, that is all of it.
-        own = [rows_N[self.workers.share(len(rows_N))] for rows_N in coming]
-        for rows_N, own_N, (pixels_NCHW, labels_N) in zip(
+        local = [self._local_rows(rows_N) for rows_N in coming]
+        # Each worker adds up its own part; the first one's begins with what a checkpoint holds.
+        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        right = torch.zeros((), dtype=torch.int64, device=device)
+        if workers.is_first:
+            loss_sum += progress.loss_sum
+            right += progress.right
+
+        for rows_N, local_N, (pixels_NCHW, labels_N) in zip(
             terminal.track(coming, len(coming), f"epoch {progress.epoch}/{settings.epochs}"),
-            own,
-            self._feed.batches(own),
+            local,
+            self._loader.batches(local),
             strict=True,
         ):
-            if self.workers.stopping(stop):
+            saves = writer is not None and self._timed_checkpoint_is_due() and not writer.busy
+            signal_number, saving = workers.max(stop.signal or 0, int(saves))
+            stop.join(signal_number)
+            if saving:
+                self._add_up(loss_sum, right)
+                if np.isfinite(progress.loss_sum):
+                    self.save(writer)
+            if signal_number:
                 break
-            if self._augment and len(own_N):
-                pixels_NCHW = self._augment(pixels_NCHW, progress.epoch, own_N)
-            for group in state.optimizer.param_groups:
+            if self._augment:
+                pixels_NCHW = self._augment(pixels_NCHW, progress.epoch, local_N)
+            for group in self.state.optimizer.param_groups:
                 group["lr"] = self._learning_rate(progress.step)
             # Dropout draws from the default generator, so that is set anew for every step.
-            _generator(device).manual_seed(_step_seed(settings.seed, progress.step))
+            _generator(device).manual_seed(_step_seed(settings.seed, progress.step, workers.rank))
+            share = self._share_of_loss(rows_N)
             loss, batch_right = train_step(
-                state.twin,
-                state.optimizer,
-                state.scaler,
+                self.state,
                 to_input(pixels_NCHW),
                 labels_N,
                 class_weights_K=self._class_weights_K,
                 label_smoothing=settings.label_smoothing,
-                whole=None if self.workers.alone else self._whole(rows_N),
-                workers=self.workers,
+                share=share,
             )
-            if state.average:
-                state.average.update(progress.step)
-            loss_sum += loss * len(rows_N)
-            right += batch_right
+            if self.state.average:
+                self.state.average.update(progress.step)
+            loss_sum += loss * (len(rows_N) * share / workers.size)
+            right += batch_right * bool(share)
             progress.step += 1
             progress.step_in_epoch += 1
-            if self._timed_checkpoint_is_due() and writer and not writer.busy:
-                progress.loss_sum, progress.right = float(loss_sum), int(right)
-                if np.isfinite(progress.loss_sum):
-                    self.save(writer)
-        progress.loss_sum, progress.right = float(loss_sum), int(right)
+        self._add_up(loss_sum, right)
         return progress.step_in_epoch == len(batches)
+
+    def _local_rows(self, rows_N: Indices) -> Indices:
+        """Return the rows of a batch that this worker computes; where none is left, any one."""
+        local_N = rows_N[self.workers.local_slice(len(rows_N))]
+        return local_N if len(local_N) else rows_N[:1]
+
+    def _share_of_loss(self, rows_N: Indices) -> float:
+        """Return what this worker's mean loss counts in the batch's; 1 for a worker alone."""
+        weights_N = self._weights_N[rows_N]
+        local_N = weights_N[self.workers.local_slice(len(rows_N))]
+        return float(local_N.sum() / weights_N.sum()) * self.workers.size
+
+    def _add_up(self, loss_sum: Tensor, right: Tensor) -> None:
+        """Put the sums of all workers into the progress."""
+        sums = self.workers.sum(torch.stack([loss_sum, right.double()]))
+        self.progress.loss_sum, self.progress.right = float(sums[0]), int(sums[1])
 
     def _validate(self, stop: StopRequest) -> NDArray[np.float32] | None:
         """Return the logits of the validation split, or None where `stop` comes.
 
-        Nothing is lost then: the epoch's steps are taken, and who resumes begins by validating.
+        Nothing is lost then: the epoch's steps are taken, and a resumed run begins by validating.
         """
-        pixels_NCHW = self._validation.pixels_NCHW
-        own_N = np.arange(len(pixels_NCHW))[self.workers.share(len(pixels_NCHW))]
+        pixels_NCHW, network = self._validation.pixels_NCHW, self.state.evaluated()
+        self.workers.broadcast_buffers(network)
+        local_N = np.arange(len(pixels_NCHW))[self.workers.local_slice(len(pixels_NCHW))]
         logits_NK = None
-        with suppress(Stopped), stop.interrupts(at=1):
-            logits_NK = predict_logits(
-                self.state.evaluated(), Rows(pixels_NCHW, own_N), self._served
-            )
-        if self.workers.alone:
-            return logits_NK
-        # Only what nobody waits for was interrupted.
-        if self.workers.stopping(stop):
+        with suppress(Stopped), self.workers.interrupts(stop):
+            logits_NK = predict_logits(network, Rows(pixels_NCHW, local_N), self._served)
+        if self.workers.agree_to_stop(stop) or logits_NK is None:
             return None
-        own = torch.from_numpy(logits_NK)
-        return self.workers.gather_rows(own, len(pixels_NCHW)).numpy()
+        rows = torch.from_numpy(logits_NK)
+        gathered: NDArray[np.float32] = self.workers.gather_rows(rows, len(pixels_NCHW)).numpy()
+        return gathered
 
     def _recover(self, terminal: Terminal) -> None:
         """Go back to the best weights, or to the first, and repeat the epoch more slowly.
@@ -223,9 +273,11 @@ class Run:
         return self.progress.step / (steps * self.settings.epochs)
 
     def is_over(self) -> bool:
-        """Whether epochs, patience or time budget are used up."""
+        """Whether epochs, patience or time budget are used up; never within an epoch."""
         settings, progress = self.settings, self.progress
         done = progress.epoch - 1
+        if progress.step_in_epoch:
+            return False
         if done >= settings.epochs:
             return True
         patience = settings.early_stopping_patience
@@ -268,16 +320,32 @@ class Run:
         self.progress.step -= self.progress.step_in_epoch
         self.progress.step_in_epoch, self.progress.loss_sum, self.progress.right = 0, 0.0, 0
 
-    def _whole(self, rows_N: Indices) -> Whole:
-        """Return what each worker must know of the batch it computes a part of."""
-        weights_N = self._weights_N
-        return Whole(
-            len(rows_N), len(rows_N) if weights_N is None else float(weights_N[rows_N].sum())
-        )
-
     def _learning_rate(self, step: int) -> float:
         steps = steps_per_epoch(len(self._train), self.settings.batch_size)
         return learning_rate_at(step, steps, self.settings) * self.progress.learning_rate_factor
+
+
+def best_epoch(history: Sequence[Mapping[str, float]], metric: str) -> int:
+    """Return the epoch with the best validation metric; ties go to the lower loss, then first."""
+
+    def merit(row: Mapping[str, float]) -> tuple[float, float]:
+        value = -row["val_loss"] if metric == "loss" else row[f"val_{metric}"]
+        return value, -row["val_loss"]
+
+    return int(max(history, key=merit)["epoch"]) if history else 0
+
+
+def validation_metrics(
+    logits_NK: NDArray[np.float32], labels_N: NDArray[np.int64]
+) -> dict[str, float]:
+    """Return what an epoch's metrics say of the validation split."""
+    predicted_N = logits_NK.argmax(axis=1)
+    confusion_KK = confusion_matrix(labels_N, predicted_N, logits_NK.shape[1])
+    return {
+        "val_loss": negative_log_likelihood(logits_NK, labels_N),
+        "val_accuracy": float((predicted_N == labels_N).mean()),
+        "val_macro_f1": macro_f1(confusion_KK),
+    }
 
 
 def _generator(device: torch.device) -> torch.Generator:
@@ -287,5 +355,6 @@ def _generator(device: torch.device) -> torch.Generator:
     return torch.default_generator
 
 
-def _step_seed(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence((seed, step, 2)).generate_state(1, np.uint64)[0] >> 1)
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    sequence = np.random.SeedSequence((seed, step, 2), spawn_key=(rank,) if rank else ())
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)

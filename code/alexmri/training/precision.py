@@ -1,87 +1,75 @@
 """Compute steps in reduced precision while the weights live, and are moved, in float32."""
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from alexmri.model.alexnet import AlexNet
+from alexmri.model.forward import Compute
 from alexmri.training.distributed import ALONE, Workers
-from alexmri.training.global_layers import Batch, GlobalBatchNorm, GlobalDropout
-from alexmri.training.gradients import summing
 
 
-class Twin:
+class LowPrecisionCopy:
     """The network that training steps pass images through.
 
-    Its convolutions and linear layers are copies in reduced precision; batch norms are the
-    network's own. The arithmetic is that of autocast, but autocast casts every weight in every
-    step, and the gradients back, into memory the kernel has to clear first: a fifth of a step with
-    64 images on a CPU. Here both are copied into memory that stays.
+    Its convolutions and linear layers have copies of the weights in reduced precision; batch norms
+    share the network's own. The arithmetic is that of autocast, but autocast casts every weight in
+    every step, and the gradients back, into memory the kernel has to clear first: a fifth of a step
+    with 64 images on a CPU. Here both are copied into memory that stays.
 
-    In float32 the twin is the network itself. Where several workers train, its layers are those
-    that see the whole batch, and its gradients are sums over the workers.
+    In float32 all weights are the network's own, and nothing is copied.
     """
 
-    def __init__(self, network: AlexNet, dtype: torch.dtype, workers: Workers = ALONE) -> None:
-        self._dtype = dtype
-        self._network: nn.Module = network
-        self._copies: list[nn.Parameter] = []
-        self._weights: list[nn.Parameter] = []
-        self._alone = workers.alone
-        self._batch = Batch()
-        reduced = dtype != torch.float32
-        if reduced or not workers.alone:
-            stay: dict[int, nn.Module] = {}
-            for module in network.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    stay[id(module)] = module
-                    if not workers.alone:
-                        stay[id(module)] = GlobalBatchNorm(module, self._batch, workers)
-                elif isinstance(module, nn.Dropout) and not workers.alone:
-                    stay[id(module)] = GlobalDropout(module, self._batch, workers)
-                elif isinstance(module, nn.Conv2d | nn.Linear) and not reduced:
-                    stay[id(module)] = module
-            self._network = copy.deepcopy(network, stay)
+    def __init__(self, network: AlexNet, compute: Compute, workers: Workers = ALONE) -> None:
+        self._dtype = compute.dtype
+        reduced = compute.dtype != torch.float32
+        pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
+        shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
         if reduced:
-            for original, module in zip(network.modules(), self._network.modules(), strict=True):
+            for weight in _weights_of_products(network):
+                del shared[id(weight)]
+        # A copy of the modules; what stands in `shared` is not copied.
+        copied = copy.deepcopy(network, shared)
+        if reduced:
+            for module in copied.modules():
                 if isinstance(module, nn.Conv2d | nn.Linear):
-                    self._copies += module.to(dtype).parameters()
-                    self._weights += original.parameters()
+                    module.to(compute.dtype)
+            pairs = list(
+                zip(_weights_of_products(network), _weights_of_products(copied), strict=True)
+            )
+        self._weights = [weight for weight, _ in pairs]
+        self._copies = [copied_weight for _, copied_weight in pairs]
         self._gradients = [torch.empty_like(weight) for weight in self._weights]
+        self._network = workers.wrap(copied, compute.device)
 
-    def logits(self, images_NCHW: Tensor, batch_images: int | None = None) -> Tensor:
-        """Return the logits (N, K) of float images, as float32.
-
-        `batch_images` is how many the batch has over all workers.
-        """
-        images_NCHW = images_NCHW.to(self._dtype)
-        if not self._alone and not isinstance(self._network, DistributedDataParallel):
-            self._network = summing(self._network, images_NCHW)
-        self._batch.images = batch_images or len(images_NCHW)
-        logits_NK: Tensor = self._network(images_NCHW)
+    def logits(self, images_NCHW: Tensor) -> Tensor:
+        """Return the logits (N, K) of float images, as float32."""
+        logits_NK: Tensor = self._network(images_NCHW.to(self._dtype))
         return logits_NK.float()
 
-    def apart(self) -> AbstractContextManager[None]:
-        """Leave each worker its own gradients in the block: what is saved is what sums cost."""
-        if isinstance(self._network, DistributedDataParallel):
-            return self._network.no_sync()
-        return nullcontext()
-
     @torch.no_grad()
-    def hand_over_gradients(self) -> None:
+    def copy_gradients(self) -> None:
         """Give the network's weights the gradients that a backward pass left at the copies."""
-        for weight, mine, gradient in zip(
+        for weight, copied, gradient in zip(
             self._weights, self._copies, self._gradients, strict=True
         ):
-            assert mine.grad is not None  # noqa: S101 - every weight takes part in the pass
-            weight.grad = gradient.copy_(mine.grad)
-            mine.grad = None
+            assert copied.grad is not None  # noqa: S101 - every weight takes part in the pass
+            weight.grad = gradient.copy_(copied.grad)
+            copied.grad = None
 
     @torch.no_grad()
-    def take_weights(self) -> None:
+    def copy_weights(self) -> None:
         """Copy the network's weights, which have moved."""
-        for weight, mine in zip(self._weights, self._copies, strict=True):
-            mine.copy_(weight)
+        for weight, copied in zip(self._weights, self._copies, strict=True):
+            copied.copy_(weight)
+
+
+def _weights_of_products(network: nn.Module) -> list[nn.Parameter]:
+    """Return weights and biases of the convolutions and linear layers."""
+    return [
+        weight
+        for module in network.modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+        for weight in module.parameters()
+    ]

@@ -10,13 +10,7 @@ from alexmri.model.forward import Compute
 from alexmri.settings import Settings
 from alexmri.training.distributed import ALONE, Workers
 from alexmri.training.optim import AveragedWeights, build_optimizer
-from alexmri.training.precision import Twin
-from alexmri.training.tensor_names import (
-    optimizer_tensors,
-    restore_optimizer,
-    with_prefix,
-    without_prefix,
-)
+from alexmri.training.precision import LowPrecisionCopy
 
 
 class State:
@@ -27,7 +21,7 @@ class State:
     ) -> None:
         # Convolution and pooling are faster when the channels of a pixel lie together.
         self.network = network.to(compute.device).to(memory_format=torch.channels_last).train()
-        self.twin = Twin(self.network, compute.dtype, workers)
+        self.low_precision = LowPrecisionCopy(self.network, compute, workers)
         self._settings = settings
         self._compute = compute
         self._begin()
@@ -36,7 +30,7 @@ class State:
 
     def _begin(self) -> None:
         """Make all that follows from the weights as it is before the first step."""
-        self.twin.take_weights()
+        self.low_precision.copy_weights()
         self.optimizer = build_optimizer(self.network, self._settings)
         fp16 = self._compute.precision == "fp16"
         self.scaler = torch.amp.GradScaler(self._compute.device.type, enabled=fp16)
@@ -69,32 +63,64 @@ class State:
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return by name the tensors that steps change, and those that are only ever replaced."""
         mutable = {
-            **with_prefix("network", self.network.state_dict()),
-            **with_prefix("optimizer", optimizer_tensors(self.optimizer)),
+            **_with_prefix("network", self.network.state_dict()),
+            **_with_prefix("optimizer", _optimizer_tensors(self.optimizer)),
         }
         if self.average:
-            mutable.update(with_prefix("average", self.average.network.state_dict()))
+            mutable.update(_with_prefix("average", self.average.network.state_dict()))
         if self.scaler.is_enabled():
             scale = self.scaler.state_dict()
             mutable["scaler/scale"] = torch.tensor(scale["scale"])
             mutable["scaler/_growth_tracker"] = torch.tensor(scale["_growth_tracker"])
-        return mutable, with_prefix("best", self._best)
+        return mutable, _with_prefix("best", self._best)
 
     def restore(self, tensors: Mapping[str, Tensor], *, with_optimizer: bool) -> None:
         """Take over tensors that `tensors()` returned, perhaps of a run with other settings.
 
         What that run did not have (averages, a scaler) begins anew.
         """
-        self.network.load_state_dict(without_prefix("network", tensors))
+        self.network.load_state_dict(_without_prefix("network", tensors))
         self._begin()
         if with_optimizer:
-            restore_optimizer(self.optimizer, without_prefix("optimizer", tensors))
+            _restore_optimizer(self.optimizer, _without_prefix("optimizer", tensors))
         device = self._compute.device
-        self._best = {k: v.to(device) for k, v in without_prefix("best", tensors).items()}
+        self._best = {k: v.to(device) for k, v in _without_prefix("best", tensors).items()}
         self._first = {} if self._best else self._first
-        if self.average and (average := without_prefix("average", tensors)):
+        if self.average and (average := _without_prefix("average", tensors)):
             self.average.network.load_state_dict(average)
-        if self.scaler.is_enabled() and (values := without_prefix("scaler", tensors)):
+        if self.scaler.is_enabled() and (values := _without_prefix("scaler", tensors)):
             self.scaler.load_state_dict(
                 {**self.scaler.state_dict(), **{k: v.item() for k, v in values.items()}}
             )
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimiser's state as named tensors: `PARAMETER.NAME`."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{number}.{name}": value
+        for number, values in state.items()
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give the optimiser the state `_optimizer_tensors` returned."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}/{name}": value for name, value in tensors.items()}
+
+
+def _without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(f"{prefix}/"): value
+        for name, value in tensors.items()
+        if name.startswith(f"{prefix}/")
+    }

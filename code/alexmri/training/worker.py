@@ -1,20 +1,27 @@
-"""The process in which a platform's training runs, started and watched by container/train."""
+"""One worker of a training that a platform starts: a process of its own, alone or of torchrun's.
+
+torchrun --nproc-per-node 2 -m alexmri.training.worker [--SETTING VALUE ...]
+"""
 
 import ctypes
 import faulthandler
 import os
 import signal
 import sys
-from typing import NoReturn
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from alexmri.contract.exit_reasons import LOST_A_PEER, LostPeer
-from alexmri.contract.failure import report_failure
+from alexmri.contract.failure import USER_ERROR_CODE, report_failure
 from alexmri.contract.paths import Paths
-from alexmri.contract.process_one import PARENT_VARIABLE
-from alexmri.contract.signals import Stopped, StopRequest
+from alexmri.contract.signals import Stopped, StopRequest, exit_code_of_stop
+from alexmri.errors import UserError
 from alexmri.terminal import PlainTerminal, SilentTerminal
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+# torchrun takes the first worker that ends badly for the cause, so the others wait with their end.
+PATIENCE_SECONDS = 2.0
 
 
 def main() -> int:
@@ -22,35 +29,50 @@ def main() -> int:
     die_with_parent()
     faulthandler.enable()
     paths, terminal = Paths.of(os.environ), PlainTerminal()
-    with StopRequest().on(signal.SIGTERM, signal.SIGINT) as stop:
+    with StopRequest().on() as stop:
         try:
             with stop.interrupts(at=1):
                 from alexmri.training.distributed import joined
                 from alexmri.training.platform import run_platform_job
-            with joined(os.environ, stop) as workers:
+            with ending_with_the_others(), joined(os.environ) as workers:
                 terminal = terminal if workers.is_first else SilentTerminal()
                 outcome = run_platform_job(paths, sys.argv[1:], os.environ, terminal, stop, workers)
-        except LostPeer as error:
-            end_without(error)
         except Stopped:
             terminal.say("stopped before the training began: there was nothing to save")
-            return 0 if stop.signal is signal.SIGTERM else 130
+            return exit_code_of_worker(stop)
         except Exception as error:
             return report_failure(error, paths.failure)
     if outcome.report:
         terminal.say(f"model: {paths.model}")
         terminal.say(f"report: {outcome.report}")
-    return 130 if stop.signal is signal.SIGINT else 0
+    return exit_code_of_worker(stop)
 
 
-def end_without(peer: LostPeer) -> NoReturn:
-    """End at once, with the code that says that the cause is elsewhere.
+def exit_code_of_worker(stop: StopRequest) -> int:
+    """Return the exit code of a worker that ended well; torchrun takes all but 0 for a failure."""
+    return 0 if "TORCHELASTIC_RUN_ID" in os.environ else exit_code_of_stop(stop.signal)
 
-    What still waits for the lost worker, a GPU perhaps, would keep an orderly end waiting too.
+
+@contextmanager
+def ending_with_the_others() -> Iterator[None]:
+    """Let the worker that has the cause tell it; one that only lost another has nothing to tell.
+
+    It ends at once: what still waits for the lost worker, a GPU perhaps, would keep an orderly end
+    waiting too.
     """
-    rank = os.environ.get("RANK")
-    print(f"warning: worker {rank} lost another one: {peer}", file=sys.stderr, flush=True)
-    os._exit(LOST_A_PEER)
+    try:
+        yield
+    except LostPeer as error:
+        rank = os.environ.get("RANK")
+        print(f"warning: rank {rank} lost another worker: {error}", file=sys.stderr, flush=True)
+        time.sleep(PATIENCE_SECONDS / 2)
+        os._exit(LOST_A_PEER)
+    except UserError:
+        # What is wrong for one worker of a host is wrong for all; the first one tells it.
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            raise
+        time.sleep(PATIENCE_SECONDS)
+        os._exit(USER_ERROR_CODE)
 
 
 def die_with_parent() -> None:
@@ -59,8 +81,6 @@ def die_with_parent() -> None:
     Two trainings in one folder, of which one is an orphan, would spoil each other's files.
     """
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if str(os.getppid()) != os.environ.get(PARENT_VARIABLE, str(os.getppid())):
-        os.kill(os.getpid(), signal.SIGKILL)  # it ended before the kernel knew
 
 
 if __name__ == "__main__":
