@@ -76,8 +76,8 @@ def read_settings_of_job(
         given = _train.make_context("train", list(arguments)).params
     except click.ClickException as error:
         raise UserError(
-            f"{error.format_message()} Settings are given as --epochs 3 or --epochs=3;"
-            " `alexmri config` lists them"
+            f"{error.format_message().rstrip('.')}; settings are given as --epochs 3 or --epochs=3,"
+            " and `alexmri config` lists them"
         ) from None
     config_file = given.pop("config_file")
     return read_settings(

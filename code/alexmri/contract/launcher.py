@@ -343,7 +343,8 @@ class Launcher:
             return self._lost_peer()
         grew = OomCounter.read().grew(self._oom)
         cause = exit_reason(status, list(self._words), out_of_memory=grew)
-        return cause if rank is None else f"rank {rank} on {self._plan.hosts.current}: {cause}"
+        where = f" on {self._plan.hosts.current}" if self._failure else ""
+        return cause if rank is None else f"rank {rank}{where}: {cause}"
 
     def _lost_peer(self) -> str:
         """Name the host whose address the workers told of when the connection to it broke."""
