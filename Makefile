@@ -24,11 +24,11 @@ export ALEXMRI_DEMO_DATA = $(if $(DATA),0,1)
 export BASE_IMAGE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-docker train-venv serve serve-docker serve-venv image base-image test test-docker conformance conformance-clients aws-requests lint lock bench clean
+.PHONY: help setup train train-docker train-venv serve serve-docker serve-venv image base-image test test-docker conformance conformance-clients aws-requests lint lock bench gpu-check clean
 
 help:  ## print this help
 	@echo "alexmri: AlexNet on brain-MRI slices. Research software, not a diagnostic device."
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 setup: $(VENV)/.installed  ## make a virtual environment with the exact versions of requirements.lock
 
@@ -117,6 +117,9 @@ lock:  ## write the lock files anew from requirements.txt (needs uv)
 
 bench: $(VENV)/.installed  ## measure how fast this machine trains: DATA=folder
 	$(BIN)/python bench/train.py $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+gpu-check: $(VENV)/.installed  ## check training on the GPU of this machine, in minutes: DATA=folder
+	$(BIN)/python bench/gpu.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 clean:  ## remove the virtual environments and caches; data and runs stay
 	rm -rf $(VENV) $(SDK2) $(SDK3) build .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -26,12 +26,10 @@ def network_of(settings: Settings, classes: int, compute: Compute) -> torch.nn.M
     return network.to(compute.device).to(memory_format=torch.channels_last).train()
 
 
-def limit(settings: Settings, classes: int, compute: Compute) -> float:
+def limit(settings: Settings, classes: int, compute: Compute, *, steps: int = LIMIT_STEPS) -> float:
     """Return images per second of forward, backward and optimiser on one batch that stays."""
     network = network_of(settings, classes, compute)
-    return 1 / seconds_per_image(
-        network, settings.batch_size, settings, compute, timed_steps=LIMIT_STEPS
-    )
+    return 1 / seconds_per_image(network, settings.batch_size, settings, compute, timed_steps=steps)
 
 
 def operations_per_image(settings: Settings, classes: int) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Measure the engine: whole epochs, its start, its memory, decoding, and a million slices."""
 
+import json
 import os
 import subprocess
 import sys
@@ -35,6 +36,35 @@ def make_run(bench: Bench, train: Part, validation: Part) -> Run:
 
 def epochs_of(run: Run) -> Iterator[dict[str, float]]:
     return run.epochs(StopRequest(), PlainTerminal())
+
+
+def train(data: Path, scratch: Path, *options: str) -> Path:
+    """Run `alexmri train` to its end; return the folder it wrote.
+
+    Raises:
+        RuntimeError: the training failed; with its last line.
+    """
+    out = Path(tempfile.mkdtemp(dir=scratch))
+    command = [*COMMAND, "train", "--data", data, "--out", out, "--wandb-mode", "disabled"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    if done.returncode:
+        last_words = (done.stdout + done.stderr).strip().splitlines()[-1:]
+        raise RuntimeError(f"alexmri train: {' '.join(last_words)} (exit code {done.returncode})")
+    return out
+
+
+def train_to_the_end(data: Path, scratch: Path, *options: str) -> dict[str, float]:
+    """Train with the default recipe; return its figures and how long it took."""
+    started = time.perf_counter()
+    out = train(data, scratch, *options)
+    seconds = time.perf_counter() - started
+    test = json.loads((out / "evaluation.json").read_text())["test"]
+    return {
+        "seconds": seconds,
+        "training_seconds": json.loads((out / "run.json").read_text())["training_seconds"],
+        "accuracy": test["accuracy"]["value"],
+        "macro_f1": test["macro_f1"]["value"],
+    }
 
 
 def start_and_memory(bench: Bench) -> dict[str, float]:

@@ -14,9 +14,7 @@ cores. The peers besides the textbook need requirements/bench.txt, see there.
 import argparse
 import json
 import statistics
-import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -25,7 +23,7 @@ from typing import Any
 import arithmetic
 import torch
 from arithmetic import summary
-from engine import COMMAND, decoding, epochs_of, large, make_run, start_and_memory
+from engine import decoding, epochs_of, large, make_run, start_and_memory, train_to_the_end
 from opponents import ask, best_workers, speed_of
 from subject import Bench, bench_of
 
@@ -95,28 +93,11 @@ def ratio(runs: Mapping[str, list[float]], above: str, below: str) -> float:
     return statistics.median(a / b for a, b in zip(runs[above], runs[below], strict=True))
 
 
-def train_to_the_end(bench: Bench, *options: str) -> dict[str, Any]:
-    """Run `alexmri train` with the default recipe; return its figures and how long it took."""
-    out = Path(tempfile.mkdtemp(dir=bench.scratch))
-    started = time.perf_counter()
-    command = [*COMMAND, "train", "--data", bench.data, "--out", out, *options]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    seconds = time.perf_counter() - started
-    test = json.loads((out / "evaluation.json").read_text())["test"]
-    training = json.loads((out / "run.json").read_text())["training_seconds"]
-    return {
-        "seconds": seconds,
-        "training_seconds": training,
-        "accuracy": test["accuracy"]["value"],
-        "macro_f1": test["macro_f1"]["value"],
-    }
-
-
 def accuracy(bench: Bench, workers: int) -> dict[str, Any]:
     """Return test figures of engine and textbook for the same seeds, which are other splits."""
     rows: dict[str, list[dict[str, Any]]] = {"engine": [], "textbook": []}
     for seed in FULL_SEEDS:
-        rows["engine"].append(train_to_the_end(bench, "--seed", str(seed)))
+        rows["engine"].append(train_to_the_end(bench.data, bench.scratch, "--seed", str(seed)))
         seeded = bench_of(bench.data, bench.scratch, seed=seed)
         epochs, fp32 = bench.settings.epochs, {"workers": workers, "precision": "fp32"}
         rows["textbook"].append(ask(seeded, "textbook", epochs=epochs, **fp32))
@@ -155,7 +136,7 @@ def main() -> None:
             "large": large(bench),
         }
         if options.full:
-            document["end_to_end"] |= {"default_job": train_to_the_end(bench)}
+            document["end_to_end"] |= {"default_job": train_to_the_end(bench.data, bench.scratch)}
             workers = document["textbook_by_workers"]["fp32"]
             document["accuracy"] = accuracy(bench, int(max(workers, key=workers.get)))
         document |= {

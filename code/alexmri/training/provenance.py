@@ -5,13 +5,13 @@ import os
 import platform
 import socket
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import alexmri
+from alexmri.versions import installed_version
 
 LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "albumentations", "safetensors")
 
@@ -28,17 +28,14 @@ def code_document() -> dict[str, str]:
 
 def version() -> str:
     """Return the version of the installed package, or `unknown` where it runs from a folder."""
-    try:
-        return metadata.version("alexmri")
-    except metadata.PackageNotFoundError:
-        return "unknown"
+    return installed_version("alexmri")
 
 
 def library_versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that decide numbers."""
     return {
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in LIBRARIES},
+        **{name: installed_version(name) for name in LIBRARIES},
     }
 
 

@@ -1,0 +1,128 @@
+"""`bench/gpu.py` measures in five parts; a part that fails is named and ends no other."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+PROGRAM = REPOSITORY / "bench" / "gpu.py"
+PARTS = ["device", "training", "step_against_limit", "determinism", "profile"]
+PATIENCE = 600
+
+
+def run(file: Path, *options: str | Path) -> tuple[int, dict[str, Any], str]:
+    done = subprocess.run(
+        [sys.executable, PROGRAM, "--tiny", "--json", file, *options],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY / "code")},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert file.is_file(), done.stderr
+    return done.returncode, json.loads(file.read_text(encoding="utf-8")), done.stdout
+
+
+@pytest.fixture(scope="module")
+def gpu() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_gpu", PROGRAM)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_part_has_its_figures(tmp_path: Path) -> None:
+    code, figures, printed = run(tmp_path / "figures.json")
+    assert list(figures) == PARTS
+    assert not [name for name in PARTS if "failed" in figures[name]]
+    assert code == 0
+    assert "all 5 parts ran" in printed
+    device, training, speed, determinism, profile = figures.values()
+    assert device["preflight"]["exit_code"] == 0
+    assert any(line.startswith("device: ") for line in device["preflight"]["lines"])
+    assert training["seconds"] > training["training_seconds"] > 0
+    assert 0 <= training["accuracy"] <= 1
+    assert 0 <= training["macro_f1"] <= 1
+    rounds = speed["rounds"]
+    assert {name: len(each) for name, each in rounds.items()} == {
+        "limit_images_per_second": 3,
+        "engine_images_per_second": 3,
+    }
+    pairs = zip(*rounds.values(), strict=True)
+    ratios = sorted(engine / limit for limit, engine in pairs)
+    assert speed["engine_over_limit_ratio"] == pytest.approx(ratios[1])
+    assert speed["limit_images_per_second"] in rounds["limit_images_per_second"]
+    assert determinism["identical"] is True
+    assert [len(each) for each in determinism["sha256"]] == [64, 64]
+    assert profile["milliseconds_per_step"] > 0
+    kind = "operator" if device["device"] == "cpu" else "kernel"
+    shares = list(profile[f"{kind}_time_shares"].values())
+    assert len(shares) == 10
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(profile["heaviest_time_share"])
+    assert sum(shares) <= 1
+
+
+def test_a_part_that_fails_is_named_and_ends_no_other(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    code, figures, printed = run(tmp_path / "figures.json", "--data", empty)
+    assert code == 1
+    assert list(figures) == PARTS
+    assert "failed" not in figures["device"]
+    for name in PARTS[1:]:
+        assert list(figures[name]) == ["failed"]
+        assert str(empty) in figures[name]["failed"]
+        assert "\n" not in figures[name]["failed"]
+    assert printed.endswith(f"failed: {', '.join(PARTS[1:])}\n")
+
+
+def test_what_was_measured_is_written_before_the_next_part(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "figures.json"
+
+    def first(check: object) -> dict[str, Any]:
+        import nowhere  # type: ignore[import-not-found]  # noqa: F401
+
+        return {}
+
+    def second(check: object) -> dict[str, Any]:
+        assert json.loads(file.read_text()) == {
+            "first": {"failed": "the package nowhere is missing"}
+        }
+        return {"seconds": 1.0}
+
+    monkeypatch.setattr(gpu, "PARTS", (first, second))
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--json", str(file)])
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code == 1
+    assert json.loads(file.read_text())["second"] == {"seconds": 1.0}
+
+
+def test_the_device_is_busy_while_any_of_its_work_runs(gpu: ModuleType) -> None:
+    events = [
+        {"cat": "cpu_op", "name": "aten::mm", "ts": 0.0, "dur": 9_000.0},
+        {"cat": "gpu_user_annotation", "name": "Optimizer.step", "ts": 0.0, "dur": 9_000.0},
+        {"cat": "kernel", "name": "gemm", "ts": 1_000.0, "dur": 3_000.0},
+        {"cat": "kernel", "name": "relu", "ts": 2_000.0, "dur": 1_000.0},  # beside the first
+        {"cat": "gpu_memcpy", "name": "Memcpy HtoD", "ts": 5_000.0, "dur": 1_000.0},
+        {"ph": "M", "name": "process_name"},
+    ]
+    assert gpu.device_figures(events, steps=2, milliseconds_per_step=4.0) == {
+        "kernel_launches_per_step": 1.0,
+        "device_milliseconds_per_step": 2.0,
+        "device_busy_share": 0.5,
+        "heaviest_time_share": 1.0,
+        "kernel_time_shares": {"gemm": 0.75, "relu": 0.25},
+    }
