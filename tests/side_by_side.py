@@ -3,20 +3,19 @@
 The processes are forked from one that has imported all there is, which takes longer than they do.
 """
 
-import json
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from alexmri.contract.workers import meeting_on_one_host, places
+from alexmri.contract.network import free_port
 
 PATIENCE = 240
 PROGRAM = """
-import json, os, sys
+import os, sys, traceback
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,23 +23,23 @@ from torch import nn
 from alexmri.contract.signals import StopRequest
 from alexmri.training.distributed import joined
 
-folder, environments = sys.argv[1], json.loads(sys.argv[2])
+folder, size, body = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 pids = []
-for number, variables in enumerate(environments):
+for rank in range(size):
     pid = os.fork()
     if pid == 0:
-        os.environ |= variables
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        os.environ |= own | {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
         torch.set_num_threads(1)
         code = 1
         try:
-            with joined(os.environ, StopRequest()) as workers:
+            with joined(os.environ) as workers:
                 results = {}
-                exec(sys.argv[3], globals() | {"workers": workers, "results": results})
-                torch.save(results, f"{folder}/{number}.pt")
+                exec(body, globals() | {"workers": workers, "results": results})
+                torch.save(results, f"{folder}/{rank}.pt")
             code = 0
         finally:
             if code:
-                import traceback
                 traceback.print_exc()
             os._exit(code)
     pids.append(pid)
@@ -50,18 +49,18 @@ sys.exit(f"workers ended with {codes}" if any(codes) else 0)
 """
 
 
-def side_by_side(folder: Path, sizes: Sequence[int], body: str) -> list[list[dict[str, Any]]]:
-    """Run `body` in teams of these sizes; return for each team what its workers put in `results`.
+def side_by_side(folder: Path, size: int, body: str) -> list[dict[str, Any]]:
+    """Run `body` in so many workers; return what each put in `results`.
 
     `body` sees `workers`, and torch, numpy and the like as they are imported above.
     """
-    environments = [place for size in sizes for place in places([size], meeting_on_one_host())]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, folder, json.dumps(environments), body],
+        [sys.executable, "-c", PROGRAM, folder, str(size), body],
+        env={**os.environ, **meeting, "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True,
         text=True,
         timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    results = [torch.load(folder / f"{i}.pt", weights_only=False) for i in range(sum(sizes))]
-    return [[results.pop(0) for _ in range(size)] for size in sizes]
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +21,9 @@ from alexmri.model.alexnet import AlexNet, build
 from alexmri.model.forward import Compute, Precision
 from alexmri.settings import Layer, Settings, resolve
 from alexmri.terminal import PlainTerminal
-from alexmri.training.loop import Run
+from alexmri.training.loop import Run, train_step
 from alexmri.training.optim import build_optimizer
-from alexmri.training.precision import Twin
-from alexmri.training.step import train_step
+from alexmri.training.state import State
 
 CPU = torch.device("cpu")
 
@@ -112,7 +110,7 @@ small = Part(np.zeros((2, 1, 32, 32), np.uint8), np.zeros(2, np.int64), None, ()
 network = build(classes=3, image_size=32, channels=1, dropout=0.5, seed=0)
 compute = Compute(torch.device("cpu"), "fp32")
 # Reading, augmenting and counting are what may fill the memory; the step may not, and is slow.
-loop.train_step = lambda twin, optimizer, scaler, images, labels, **_: (images.mean(), labels.sum())
+loop.train_step = lambda state, images, labels, **_: (images.mean(), labels.sum())
 
 def own_memory():
     status = Path("/proc/self/status").read_text()
@@ -178,36 +176,27 @@ def batch(seed: int) -> tuple[Tensor, Tensor]:
     return images_NCHW, torch.randint(0, 3, (8,), generator=generator)
 
 
-def weights_after(steps: Callable[[AlexNet, torch.optim.Optimizer], None]) -> dict[str, Tensor]:
-    network = network_of()
-    steps(network, build_optimizer(network, settings_of(learning_rate=0.05)))
-    return network.state_dict()
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_twins_steps_are_those_of_autocast(precision: Precision) -> None:
-    compute = Compute(CPU, precision)
+def test_the_steps_of_the_low_precision_copy_are_those_of_autocast(precision: Precision) -> None:
+    compute, settings = Compute(CPU, precision), settings_of(learning_rate=0.05)
 
-    def plainly(network: AlexNet, optimizer: torch.optim.Optimizer) -> None:
-        for seed in range(3):
-            images_NCHW, labels_N = batch(seed)
-            torch.manual_seed(seed)
-            with compute.autocast():
-                logits_NK = network(images_NCHW)
-            optimizer.zero_grad()
-            F.cross_entropy(logits_NK.float(), labels_N).backward()
-            optimizer.step()
+    network = network_of()
+    optimizer = build_optimizer(network, settings)
+    for seed in range(3):
+        images_NCHW, labels_N = batch(seed)
+        torch.manual_seed(seed)
+        with compute.autocast():
+            logits_NK = network(images_NCHW)
+        optimizer.zero_grad()
+        F.cross_entropy(logits_NK.float(), labels_N).backward()
+        optimizer.step()
 
-    def by_twin(network: AlexNet, optimizer: torch.optim.Optimizer) -> None:
-        twin, scaler = Twin(network, compute.dtype), torch.amp.GradScaler("cpu", enabled=False)
-        for seed in range(3):
-            torch.manual_seed(seed)
-            train_step(
-                twin, optimizer, scaler, *batch(seed), class_weights_K=None, label_smoothing=0.0
-            )
-
-    expected, found = weights_after(plainly), weights_after(by_twin)
-    for name, value in expected.items():
+    state = State(network_of(), settings, compute)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        train_step(state, *batch(seed), class_weights_K=None, label_smoothing=0.0)
+    found = state.network.state_dict()
+    for name, value in network.state_dict().items():
         assert torch.equal(value, found[name]), name
 
 

@@ -110,7 +110,7 @@ def test_a_run_killed_after_any_checkpoint_ends_as_if_it_had_not_been(tmp_path: 
     rows = without_speed(whole.epochs(StopRequest(), PlainTerminal(), writer))
     writer.wait()
     saved = sorted((tmp_path / "all").glob("*.json"))
-    assert len(saved) == 6  # every step, also the last one of an epoch
+    assert len(saved) == 6  # before every step
     for document in saved:
         alone = tmp_path / document.stem
         alone.mkdir()
@@ -122,8 +122,10 @@ def test_a_run_killed_after_any_checkpoint_ends_as_if_it_had_not_been(tmp_path: 
 
 
 def test_checkpoints_by_time_come_within_an_epoch(tmp_path: Path) -> None:
-    run = new_run(checkpoint_every_seconds=1e-9, epochs=1, keep_checkpoints=9)
-    go_on(run, tmp_path)
+    run = new_run(checkpoint_every_seconds=1e-9, epochs=1)
+    writer = Patient(tmp_path, resume_check(run.settings), keep=9)
+    list(run.epochs(StopRequest(), PlainTerminal(), writer))
+    writer.wait()
     found = load_newest(tmp_path, pytest.fail)
     assert found is not None
     assert found.progress.epoch == 1
@@ -170,6 +172,19 @@ def test_after_two_recoveries_it_gives_up_and_no_best_model_is_lost(
     with pytest.raises(UserError, match=r"no finite number in epoch 2, even with 0\.09 times"):
         go_on(run, tmp_path)
     assert run.progress.best_epoch == 1
+
+
+def test_a_time_budget_is_not_over_within_an_epoch(tmp_path: Path) -> None:
+    """A stop in the last seconds of the budget once made run.json say that the run is finished."""
+    budget = {"time_budget_seconds": 100, "epochs": 20}
+    run = new_run(**budget)
+    run.progress.epoch, run.progress.step = 9, 8 * 3 + 2
+    run.progress.step_in_epoch, run.progress.seconds = 2, 89.0
+    assert not run.is_over()
+    run.progress.epoch, run.progress.step_in_epoch = 10, 0
+    assert not run.is_over()
+    run.progress.seconds = 95.0
+    assert run.is_over()
 
 
 def test_other_settings_can_be_gone_on_with(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from alexmri.data.batches import epoch_order, steps_per_epoch, train_batches
 from alexmri.files import appearing, write_atomically, write_json
 from alexmri.model.alexnet import build
 from alexmri.settings import Layer, Settings, resolve
+from alexmri.training.loop import best_epoch
 from alexmri.training.optim import AveragedWeights, build_optimizer, class_weights, learning_rate_at
 from alexmri.training.run_folder import clear
-from alexmri.training.validation import best_epoch
 
 
 def settings_of(**values: object) -> Settings:
@@ -167,12 +167,24 @@ def test_metric_lines_are_stable() -> None:
 
 
 def test_a_signal_asks_once_and_handlers_come_back() -> None:
-    before = signal.getsignal(signal.SIGUSR1)
-    with StopRequest().on(signal.SIGUSR1) as stop:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest().on() as stop:
         assert not stop
-        assert stop.seconds_ago == 0
+        assert (stop.number, stop.seconds_ago) == (0, 0)
         os.kill(os.getpid(), signal.SIGUSR1)
+        assert not stop
+        os.kill(os.getpid(), signal.SIGTERM)
         assert stop
-        assert stop.signal is signal.SIGUSR1
+        assert stop.signal is signal.SIGTERM
         assert stop.seconds_ago > 0
-    assert signal.getsignal(signal.SIGUSR1) == before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_process_that_shall_outlive_its_terminal_does_not_stop_with_it() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with StopRequest().on() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop
+    finally:
+        signal.signal(signal.SIGHUP, before)

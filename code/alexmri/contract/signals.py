@@ -57,6 +57,11 @@ class StopRequest:
         return self.signal is not None
 
     @property
+    def number(self) -> int:
+        """The number of the signal that came; 0 where none did."""
+        return int(self.signal or signal.SIGTERM) if self else 0
+
+    @property
     def seconds_ago(self) -> float:
         """How long ago the first signal came; 0 where none did."""
         return time.monotonic() - self._since if self else 0.0

@@ -81,7 +81,7 @@ class Workers:
 
     def agree_to_stop(self, stop: StopRequest) -> bool:
         """Whether any worker was asked to stop, by which signal `stop` then says on all of them."""
-        (number,) = self.max(stop.signal or 0)
+        (number,) = self.max(stop.number)
         stop.join(number)
         return bool(number)
 

@@ -157,7 +157,7 @@ class Run:
             strict=True,
         ):
             saves = writer is not None and self._timed_checkpoint_is_due() and not writer.busy
-            signal_number, saving = workers.max(stop.signal or 0, int(saves))
+            signal_number, saving = workers.max(stop.number, int(saves))
             stop.join(signal_number)
             if saving:
                 self._add_up(loss_sum, right)
