@@ -143,19 +143,19 @@ def step_against_limit(check: Check) -> Figures:
 
 
 def determinism(check: Check) -> Figures:
-    """Train twice with --deterministic true and compare the weights."""
+    """Train twice with --deterministic and compare the weights."""
     from engine import train
 
     epochs = 1 if check.tiny else DETERMINISTIC_EPOCHS
     sums = []
     for _ in range(2):
-        options = ("--deterministic", "true", "--epochs", str(epochs))
+        options = ("--deterministic", "--epochs", str(epochs))
         weights = train(check.data, check.scratch, *options) / "model" / "model.safetensors"
         sums.append(hashlib.sha256(weights.read_bytes()).hexdigest())
     identical = sums[0] == sums[1]
     figures: Figures = {"identical": identical, "sha256": sums, "epochs": epochs}
     if not identical:
-        figures["failed"] = "two runs with --deterministic true wrote different weights"
+        figures["failed"] = "two runs with --deterministic wrote different weights"
     return figures
 
 

@@ -13,7 +13,7 @@ from alexmri.contract.resources import cpu_cores
 
 PEERS = Path(__file__).parent / "peers"
 INSTALLED = Path(__file__).parent / ".peers"
-PEER_STEPS = 16
+PEER_STEPS = 10
 
 
 # --- textbook and peers

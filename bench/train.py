@@ -2,13 +2,15 @@
 
     python bench/train.py --data DIR --json FILE [--repeats 3] [--full]
 
-`limit` is forward, backward and optimiser on one batch that never changes; `engine` a whole epoch
-of the default recipe (order, augmentation, step, sums), validation not counted; `textbook` the same
-recipe written as tutorials write it (bench/peers/). All are images per second: medians over rounds
-in which each is measured once, so that what else the machine does hits all of them; ratios are
-medians of the rounds' ratios. Without --data synthetic slices are drawn. `--full` adds the default
-job to its end and three seeds of the recipe by engine and by textbook, which takes hours on two
-cores. The peers besides the textbook need requirements/bench.txt, see there.
+`limit` is forward, backward and optimiser on one batch that never changes; `engine` an epoch of
+the default recipe (order, augmentation, step, sums), without validation, over as many images as
+take seconds; `textbook` the same recipe written as tutorials write it (bench/peers/). All are
+images per second: medians over rounds in which each is measured once, so that what else the machine does
+hits all of them; ratios are medians of the rounds' ratios. A CPU without bf16 arithmetic computes
+three images a second in it: there the columns of bf16 are null. Without --data synthetic slices are
+drawn. It ends within five minutes on two cores. `--full` adds the default job to its end and three
+seeds of the recipe by engine and by textbook, which takes hours on two cores. The peers besides the
+textbook need requirements/bench.txt, see there.
 """
 
 import argparse
@@ -23,25 +25,44 @@ from typing import Any
 import arithmetic
 import torch
 from arithmetic import summary
-from engine import decoding, epochs_of, large, make_run, start_and_memory, train_to_the_end
+from engine import (
+    decoding,
+    epochs_of,
+    first_images,
+    large,
+    make_run,
+    start_and_memory,
+    train_to_the_end,
+)
 from opponents import ask, best_workers, speed_of
 from subject import Bench, bench_of
 
 from alexmri.contract.resources import ask_for_large_pages, cpu_cores
 from alexmri.data.phantom import write_demo_data
+from alexmri.model.forward import choose_compute
 from alexmri.training.provenance import machine_document
 
 FULL_SEEDS = (0, 1, 2)
+# What an epoch of the engine shall take.
+EPOCH_SECONDS = 12
 
 
 def measure(bench: Bench, repeats: int) -> dict[str, Any]:
     """Return the table, measured in `repeats` rounds."""
     say = partial(print, flush=True)
     gemm = arithmetic.best_gemm(bench.compute)
+    say(f"the best matrix product: {gemm / 1e9:.0f} GFLOP/s; now the textbook's loader")
     workers, by_workers = best_workers(bench, "fp32")
-    workers_bf16, by_workers_bf16 = best_workers(bench, "bf16")
+    by_workers_bf16: dict[str, float] = {}
+    has_bf16 = choose_compute("auto").precision == "bf16"
+    if has_bf16:
+        workers_bf16, by_workers_bf16 = best_workers(bench, "bf16")
+    else:
+        say("bf16 is skipped: this CPU has no bf16 arithmetic")
     say(f"textbook by workers: fp32 {by_workers}, bf16 {by_workers_bf16}")
-    run = make_run(bench, bench.dataset.part("train"), bench.dataset.part("validation"))
+    limit = arithmetic.limit(bench.settings, bench.classes, bench.compute)
+    train = first_images(bench.dataset.part("train"), round(limit * EPOCH_SECONDS))
+    run = make_run(bench, train, bench.dataset.part("validation"))
     epochs = epochs_of(run)
     next(epochs)  # the warm-up
     textbook = partial(speed_of, bench, "textbook")
@@ -49,8 +70,9 @@ def measure(bench: Bench, repeats: int) -> dict[str, Any]:
         "limit": lambda: arithmetic.limit(bench.settings, bench.classes, bench.compute),
         "engine": lambda: next(epochs)["images_per_second"],
         "textbook": partial(textbook, workers=workers, precision="fp32"),
-        "textbook_bf16": partial(textbook, workers=workers_bf16, precision="bf16"),
     }
+    if has_bf16:
+        columns["textbook_bf16"] = partial(textbook, workers=workers_bf16, precision="bf16")
     could_not: dict[str, str] = {}
     for peer in ("with_timm", "with_lightning"):
         try:
@@ -69,11 +91,12 @@ def measure(bench: Bench, repeats: int) -> dict[str, Any]:
     operations = arithmetic.operations_per_image(bench.settings, bench.classes)
     rate = medians["limit"] * operations["step"]
     return {
-        **{name: medians[name] for name in ("limit", "engine", "textbook", "textbook_bf16")},
+        **{name: medians.get(name) for name in ("limit", "engine", "textbook", "textbook_bf16")},
+        "engine_images": len(train),
         "limit_gemm_fraction": rate / gemm,
         "engine_over_limit": ratio(runs, "engine", "limit"),
         "engine_over_textbook": ratio(runs, "engine", "textbook"),
-        "engine_over_textbook_bf16": ratio(runs, "engine", "textbook_bf16"),
+        "engine_over_textbook_bf16": ratio(runs, "engine", "textbook_bf16") if has_bf16 else None,
         "peers": {
             **{name: medians[name] for name in columns if name.startswith("with_")},
             "could_not_run": could_not,

@@ -1,4 +1,4 @@
-"""What the platform says about a job: hosts, delivery of the channels, SM_* variables."""
+"""What the platform says about a job: hosts, input modes of the channels, checkpoints."""
 
 import json
 import os
@@ -7,13 +7,10 @@ from typing import Any
 
 import pytest
 
-from alexmri.contract.hosts import Hosts, read_hosts
+from alexmri.contract.hosts import read_hosts
 from alexmri.contract.input_modes import check_input_modes
 from alexmri.contract.paths import Paths, checkpoint_folder
-from alexmri.contract.sm_environment import sm_environment
 from alexmri.errors import UserError
-
-THREE = Hosts("algo-10", ("algo-1", "algo-10", "algo-2"))
 
 
 def write(path: Path, content: Any) -> Path:
@@ -72,6 +69,20 @@ def test_a_channel_by_a_name_that_is_none_is_refused(tmp_path: Path, name: str) 
         check_input_modes({name: {}}, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"S3DistributionType": "ShardedByS3Key"},
+        {"DataSource": {"S3DataSource": {"S3DataDistributionType": "ShardedByS3Key"}}},
+    ],
+)
+def test_files_dealt_out_to_several_hosts_are_refused(tmp_path: Path, said: Any) -> None:
+    (tmp_path / "train").mkdir()
+    check_input_modes({"train": said}, tmp_path, hosts=1)
+    with pytest.raises(UserError, match="'train' deals its files out.*use FullyReplicated"):
+        check_input_modes({"train": said}, tmp_path, hosts=2)
+
+
 def test_pipes_and_augmented_manifests_are_also_known_by_sight(tmp_path: Path) -> None:
     line = json.dumps({"source-ref": "s3://bucket/1.png", "class": 0})
     write(tmp_path / "a" / "train" / "train.manifest", line + "\n" + line)
@@ -106,43 +117,3 @@ def test_a_folder_of_checkpoints_that_is_no_path_is_refused(tmp_path: Path, name
     write(tmp_path / "input/config/checkpointconfig.json", {"LocalPath": named})
     with pytest.raises(UserError, match="it must be an absolute path"):
         checkpoint_folder(Paths(tmp_path))
-
-
-@pytest.mark.parametrize("groups", ["x", 3, [1], {"a": 1}, [None], [["a"]]])
-def test_odd_groups_of_instances_do_no_harm(tmp_path: Path, groups: object) -> None:
-    said = {"instance_groups": groups, "current_group_name": ["a"]}
-    hosts = Hosts(document=said)
-    made = sm_environment(Paths(tmp_path), hosts, {"deep": "[" * 100_000}, {}, {})
-    assert made["SM_CURRENT_INSTANCE_GROUP_HOSTS"] == '["algo-1"]'
-
-
-def test_a_channel_whose_name_is_no_text_does_no_harm(tmp_path: Path) -> None:
-    paths = Paths(tmp_path)
-    Path(os.fsdecode(os.fsencode(paths.data) + b"/\xff")).mkdir(parents=True)
-    assert os.fsencode(sm_environment(paths, Hosts(), {}, {}, {})["SM_CHANNEL_\udcff"])
-
-
-def test_both_dialects_of_sm_variables(tmp_path: Path) -> None:
-    paths = Paths(tmp_path)
-    (paths.data / "train").mkdir(parents=True)
-    given = {"epochs": "3", "learning-rate": "1e-3", "recipe": '"best"', "sagemaker_program": "x"}
-    existing = {"SM_MODEL_DIR": "/kept", "AWS_REGION": "eu-west-1", "TRAINING_JOB_NAME": "job"}
-    made = sm_environment(paths, THREE, given, {"train": {"ContentType": "image/png"}}, existing)
-    assert made["SM_MODEL_DIR"] == "/kept"
-    assert made["SM_HOSTS"] == '["algo-1","algo-10","algo-2"]'
-    assert (made["SM_CURRENT_HOST"], made["SM_CURRENT_HOST_RANK"]) == ("algo-10", "1")
-    assert (made["SM_MASTER_ADDR"], made["SM_MASTER_PORT"]) == ("algo-1", "7777")
-    assert made["SM_HPS"] == '{"epochs":3,"learning-rate":0.001,"recipe":"best"}'
-    assert made["SM_HP_LEARNING-RATE"] == made["SM_HP_LEARNING_RATE"] == "0.001"
-    assert made["SM_USER_ARGS"] == '["--epochs","3","--learning-rate","0.001","--recipe","best"]'
-    assert made["SM_CHANNEL_TRAIN"] == str(tmp_path / "input/data/train")
-    assert made["SM_OUTPUT_FAILURE"] == str(tmp_path / "output/failure")
-    assert made["SAGEMAKER_JOB_NAME"] == "job"
-    assert json.loads(made["SM_FRAMEWORK_PARAMS"]) == {"sagemaker_program": "x"}
-    assert json.loads(made["SM_TRAINING_ENV"])["current_host"] == "algo-10"
-
-
-def test_what_no_environment_can_hold_is_left_out(tmp_path: Path) -> None:
-    given = {"a=b": "1", "zero": '"\\u0000"', "long": "x" * 200_000}
-    made = sm_environment(Paths(tmp_path), Hosts(), given, {}, {})
-    assert not [name for name in made if name.startswith("SM_HP_")]

@@ -17,7 +17,7 @@ HOSTS = ("algo-1", "algo-2", "algo-10")
 SETTINGS = {"epochs": "1", "batch_size": "16", "wandb_mode": "disabled"}
 LONG = SETTINGS | {"epochs": "300"}
 # From a death to the end of all hosts.
-DEATH_SECONDS = 15
+DEATH_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,9 @@ def test_every_host_trains(three: tuple[TrainingJob, JobEnd]) -> None:
     assert list(job.hosts) == ["algo-1", "algo-10", "algo-2"]
     assert (end.status, list(end.codes)) == ("Completed", [0, 0, 0]), end.log
     for rank, host in enumerate(job.hosts):
-        assert f"{host} is host {rank} of algo-1, algo-10, algo-2; workers: (1, 1, 1)" in end.log
+        assert (
+            f"{host} is host {rank} of algo-1, algo-10, algo-2; workers on this host: 1" in end.log
+        )
     assert end.log.count("epoch=1; train_loss") == 1
 
 
@@ -83,7 +85,7 @@ def test_a_slow_name_is_waited_for(three: tuple[TrainingJob, JobEnd]) -> None:
     """Hosts: one whose name does not resolve yet is named, and waited for."""
     _, end = three
     assert end.status == "Completed", end.log
-    assert end.log.count("waiting for the first host algo-1 on port 7778 (") == 2
+    assert end.log.count("waiting for the first host algo-1, whose name does not resolve") == 2
 
 
 def test_one_host_writes_the_model(three: tuple[TrainingJob, JobEnd]) -> None:
@@ -95,23 +97,26 @@ def test_one_host_writes_the_model(three: tuple[TrainingJob, JobEnd]) -> None:
 
 
 def test_a_dead_worker_ends_all_hosts(image: str, slices: Path, tmp_path: Path) -> None:
-    """Hosts: a worker that dies on any of them ends all within 15 s, each with its cause."""
+    """Hosts: a worker that dies on any of them ends all within 60 s; rank, host, cause are told."""
     job = make_two(image, tmp_path, slices)
     end, seconds = struck(job, lambda host: host.worker("kill -9 $worker"))
-    assert (end.status, list(end.codes)) == ("Failed", [137, 137]), end.log
-    (cause,) = failures(job)
-    assert cause.startswith("algo-2: the training was killed by signal 9"), end.log
+    assert (end.status, end.codes[1]) == ("Failed", 137), end.log
+    assert end.codes[0] != 0, end.log
+    (cause,) = failures(job, "algo-2")
+    assert cause.startswith("rank 1 on algo-2: the training was killed by signal 9"), end.log
+    (cause,) = failures(job, "algo-1")
+    assert cause.startswith("host algo-2 ended, and the training with it"), end.log
     assert seconds < DEATH_SECONDS
 
 
 def test_a_dead_host_ends_the_others(image: str, slices: Path, tmp_path: Path) -> None:
-    """Hosts: one that is killed ends the others within 15 s, and they name it."""
+    """Hosts: one that is killed ends the others within 60 s, and they name it."""
     job = make_two(image, tmp_path, slices)
     end, seconds = struck(job, lambda host: host.signal("KILL"))
     assert end.status == "Failed"
     assert all(end.codes), end.log
     (cause,) = failures(job, "algo-1")
-    assert cause.startswith("algo-2 left without a word"), end.log
+    assert cause.startswith("host algo-2 ended, and the training with it"), end.log
     assert seconds < DEATH_SECONDS
 
 
@@ -143,8 +148,8 @@ def test_a_stop_at_different_times(image: str, slices: Path, tmp_path: Path) -> 
         one.first.wait_for("resuming at epoch")
 
 
-def test_shards(image: str, slices: Path, tmp_path: Path) -> None:
-    """Hosts: ShardedByS3Key, with uneven shards of which one lacks a class, is all the data."""
+def test_shards_are_refused(image: str, slices: Path, tmp_path: Path) -> None:
+    """Hosts: ShardedByS3Key, which gives each host a part of the files, is refused at once."""
     job = TrainingJob(
         image=image,
         folder=tmp_path,
@@ -154,11 +159,8 @@ def test_shards(image: str, slices: Path, tmp_path: Path) -> None:
     )
     with job:
         end = job.wait()
-    assert [path.name for path in (job.disk() / "input/data/train").iterdir()] == ["MildDemented"]
-    assert (end.status, list(end.codes)) == ("Completed", [0, 0]), end.log
-    assert "data: 48 images in 2 classes" in end.log
-    model = json.loads((job.disk() / "model" / "model.json").read_text(encoding="utf-8"))
-    assert model["classes"] == ["MildDemented", "NonDemented"]
+    assert (end.status, list(end.codes)) == ("Failed", [2, 2]), end.log
+    assert all("use FullyReplicated" in cause for cause in failures(job))
 
 
 def test_shards_on_one_host_are_all_the_data(image: str, slices: Path, tmp_path: Path) -> None:

@@ -36,7 +36,9 @@ def test_lines_are_plain_and_the_last_metric_belongs_to_the_model(tree: Tree) ->
     assert not re.search(r"[\r\x1b]", result.stdout)
     metrics = [line for line in result.stdout.splitlines() if line.startswith("epoch=")]
     assert len(metrics) == 2
-    assert re.fullmatch(r"epoch=1; val_macro_f1=\S+; test_loss=\S+; .*;", metrics[-1])
+    assert re.fullmatch(
+        r"epoch=1; train_loss=.*; val_macro_f1=\S+; .*test_loss=\S+; .*;", metrics[-1]
+    )
 
 
 def test_the_environment_wins_over_the_file(tree: Tree) -> None:

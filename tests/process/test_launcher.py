@@ -1,11 +1,14 @@
-"""container/train as the first process of a job: stop signals and deaths."""
+"""container/train as the first process of a job: signals, deaths, and what a platform says."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
+
+import pytest
 
 from .conftest import PATIENCE, Tree
 
@@ -102,3 +105,75 @@ def test_pipe_mode_is_refused_with_what_to_use(tree: Tree) -> None:
     write_config(tree, "inputdataconfig.json", {"training": {"TrainingInputMode": "Pipe"}})
     assert tree.run("train").returncode == 2
     assert "Pipe mode, which has no files; use File or FastFile mode" in tree.failure
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_without_a_meaning_do_not_end_a_training(
+    tree: Tree, number: signal.Signals
+) -> None:
+    process = tree.start("train", "--epochs", "300")
+    wait_for_line(process, "epoch=1;")
+    process.send_signal(number)
+    wait_for_line(process, f"{number.name} is ignored")
+    wait_for_line(process, "epoch=")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+
+
+def test_a_terminal_that_goes_away_stops_a_training_with_a_checkpoint(tree: Tree) -> None:
+    process = tree.start("train", *MANY)
+    wait_for_line(process, "epoch=1;")
+    process.send_signal(signal.SIGHUP)
+    printed = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 0, printed
+    assert list((tree.root / "checkpoints").glob("*.json"))
+    assert (tree.root / "model" / "model.json").is_file()
+
+
+def test_an_entry_point_of_the_job_is_not_run_and_that_is_told(tree: Tree) -> None:
+    tree.hyperparameters(sagemaker_program="train.py", epochs="none")
+    result = tree.run("train")
+    assert result.returncode == 2  # the settings are wrong, which is told all the same
+    tree.hyperparameters(sagemaker_program="train.py", epochs="300")
+    process = tree.start("train")
+    printed = wait_for_line(process, "data: ")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=PATIENCE)
+    assert "the job names the entry point train.py (sagemaker_program), which is not run" in printed
+    assert "exec train" in printed
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ([], "there is no training data"),
+        (["training/1.jpg", "training/2.jpg"], "has no class folders"),
+        (["strange/A/1.jpg"], "channel 'strange'"),
+    ],
+)
+def test_mistakes_about_folders_are_told_before_torch_is_loaded(
+    tree: Tree, data: list[str], words: str
+) -> None:
+    shutil.rmtree(tree.root / "input" / "data")
+    for name in data:
+        path = tree.root / "input" / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    # A torch that cannot be imported stands in its place.
+    (tree.root / "torch").mkdir()
+    (tree.root / "torch" / "__init__.py").write_text("raise SystemExit(77)", encoding="utf-8")
+    (tree.root / "torch" / "version.py").write_text("__version__, cuda = '0', None")
+    tree.extra["PYTHONPATH"] = f"{tree.root}:{tree.environment()['PYTHONPATH']}"
+    assert tree.run("train").returncode == 2
+    assert words in tree.failure
+
+
+def test_files_dealt_out_to_a_single_host_are_all_files(tree: Tree) -> None:
+    channel = {"TrainingInputMode": "File", "S3DistributionType": "ShardedByS3Key"}
+    write_config(tree, "inputdataconfig.json", {"training": channel})
+    process = tree.start("train", *MANY)
+    wait_for_line(process, "data: 48 images")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
