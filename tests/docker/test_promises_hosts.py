@@ -16,6 +16,8 @@ pytestmark = [pytest.mark.docker, pytest.mark.promise]
 HOSTS = ("algo-1", "algo-2", "algo-10")
 SETTINGS = {"epochs": "1", "batch_size": "16", "wandb_mode": "disabled"}
 LONG = SETTINGS | {"epochs": "300"}
+# The child of process 1 is torchrun, whose child is the worker.
+KILL_WORKER = "read inner rest < /proc/$worker/task/$worker/children; kill -9 $inner"
 # From a death to the end of all hosts.
 DEATH_SECONDS = 60
 
@@ -99,7 +101,7 @@ def test_one_host_writes_the_model(three: tuple[TrainingJob, JobEnd]) -> None:
 def test_a_dead_worker_ends_all_hosts(image: str, slices: Path, tmp_path: Path) -> None:
     """Hosts: a worker that dies on any of them ends all within 60 s; rank, host, cause are told."""
     job = make_two(image, tmp_path, slices)
-    end, seconds = struck(job, lambda host: host.worker("kill -9 $worker"))
+    end, seconds = struck(job, lambda host: host.worker(KILL_WORKER))
     assert (end.status, end.codes[1]) == ("Failed", 137), end.log
     assert end.codes[0] != 0, end.log
     (cause,) = failures(job, "algo-2")

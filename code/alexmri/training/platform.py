@@ -224,7 +224,8 @@ def _entries(folder: Path) -> list[Path]:
 
 def _tell_of_entry_point(hyperparameters: Mapping[str, Any], terminal: Terminal) -> None:
     """Say that the script is not run which a job names as its own entry point."""
-    script = hyperparameters.get("sagemaker_program")
+    # Some clients put quotes around every text.
+    script = str(hyperparameters.get("sagemaker_program") or "").strip('"')
     if script:
         terminal.warn(
             f"the job names the entry point {script} (sagemaker_program), which is not run: this"
