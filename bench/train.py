@@ -8,9 +8,9 @@ take seconds; `textbook` the same recipe written as tutorials write it (bench/pe
 images per second: medians over rounds in which each is measured once, so that what else the machine
 does hits all of them; ratios are medians of the rounds' ratios. A CPU without bf16 arithmetic
 computes three images a second in it: there the columns of bf16 are null. Without --data synthetic
-slices are drawn. It ends within five minutes on two cores. `--full` adds the default job to its end and three
-seeds of the recipe by engine and by textbook, which takes hours on two cores. The peers besides the
-textbook need requirements/bench.txt, see there.
+slices are drawn. It ends within five minutes on two cores. `--full` adds the default job to its end
+and three seeds of the recipe by engine and by textbook, which takes hours on two cores. The peers
+besides the textbook need requirements/bench.txt, see there.
 """
 
 import argparse
