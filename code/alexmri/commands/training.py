@@ -30,12 +30,7 @@ EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @settings_options
 def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **options: Any) -> None:
     """Train and measure a model; the same command resumes a run that was stopped."""
-    settings = read_settings(config_file, options).settings
-    _check_folders(data, out, overwrite)
-    if not is_launched(os.environ):
-        _launch(settings)
     from alexmri.contract.signals import Stopped, StopRequest
-    from alexmri.evaluation.tables import show_measured
     from alexmri.terminal import SilentTerminal, choose_terminal
     from alexmri.training.worker import exit_code_of_worker
 
@@ -43,6 +38,11 @@ def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **op
     with StopRequest().on() as stop:
         try:
             with stop.interrupts(at=1):
+                settings = read_settings(config_file, options).settings
+                _check_folders(data, out, overwrite)
+                if not is_launched(os.environ):
+                    _launch(settings)
+                from alexmri.evaluation.tables import show_measured
                 from alexmri.training.distributed import joined
                 from alexmri.training.job import Job, run_job
                 from alexmri.training.worker import die_with_parent, ending_with_the_others
