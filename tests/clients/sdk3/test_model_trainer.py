@@ -11,7 +11,7 @@ from sagemaker.core.training.configs import Compute, InputData, SourceCode
 from sagemaker.train.model_trainer import Mode, ModelTrainer
 
 
-def train(image: str, data: Path, work: Path, **more: Any) -> Path:
+def train(image: str, data: Path, work: Path, *, hosts: int = 1, **more: Any) -> Path:
     """Train by ModelTrainer; return the folder where it packs what comes out, failed or not."""
     work.mkdir()
     trainer = ModelTrainer(
@@ -19,7 +19,7 @@ def train(image: str, data: Path, work: Path, **more: Any) -> Path:
         sagemaker_session=Session(boto3.Session(region_name=REGION)),
         role=ROLE,
         training_image=image,
-        compute=Compute(instance_type="local", instance_count=1),
+        compute=Compute(instance_type="local", instance_count=hosts),
         local_container_root=str(work),
         **more,
     )
@@ -49,6 +49,13 @@ def test_source_code(image: str, data: Path, root: Path) -> None:
         source_code=SourceCode(command="exec train"),
         hyperparameters={"epochs": 1, "batch_size": 16, "momentum": 0.9, "wandb_mode": "disabled"},
     )
+    assert {"model.json", "model.safetensors"} <= names_in(packed / "model.tar.gz")
+
+
+def test_two_hosts(image: str, data: Path, root: Path) -> None:
+    """SDK 3: ModelTrainer with Compute(instance_count=2) trains one model on two hosts."""
+    settings = {"epochs": 1, "batch_size": 16, "wandb_mode": "disabled"}
+    packed = train(image, data, root / "two", hosts=2, hyperparameters=settings)
     assert {"model.json", "model.safetensors"} <= names_in(packed / "model.tar.gz")
 
 
