@@ -1,4 +1,4 @@
-"""What the documentation names is there."""
+"""What the documentation names is there: files, headings, tests."""
 
 import ast
 import re
@@ -7,23 +7,37 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "sagemaker.md").read_text(encoding="utf-8")
-NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", PAGE)))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINK = re.compile(r"\]\(([^()\s]+)\)")
+FENCE = re.compile(r"^```.*?^```$", flags=re.MULTILINE | re.DOTALL)
+NAMED_TEST = re.compile(r"`tests/([\w/]+\.py)(?:::(\w+))?`")
 
 
-def test_every_promise_has_a_test_or_a_reason() -> None:
-    promised = PAGE.partition("## What is promised")[2]
-    rows = [line for line in promised.splitlines() if line.startswith("| ")]
-    rows = [row for row in rows if not row.startswith(("| ---", "| the platform"))]
-    assert len(rows) > 100
-    for row in rows:
-        *_, test, end = re.split(r"(?<!\\)\|", row)
-        assert not end, row
-        assert len(test.strip()) > len("`x.py::test_x`"), row
+def anchors_of(page: Path) -> set[str]:
+    """Return the anchors that GitHub makes of the headings of a page."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("file", sorted({file for file, _ in NAMED}))
-def test_the_tests_it_names_exist(file: str) -> None:
-    tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
-    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-    assert {name for named, name in NAMED if named == file} <= functions
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for link in LINK.findall(text):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name} links to {link}"
+        if anchor:
+            assert anchor in anchors_of(target), f"{page.name} links to {link}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_tests_it_names_exist(page: Path) -> None:
+    for file, name in NAMED_TEST.findall(page.read_text(encoding="utf-8")):
+        path = ROOT / "tests" / file
+        assert path.is_file(), f"{page.name} names {file}"
+        if name:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            assert name in {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}, name
