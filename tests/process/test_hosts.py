@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from typing import TypeAlias
 import pytest
 
 from .conftest import PATIENCE, Tree, grow_tree
-from .test_distributed import worker_of_rank
+from .test_distributed import FIRST_EPOCH, worker_of_rank
 from .test_launcher import wait_for_line, write_config
 
 HOSTS = ("127.0.0.1", "127.0.0.2")
@@ -76,7 +77,7 @@ def test_two_hosts_train_one_model(hosts: list[Tree], start: Start) -> None:
     assert (first / "output" / "data" / "report.html").is_file()
     for name in ("model", "output", "checkpoints"):
         assert not [path for path in (second / name).rglob("*") if path.is_file()]
-    assert printed.count("epoch=1; train_loss") == 1
+    assert len(re.findall(FIRST_EPOCH, printed, re.MULTILINE)) == 1
     assert "127.0.0.2 is host 1 of 127.0.0.1, 127.0.0.2; workers on this host: 1" in printed
 
 
