@@ -102,7 +102,7 @@ def facts(classes: tuple[str, ...] = CLASSES, **changes: Any) -> dict[str, Any]:
             "warnings": ["Two images are the same."],
         },
         "audit": {"verdict": "It leaks.", "exact_duplicates": [1, 2], "leak_probe": LEAKY},
-        "mistakes": [],
+        "top_losses": [],
         "code": {"version": "0.1.0"},
         "settings": {"epochs": 3, "split_ratios": [0.7, 0.15, 0.15], "group_regex": None},
         "run": {"device": "cpu", "versions": {"torch": "2.14.1"}},

@@ -157,7 +157,7 @@ def test_skipping_bad_images_equals_removing_them_and_is_told(
     removed = load(root)
     assert dataset.fingerprint == removed.fingerprint
     assert dataset.split_fingerprint == removed.split_fingerprint
-    assert dataset.subjects == removed.groups
+    assert dataset.subjects == removed.subjects
     assert dataset.folder.images == removed.folder.images
     assert np.array_equal(dataset.cache.pixels_NCHW, removed.cache.pixels_NCHW)
     places = dict(zip(before.cache.sha256, before.split.assigned, strict=True))

@@ -10,10 +10,10 @@ import pytest
 from jinja2 import UndefinedError
 
 from alexmri.evaluation import metrics
-from alexmri.evaluation.mistakes import Mistake
+from alexmri.evaluation.interpretation import compared, headline, interpret
 from alexmri.evaluation.predictions import Predictions
 from alexmri.evaluation.report import DISCLAIMER, audit_findings, render_report
-from alexmri.evaluation.verdict import compared, headline, verdict
+from alexmri.evaluation.top_losses import TopLoss
 
 from .report_facts import (
     CLASSES,
@@ -56,7 +56,7 @@ def test_verdict_comes_before_any_figure_and_the_disclaimer_on_both_ends() -> No
     assert body.index(DISCLAIMER) < body.index("<h1>")
     assert body.rindex(DISCLAIMER) > body.index("Where this comes from")
     test = facts()["test"]
-    for paragraph in (headline(SHARED, test).text, *verdict(SHARED, LEAKY, test)):
+    for paragraph in (headline(SHARED, test).text, *interpret(SHARED, LEAKY, test)):
         assert paragraph in page
 
 
@@ -94,7 +94,7 @@ def test_demented_against_healthy_is_shown_for_slices_and_people() -> None:
 
 
 def test_mistakes_are_pictures_with_names_and_escaped() -> None:
-    one = Mistake(
+    one = TopLoss(
         path="<b>/1.jpg",
         true="Mild",
         predicted="NonDemented",
@@ -102,7 +102,7 @@ def test_mistakes_are_pictures_with_names_and_escaped() -> None:
         picture=b"picture",
         overlay=b"overlay",
     )
-    text = render_report(facts(mistakes=[one]))
+    text = render_report(facts(top_losses=[one]))
     page = Page(text)
     sources = [attributes["src"] for tag, attributes in page.elements if tag == "img"]
     for content in (b"picture", b"overlay"):

@@ -144,5 +144,5 @@ def test_the_real_names_agree_with_the_table_of_people(real_slices: Path) -> Non
     assert from_names is not None
     assert from_table is not None
     assert from_names.count == from_table.count == 160
-    pairs = set(zip(from_names.subjects, from_table.subjects, strict=True))
+    pairs = set(zip(from_names.ids, from_table.ids, strict=True))
     assert len(pairs) == 160

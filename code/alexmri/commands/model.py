@@ -24,7 +24,7 @@ def evaluate(bundle: Path, folder: Path, json_file: Path | None) -> None:
     something only for images, and people, that the model was not trained on.
     """
     from alexmri.contract.resources import cpu_cores
-    from alexmri.evaluation.on_folder import evaluate_folder, evaluation_document
+    from alexmri.evaluation.evaluate import evaluate_folder, evaluation_document
     from alexmri.evaluation.tables import show_measured
     from alexmri.files import write_json
     from alexmri.model.predictor import Predictor

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from alexmri.evaluation.formatting import figure, interval
+from alexmri.evaluation.interpretation import compared, headline, interpret
 from alexmri.evaluation.report import audit_findings
-from alexmri.evaluation.verdict import compared, headline, verdict
-from alexmri.evaluation.words import figure, interval
 
 # A class of fewer people is named among the limits: leaving one out changes its figures visibly.
 FEW_PEOPLE_IN_CLASS = 10
@@ -37,7 +37,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
         ],
         ["## What the figures measure"],
         [f"**{headline(facts['protocol'], test).text}**"],
-        *([words] for words in verdict(facts["protocol"], facts["leak_probe"], test)),
+        *([words] for words in interpret(facts["protocol"], facts["leak_probe"], test)),
         ["## Figures"],
         *_figures(measured, "test" if test else "validation"),
         ["## Data"],

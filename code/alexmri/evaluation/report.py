@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alexmri.data.pages import page_templates
-from alexmri.evaluation.verdict import compared, headline, verdict
-from alexmri.evaluation.words import figure, interval
+from alexmri.evaluation.formatting import figure, interval
+from alexmri.evaluation.interpretation import compared, headline, interpret
 
 DISCLAIMER = "Research software. Not a medical device; not for diagnosis."
 
@@ -16,7 +16,7 @@ def render_report(facts: Mapping[str, Any]) -> str:
 
     `facts` has title, generated, protocol, leak_probe, test, validation, history, best_epoch,
     data (classes, counts and people by split, fingerprint, warnings), audit (the document of the
-    data's audit, or None), mistakes, settings, run, code, model (parameters, temperature) and
+    data's audit, or None), top_losses, settings, run, code, model (parameters, temperature) and
     plots (PNG bytes by name; missing ones are left out). Without a training `history` is empty,
     and only the splits that `counts` names are shown. Everything in it is escaped: class names are
     folder names. Raises jinja2.UndefinedError where a key is missing.
@@ -33,7 +33,7 @@ def render_report(facts: Mapping[str, Any]) -> str:
         **facts,
         disclaimer=DISCLAIMER,
         headline=headline(facts["protocol"], facts["test"]),
-        verdict=verdict(facts["protocol"], facts["leak_probe"], facts["test"]),
+        interpretation=interpret(facts["protocol"], facts["leak_probe"], facts["test"]),
         findings=audit_findings(facts["audit"], facts["data"]["warnings"]),
     )
 

@@ -10,8 +10,8 @@ from typing import Any
 from alexmri.data.folds import classes_of_enough
 from alexmri.evaluation.metrics import measure
 from alexmri.evaluation.negative_class import find_negative_class
-from alexmri.evaluation.output import write_measured
 from alexmri.evaluation.predictions import Predictions, pool, restrict
+from alexmri.evaluation.writer import write_measured
 from alexmri.files import write_json
 from alexmri.settings import Settings
 from alexmri.training.predictions_csv import PREDICTIONS, read_predictions, write_predictions
@@ -86,7 +86,7 @@ def pool_folds(output: Path, folds: int, settings: Settings) -> dict[str, Any]:
             "history": [],
             "best_epoch": None,
             "predictions": predictions,
-            "mistakes": [],
+            "top_losses": [],
             "data": {
                 "classes": list(predictions.classes),
                 "counts": {"test": _images_by_class(predictions)},

@@ -16,10 +16,10 @@ from alexmri.evaluation.baselines import look_up
 from alexmri.evaluation.calibration import fit_temperature
 from alexmri.evaluation.card import model_card
 from alexmri.evaluation.metrics import measure
-from alexmri.evaluation.mistakes import confident_mistakes
 from alexmri.evaluation.negative_class import find_negative_class
-from alexmri.evaluation.output import write_measured
 from alexmri.evaluation.predictions import Ints, Predictions
+from alexmri.evaluation.top_losses import find_top_losses
+from alexmri.evaluation.writer import write_measured
 from alexmri.files import write_json
 from alexmri.model.alexnet import AlexNet
 from alexmri.model.bundle import ONNX, save_bundle
@@ -62,13 +62,13 @@ def measure_run(
         return predictions_of(part, dataset.classes, logits_NK, temperature, nearest_N)
 
     on_validation = predictions(validation, logits_NK)
-    on_test, mistakes = None, []
+    on_test, top_losses = None, []
     if test and len(held_out):
         on_test = predictions(held_out, predict_logits(network, held_out.pixels_NCHW, served))
     if test:
         shown = on_test or on_validation
         pixels_NCHW = (held_out if on_test else validation).pixels_NCHW
-        mistakes = confident_mistakes(shown, pixels_NCHW, network, served.device)
+        top_losses = find_top_losses(shown, pixels_NCHW, network, served.device)
 
     def measured(predictions: Predictions) -> dict[str, Any]:
         return measure(predictions, negative_class=negative_class, seed=settings.seed)
@@ -80,7 +80,7 @@ def measure_run(
         "predictions": on_test or on_validation,
         "test": measured(on_test) if on_test else None,
         "validation": measured(on_validation),
-        "mistakes": mistakes,
+        "top_losses": top_losses,
         "history": run.progress.history,
         "best_epoch": run.progress.best_epoch,
         "data": {

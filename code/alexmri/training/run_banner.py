@@ -6,7 +6,7 @@ from alexmri.contract.resources import resources_line
 from alexmri.data.audit import Audit
 from alexmri.data.cache import cache_folder
 from alexmri.data.dataset import Dataset
-from alexmri.evaluation.verdict import verdict
+from alexmri.evaluation.interpretation import interpret
 from alexmri.model.forward import Compute
 from alexmri.terminal import Terminal
 from alexmri.training.provenance import version
@@ -36,7 +36,7 @@ def print_run_banner(
     for warning in audited.document["warnings"]:
         terminal.warn(warning)
     probe = audited.document["leak_probe"]
-    terminal.say(verdict(protocol_document(dataset), probe, None)[0])
+    terminal.say(interpret(protocol_document(dataset), probe, None)[0])
     scores = [
         f"{score:.3f} {title}"
         for score, title in (

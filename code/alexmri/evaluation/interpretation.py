@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from alexmri.evaluation.words import figure, lead
+from alexmri.evaluation.formatting import figure, lead
 
 # Accuracies closer than this are called alike: two test sets of 30 people differ by as much
 # (on the public slices by 0.04 from one such set to the next).
@@ -28,7 +28,7 @@ class Headline:
 
 
 def headline(protocol: Mapping[str, Any], test: Mapping[str, Any] | None) -> Headline:
-    """Return what a reader must know who reads one sentence; arguments as of `verdict`."""
+    """Return what a reader must know who reads one sentence; arguments as of `interpret`."""
     if test is None:
         return Headline("No test set: nothing here was measured on images kept aside.", False)
     shared = protocol["subjects_shared"]
@@ -120,7 +120,7 @@ def _kept_apart(protocol: Mapping[str, Any]) -> bool:
     return bool(shared == 0 or (shared is None and protocol["split_by"] == "subject"))
 
 
-def verdict(
+def interpret(
     protocol: Mapping[str, Any], leak_probe: Mapping[str, Any], test: Mapping[str, Any] | None
 ) -> list[str]:
     """Return what the test accuracy measures, as paragraphs of plain sentences.

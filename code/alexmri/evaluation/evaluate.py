@@ -13,9 +13,9 @@ from alexmri.data.folders import Folder, discover_for_test
 from alexmri.data.subjects import Subjects, find_subjects
 from alexmri.errors import UserError
 from alexmri.evaluation.metrics import measure
-from alexmri.evaluation.mistakes import confident_mistakes
 from alexmri.evaluation.negative_class import find_negative_class
 from alexmri.evaluation.predictions import Predictions
+from alexmri.evaluation.top_losses import find_top_losses
 from alexmri.model.predictor import Predictor, softmax
 from alexmri.settings import Settings
 from alexmri.terminal import Terminal
@@ -86,7 +86,7 @@ def evaluate_folder(
             negative_class=find_negative_class(bundle.classes, settings.negative_class),
         ),
         "validation": None,
-        "mistakes": confident_mistakes(
+        "top_losses": find_top_losses(
             predictions, store.pixels_NCHW, bundle.network, predictor.compute.device
         ),
         "history": [],

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from alexmri.evaluation import metrics
-from alexmri.evaluation.verdict import compared, headline, verdict
+from alexmri.evaluation.interpretation import compared, headline, interpret
 
 from .report_facts import (
     ABOVE,
@@ -25,7 +25,7 @@ from .report_facts import (
 
 
 def said(protocol: dict[str, Any], leak_probe: dict[str, Any], test: Any) -> str:
-    return " ".join(verdict(protocol, leak_probe, test))
+    return " ".join(interpret(protocol, leak_probe, test))
 
 
 def test_people_on_both_sides_and_probe_as_good_is_called_recognising_people() -> None:
