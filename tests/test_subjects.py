@@ -103,7 +103,7 @@ def test_a_regex_sees_the_class_and_joins_its_groups() -> None:
     [
         ("(p", "is no regular expression"),
         (r"p\d+", "has no capture group"),
-        (r"(q\d+)", r"names no person for 2 of 2 images, the first being A/p1\.png"),
+        (r"(q\d+)", r"names no subject for 2 of 2 images, such as A/p1\.png, B/p2"),
     ],
 )
 def test_a_bad_regex_is_refused(regex: str, message: str) -> None:
@@ -122,7 +122,7 @@ def test_a_csv_in_the_data_folder_names_people(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"path,person\nA/1.png,x\n", "lacks the column 'subject'"),
-        (b"path,subject\nA/1.png,x\n", r"names no person for 1 of 2 images, the first being B/2"),
+        (b"path,subject\nA/1.png,x\n", r"names no subject for 1 of 2 images, such as B/2\.png"),
         (b"\xff\xfe\x00", "cannot be read as CSV"),
     ],
 )
