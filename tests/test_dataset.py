@@ -176,7 +176,7 @@ def test_skipped_images_are_remembered_until_they_can_be_read(make_images: Image
     assert again.cache.reused
     assert list(again.cache.skipped) == ["A/3.png"]
     assert len(again.cache.pixels_NCHW) == 59
-    with pytest.raises(UserError, match=r"A/3\.png cannot be read .*on_bad_image=skip trains"):
+    with pytest.raises(UserError, match=r"A/3\.png cannot be read .*--on-bad-image skip"):
         load(root)
     bad.write_bytes(whole)
     os.utime(bad, ns=(0, 0))  # as after a fault of the disk or of rights: the file is as it was

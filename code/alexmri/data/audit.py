@@ -105,7 +105,7 @@ def warnings_of(dataset: Dataset, *, left_out: bool = True, exact_copies: bool =
 
     `left_out` and `exact_copies`: whether those are told here, or by whoever asks.
     """
-    notes = list(dataset.split.notes)
+    notes = dataset.notes
     if dataset.subjects and not dataset.subjects.believed:
         notes.append(
             f"people are told by {dataset.subjects.found_by}: slices of one person probably stand"
