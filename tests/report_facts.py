@@ -97,7 +97,7 @@ def facts(classes: tuple[str, ...] = CLASSES, **changes: Any) -> dict[str, Any]:
         "data": {
             "classes": list(classes),
             "counts": {"train": counts, "validation": counts, "test": counts},
-            "people": None,
+            "subjects": None,
             "fingerprint": "sha256:abc",
             "warnings": ["Two images are the same."],
         },

@@ -99,7 +99,7 @@ def test_mistakes_are_pictures_with_names_and_escaped() -> None:
         true="Mild",
         predicted="NonDemented",
         probability=0.9876,
-        picture=b"picture",
+        image=b"picture",
         overlay=b"overlay",
     )
     text = render_report(facts(top_losses=[one]))
@@ -116,7 +116,7 @@ def test_mistakes_are_pictures_with_names_and_escaped() -> None:
     [
         (None, ["w"]),
         ({"verdict": ["a", "W."], "leak_probe": LEAKY}, ["a", "W."]),
-        ({"exact_duplicates": [], "leak_probe": UNKNOWN}, ["Subjects of exact copies: 0.", "w"]),
+        ({"exact_duplicates": [], "leak_probe": UNKNOWN}, ["Groups of exact copies: 0.", "w"]),
         (
             {"near_duplicates": [{}, {}], "leak_probe": UNKNOWN},
             ["Pairs that are changed copies or suspiciously alike: 2.", "w"],
@@ -132,7 +132,7 @@ def test_mistakes_are_pictures_with_names_and_escaped() -> None:
         (
             {"leak_probe": LEAKY},
             [
-                "A look-up of the most similar slice scores 0.992 on a split by slice, 0.462 by"
+                "The 1-NN baseline scores 0.992 on a split by slice, 0.462 by"
                 " person, 0.989 with labels shuffled between people.",
                 "w",
             ],

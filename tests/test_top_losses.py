@@ -40,11 +40,11 @@ def test_the_surest_wrong_answers_come_first() -> None:
     assert (found[0].true, found[0].predicted) == ("a", "b")
     assert found[0].probability == 0.95
     sizes = set()
-    for png in (found[0].picture, found[0].overlay):
+    for png in (found[0].image, found[0].overlay):
         with Image.open(io.BytesIO(png)) as picture:
             sizes.add((picture.format, picture.size))
     assert sizes == {("PNG", (SIDE, SIDE))}
-    assert sum(len(m.picture) + len(m.overlay) for m in found) < 700_000
+    assert sum(len(m.image) + len(m.overlay) for m in found) < 700_000
 
     assert names(predicted(None, right=N)) == []
     assert names(predicted(None, right=N - 1)) == [f"{N - 1}.png"]

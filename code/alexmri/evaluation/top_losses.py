@@ -1,4 +1,4 @@
-"""The wrong answers a model is surest of, as small pictures with what it looked at."""
+"""The wrong answers a model is surest of, as small images with what it looked at."""
 
 import io
 from collections import Counter
@@ -22,13 +22,13 @@ COLOURS = 128  # a palette halves the bytes, and nobody sees it at this size
 
 @dataclass(frozen=True, slots=True)
 class TopLoss:
-    """A wrong answer: the picture's name, both classes, how sure it was, two PNG pictures."""
+    """A wrong answer: the image's name, both classes, how sure it was, two PNG images."""
 
     path: str
     true: str
     predicted: str
     probability: float
-    picture: bytes
+    image: bytes
     overlay: bytes
 
 
@@ -37,7 +37,7 @@ def find_top_losses(
 ) -> list[TopLoss]:
     """Return the wrong answers with the highest probability, at most 12 and 2 of a person.
 
-    `pixels_NCHW` are the pictures of `predictions`, in their order. Overlays are Grad-CAM of the
+    `pixels_NCHW` are the images of `predictions`, in their order. Overlays are Grad-CAM of the
     class that was answered: they show where it was seen, not why it is wrong.
     """
     answers_N = predictions.probabilities_NK.argmax(axis=1)
@@ -63,7 +63,7 @@ def find_top_losses(
                 true=predictions.classes[predictions.labels_N[row]],
                 predicted=predictions.classes[answer],
                 probability=float(predictions.probabilities_NK[row, answer]),
-                picture=_small(overlay_png(pixels_CHW, np.zeros_like(heat_HW))),
+                image=_small(overlay_png(pixels_CHW, np.zeros_like(heat_HW))),
                 overlay=_small(overlay_png(pixels_CHW, heat_HW)),
             )
         )
@@ -72,7 +72,7 @@ def find_top_losses(
 
 def _small(png: bytes) -> bytes:
     buffer = io.BytesIO()
-    with Image.open(io.BytesIO(png)) as picture:
-        small: Any = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS).quantize(COLOURS)
+    with Image.open(io.BytesIO(png)) as image:
+        small: Any = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS).quantize(COLOURS)
         small.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
