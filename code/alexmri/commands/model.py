@@ -23,7 +23,7 @@ MODEL = click.Path(exists=True, path_type=Path)
     type=click.Choice(["fail", "skip"]),
     default="fail",
     show_default=True,
-    help="what to do with unreadable images; skip = leave out at most 5 %",
+    help="what to do with unreadable images; skip = leave them out",
 )
 def evaluate(
     bundle: Path, folder: Path, json_file: Path | None, on_bad_image: Literal["fail", "skip"]

@@ -23,9 +23,10 @@ def verdict(found: Mapping[str, Any]) -> list[str]:
     sentences = [_what_a_score_measures(found), *_also_shared(found)]
     probe = found["leak_probe"]
     if probe["slice"] is not None:
-        scores = [f"{probe['slice']:.3f} on a split image by image"]
+        own = "this split" if found["split_by"] == "folders" else "a split image by image"
+        scores = [f"{probe['slice']:.3f} on {own}"]
         if probe["subject"] is not None:
-            scores.append(f"{probe['subject']:.3f} by person")
+            scores.append(f"{probe['subject']:.3f} on a split by person")
         if probe["shuffled"] is not None:
             scores.append(f"{probe['shuffled']:.3f} with labels shuffled between people")
         sentences.append(

@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from alexmri.data.cache import open_cache
 from alexmri.data.dataset import fingerprint, unknown_subjects, without
-from alexmri.data.decode import BadImages, shortened
+from alexmri.data.decode import shortened
 from alexmri.data.folders import Folder, discover_for_test
 from alexmri.data.subjects import KAGGLE, Subjects, find_subjects
 from alexmri.data.synthetic import FOUND_BY_NAMES, NOTICE, is_synthetic
@@ -30,14 +30,14 @@ def evaluate_folder(
     *,
     workers: int,
     terminal: Terminal,
-    on_bad_image: BadImages = "fail",
+    on_bad_image: Literal["fail", "skip"] = "fail",
 ) -> dict[str, Any]:
     """Measure the images in `root`; return the facts that document and report are made from.
 
     Beside those of `report.render_report` (but for title, generated, run and plots, which are
     whoever's writes them) they hold "predictions". Of a folder that holds train / valid / test
     folders only test is measured. Subjects are found as in the training of the model. With
-    `on_bad_image` "skip" up to 5 % of the images, which cannot be read, are left out.
+    `on_bad_image` "skip" images that cannot be read are left out, which is said.
 
     Raises:
         UserError: bad data, or a class the model does not know.
@@ -58,16 +58,18 @@ def evaluate_folder(
         channels=bundle.channels,
         workers=workers,
         terminal=terminal,
-        bad_images=on_bad_image,
+        bad_images="list" if on_bad_image == "skip" else "fail",
     )
     found_images = len(folder.images)
     synthetic = is_synthetic(folder)
     if synthetic and groups and groups.found_by == KAGGLE.title:
         groups = replace(groups, found_by=FOUND_BY_NAMES)
     folder, groups = without(cache.skipped, folder, groups)
+    skipped = [f"{name} {reason}" for name, reason in cache.skipped.items()]
+    if not folder.images:
+        raise UserError(f"none of the images in {root} can be read: {shortened(skipped)}")
     warnings = [*folder.left_out, *unknown_subjects(folder, groups)]
-    if cache.skipped:
-        skipped = [f"{name} {reason}" for name, reason in cache.skipped.items()]
+    if skipped:
         warnings.append(
             f"{len(skipped)} of {found_images} images are left out, because on_bad_image is skip:"
             f" {shortened(skipped)}"

@@ -30,7 +30,7 @@ def print_run_banner(
     )
     terminal.say(
         f"data: {len(folder.images)} images in {len(folder.classes)} classes{people};"
-        f" {folder.ignored_files} other files ignored;"
+        f" {folder.ignored_files} other file{'' if folder.ignored_files == 1 else 's'} ignored;"
         f" {_decoding(dataset)}"
     )
     for split, counts in dataset.counts().items():
