@@ -202,3 +202,31 @@ def test_it_reads_what_measure_writes() -> None:
     assert f"The network scores {measured['accuracy']['value']:.3f}." in said(
         APART, LEAKY, measured
     )
+
+
+def test_the_split_that_was_compared_is_named() -> None:
+    only = {"compared_with": "validation", "subjects_shared": 11, "split_by": "folders"}
+    words = said(SHARED | only, LEAKY, None)
+    assert "11 of the 200 people have images in both training and validation" in words
+    assert "training and test" not in words
+    assert "11 of 200 people" in headline(SHARED | only, None).text
+    words = said(SHARED | only | {"subjects_shared": 0}, LEAKY, None)
+    assert "none of the 200 people has images in both training and validation" in words
+    assert "these people chose the epoch" in words
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("train_validation", "7 people have images in both training and validation"),
+        ("validation_test", "7 people have images in both validation and test"),
+    ],
+)
+def test_subjects_shared_with_validation_are_named_beside_a_clean_test_split(
+    key: str, expected: str
+) -> None:
+    between = {"train_validation": 0, "train_test": 0, "validation_test": 0}
+    protocol = APART | {"split_by": "folders", "compared_with": "test"}
+    test = result(0.6, 0.55, 0.65)
+    assert expected in said(protocol | {"subjects_between": between | {key: 7}}, LEAKY, test)
+    assert "But" not in said(protocol | {"subjects_between": between}, LEAKY, test)

@@ -1,11 +1,12 @@
 """Who is on an image: file names, regular expressions, CSV."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from alexmri.data.folders import ImageFile, discover
-from alexmri.data.subjects import Subjects, find_subjects
+from alexmri.data.subjects import Subjects, find_subjects, misfits
 from alexmri.errors import UserError
 
 
@@ -80,6 +81,54 @@ def test_study_names_are_people_across_classes(
 )
 def test_names_that_match_by_chance_tell_nothing(names: list[str]) -> None:
     assert by_name(*names) is None
+
+
+def kaggle(root: Path, subjects: int = 5, slices: int = 6) -> Path:
+    """Write files of Kaggle's names, each of other bytes."""
+    for label in ("Mild", "Non"):
+        (root / label).mkdir(parents=True)
+        for subject in range(2, subjects + 2):
+            for i in range(slices):
+                name = f"{i + 20} ({subject}).png"
+                (root / label / name).write_text(f"{label} {name}")
+    return root
+
+
+def found_in(root: Path) -> Subjects | None:
+    folder = discover(root)
+    return find_subjects(folder.images, root, regex=None, csv_file=None)
+
+
+def test_a_copy_under_a_stray_name_shows_the_same_subject(tmp_path: Path) -> None:
+    root = kaggle(tmp_path)
+    shutil.copy(root / "Non" / "20 (2).png", root / "Non" / "20 (2) - Copy.png")
+    groups = found_in(root)
+    assert groups is not None
+    assert groups.count == 10
+    assert groups.strays == ()
+    names = [image.name for image in discover(root).images]
+    assert groups.ids[names.index("Non/20 (2) - Copy.png")] == "Non/2"
+
+
+def test_a_stray_stands_for_itself_and_is_named(tmp_path: Path) -> None:
+    root = kaggle(tmp_path)
+    (root / "Mild" / "20 (2) - edited.png").write_text("another")
+    groups = found_in(root)
+    assert groups is not None
+    assert groups.found_by == "Kaggle file names"
+    assert groups.strays == ("Mild/20 (2) - edited.png",)
+    assert groups.count == 11
+
+
+def test_too_many_strays_leave_subjects_unknown_and_are_named(tmp_path: Path) -> None:
+    root = kaggle(tmp_path)
+    for i in range(8):
+        (root / "Mild" / f"scan{i}.png").write_text(f"another {i}")
+    assert found_in(root) is None
+    found = misfits(discover(root).images)
+    assert found is not None
+    assert found[0] == "Kaggle file names"
+    assert found[1] == [f"Mild/scan{i}.png" for i in range(8)]
 
 
 def test_a_csv_made_on_windows_is_understood(tmp_path: Path) -> None:
