@@ -89,7 +89,7 @@ def test_unknown_people_are_said_to_be_unknown() -> None:
     assert "is unknown; where people have several images each, expect that many do" in words
     assert "was not measured" in words
     assert "the true ones are wider" in words
-    assert "say which image is whose (group_regex (--group-regex))" in words
+    assert "say which image is whose by group_regex (--group-regex)" in words
 
 
 def test_of_an_existing_model_it_is_said_what_cannot_be_known() -> None:

@@ -27,7 +27,7 @@ from alexmri.data.split import (
 )
 from alexmri.data.subjects import KAGGLE, Subjects, find_subjects, misfits, shortened_names
 from alexmri.data.synthetic import FOUND_BY_NAMES, is_synthetic
-from alexmri.errors import UserError
+from alexmri.errors import UserError, option
 from alexmri.settings import Settings
 from alexmri.terminal import Terminal
 
@@ -268,7 +268,7 @@ def _require_subjects(folder: Folder, groups: Subjects | None, strays_may_stay: 
         raise UserError(
             f"split_by is subject, but {len(groups.strays)} of {len(folder.images)} file names do"
             f" not tell who is on the image: {shortened_names(groups.strays)}; rename or remove"
-            f" them, or {otherwise}"
+            f" them, set {option('split_by', 'slice')}, or {otherwise}"
         )
 
 

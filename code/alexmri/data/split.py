@@ -2,7 +2,7 @@
 
 An image's place is the number its key hashes to: below 0.70 train, below 0.85 validation, else
 test. The key is the SHA-256 of its bytes (split by slice: copies of one file stay together) or the
-name of its person (split by subject). So adding or removing an image moves no other image, and the
+name of its subject (split by subject). So adding or removing an image moves no other image, and the
 order of files does not matter. Every class is divided by the same shares; with n images the share
 of a split has a standard deviation of sqrt(p (1 - p) / n). See docs/decisions/0001.
 """
@@ -20,7 +20,7 @@ SPLITS = ("train", "validation", "test")
 # The part of the training folder that becomes validation where a data set brings none.
 CARVED_SHARE = 0.15 / 0.85
 
-# A class with fewer people than this in the test split is not measured, only sampled.
+# A class with fewer subjects than this in the test split is not measured, only sampled.
 FEW_TESTED = 5
 
 Protocol = Literal["slice", "subject", "folders"]

@@ -163,10 +163,10 @@ def interpret(
             f"{option('split_by', 'subject')}."
         )
     elif not apart and protocol["split_by"] == "slice":
-        means = f"say which image is whose ({option('group_regex')}) and "
+        means = f" say which image is whose by {option('group_regex')} and"
         paragraphs.append(
             "For a figure about people the network has not seen,"
-            f" {'' if protocol['subjects'] else means}set {option('split_by', 'subject')}."
+            f"{'' if protocol['subjects'] else means} set {option('split_by', 'subject')}."
         )
     return paragraphs
 
