@@ -243,13 +243,18 @@ def unknown_subjects(folder: Folder, subjects: Subjects | None) -> list[str]:
             f" {subjects.found_by}, so each of these images counts as a subject of its own:"
             f" {shortened_names(subjects.strays)}"
         ]
-    found = None if subjects else misfits(folder.images)
-    if not found or not found[1]:
-        return []
-    return [
-        f"who is on which image is unknown, because {len(found[1])} of {images} file names do not"
-        f" fit the pattern of {found[0]}: {shortened_names(found[1])}"
-    ]
+    misfit = None if subjects else _describe_misfits(folder)
+    return [f"who is on which image is unknown, because {misfit}"] if misfit else []
+
+
+def _describe_misfits(folder: Folder) -> str | None:
+    title, names = misfits(folder.images) or ("", [])
+    if not names:
+        return None
+    return (
+        f"{len(names)} of {len(folder.images)} file names do not fit the pattern of {title}:"
+        f" {shortened_names(names)}"
+    )
 
 
 def _require_subjects(folder: Folder, groups: Subjects | None, strays_may_stay: bool) -> None:
@@ -259,10 +264,10 @@ def _require_subjects(folder: Folder, groups: Subjects | None, strays_may_stay: 
         " --group-regex, --groups-file or --groups inferred)"
     )
     if groups is None:
-        misfit = unknown_subjects(folder, None) or [f"for example {folder.images[0].name}"]
+        misfit = _describe_misfits(folder) or f"for example {folder.images[0].name}"
         raise UserError(
             "split_by is subject, but the file names do not tell who is on an image"
-            f" ({misfit[0]}); {otherwise}"
+            f" ({misfit}); {otherwise}"
         )
     if groups.strays and not strays_may_stay:
         raise UserError(

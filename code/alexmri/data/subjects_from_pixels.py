@@ -2,12 +2,12 @@
 
 Neighbouring slices of a person differ by less than two people at the same position. Plain
 correlation at 32 x 32 hardly shows it, because what all brains have in common weighs most. So the
-images are whitened by their own principal axes: what is common then weighs no more than what is personal. On
-the 160 people of the public set that lifts the gap between a person's neighbouring slices and the
-best match in anybody else from 0.991 against 0.985 to 0.83 against 0.45. Two chains that run side
-by side through the same positions of the head are two people, however alike some slices are; two
-that do not meet may be one person with slices missing between. Labels are not looked at, so
-that a person who stands in two classes can be found.
+images are whitened by their own principal axes: what is common then weighs no more than what is
+personal. On the 160 people of the public set that lifts the gap between a person's neighbouring
+slices and the best match in anybody else from 0.991 against 0.985 to 0.83 against 0.45. Two chains
+that run side by side through the same positions of the head are two people, however alike some
+slices are; two that do not meet may be one person with slices missing between. Labels are not
+looked at, so that a person who stands in two classes can be found.
 """
 
 from collections.abc import Sequence
