@@ -31,7 +31,7 @@ from sklearn.preprocessing import StandardScaler
 
 from alexmri.data.dataset import Dataset, load_dataset
 from alexmri.data.folds import Fold, classes_of_enough
-from alexmri.evaluation.baselines import look_up
+from alexmri.evaluation.baselines import one_nearest_neighbour
 from alexmri.evaluation.metrics import measure
 from alexmri.evaluation.negative_class import find_negative_class
 from alexmri.evaluation.predictions import Ints, Predictions, pool, restrict
@@ -60,7 +60,7 @@ def majority(dataset: Dataset, settings: Settings) -> Answer:
 
 def nearest_neighbour(dataset: Dataset, settings: Settings) -> Answer:
     train, test = dataset.part("train"), dataset.part("test")
-    answers_N = look_up(test.pixels_NCHW, train.pixels_NCHW, train.labels_N)
+    answers_N = one_nearest_neighbour(test.pixels_NCHW, train.pixels_NCHW, train.labels_N)
     return np.eye(len(dataset.classes))[answers_N], {}
 
 

@@ -44,7 +44,7 @@ def test_a_clean_set_has_no_findings_and_the_verdict_says_who_is_recognised(
     assert found["subjects_shared"] == found["subjects"] == 12
     assert found["leak_probe"]["slice"] > 0.95 > 0.8 > found["leak_probe"]["subject"]
     assert found["leak_probe"]["shuffled"] > 0.95
-    assert found["inferred_subjects"] == {"people": 12, "confidence": 1.0, "believed": True}
+    assert found["inferred_subjects"] == {"subjects": 12, "confidence": 1.0, "believed": True}
     assert found["sizes"]["MildDemented"] == {"176 x 208": 128}
     apart = audited(twelve_people, tmp_path / "apart.json", "--split-by", "subject")
     assert apart["subjects_shared"] == 0

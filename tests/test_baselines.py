@@ -8,7 +8,7 @@ import pytest
 from sklearn import metrics as sk
 
 from alexmri.errors import UserError
-from alexmri.evaluation.baselines import look_up
+from alexmri.evaluation.baselines import one_nearest_neighbour
 from alexmri.evaluation.metrics import measure
 from alexmri.evaluation.negative_class import find_negative_class
 from alexmri.evaluation.predictions import OTHER, Predictions, pool, restrict
@@ -145,7 +145,7 @@ def test_the_look_up_finds_the_most_alike_picture_whatever_its_brightness() -> N
     reference_NCHW = rng.integers(0, 100, (5, 1, 40, 40), dtype=np.uint8)
     queries_NCHW = reference_NCHW[[3, 0]] * 2 + 7
     labels = np.array([10, 11, 12, 13, 14])
-    assert look_up(queries_NCHW, reference_NCHW, labels).tolist() == [13, 10]
+    assert one_nearest_neighbour(queries_NCHW, reference_NCHW, labels).tolist() == [13, 10]
 
 
 # Demented against healthy.
@@ -302,7 +302,7 @@ def test_fewer_classes_are_asked_between_these_alone() -> None:
     [
         ({"uncalibrated_NK": np.full((2, 2), 0.5)}, "uncalibrated"),
         ({"uncalibrated_NK": np.full((2, 3), 0.5)}, "sum to 1"),
-        ({"nearest_N": np.array([0])}, "2 answers of the look-up"),
+        ({"nearest_N": np.array([0])}, "2 answers of the 1-NN baseline"),
         ({"nearest_N": np.array([0, 3])}, r"in -1\.\.2"),
         ({"nearest_N": np.array([0, -2])}, r"in -1\.\.2"),
     ],

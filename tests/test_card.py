@@ -57,7 +57,7 @@ def test_headline_comes_before_the_figures_and_limits_name_small_classes() -> No
 
 def small_data() -> dict[str, Any]:
     data: dict[str, Any] = facts()["data"]
-    return data | {"people": people(Mild=28, Moderate=2, NonDemented=60, VeryMild=1)}
+    return data | {"subjects": people(Mild=28, Moderate=2, NonDemented=60, VeryMild=1)}
 
 
 def test_what_is_unknown_is_said() -> None:

@@ -40,6 +40,15 @@ def test_what_the_platform_puts_beside_the_data_is_not_data(tmp_path: Path) -> N
     assert find_channels(root) == {"train": root / "train"}
 
 
+@pytest.mark.parametrize("name", ["lost+found", "__MACOSX", "$RECYCLE.BIN", "@eaDir"])
+def test_what_systems_leave_is_no_channel_and_no_data(tmp_path: Path, name: str) -> None:
+    root = lay_out(tmp_path, "train/A/1.png", f"{name}/x", f"validation/{name}/x")
+    with pytest.raises(UserError, match="channel 'validation' is empty"):
+        find_channels(root)
+    lay_out(root, "validation/A/1.png")
+    assert set(find_channels(root)) == {"train", "validation"}
+
+
 def test_an_empty_channel_is_named(tmp_path: Path) -> None:
     root = lay_out(tmp_path, "train/A/1.png", "validation/A/.DS_Store")
     with pytest.raises(UserError, match=r"channel 'validation' is empty: .*validation holds no"):

@@ -100,7 +100,7 @@ def test_the_figures_are_those_of_the_pooled_predictions(whole: tuple[Path, str]
     over = evaluation["over_folds"]["accuracy"]
     assert over["mean"] == pytest.approx(sum(single) / 2)
     assert over["standard_deviation"] == pytest.approx(abs(single[0] - single[1]) / 2**0.5)
-    assert "look-up" in printed
+    assert "1-NN baseline" in printed
     assert "demented against NonDemented: AUC" in printed
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "2-fold cross-validation" in page

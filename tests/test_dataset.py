@@ -1,6 +1,8 @@
 """From a folder to pixels, people and splits: decoded once, refused clearly."""
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +159,7 @@ def test_skipping_bad_images_equals_removing_them_and_is_told(
     removed = load(root)
     assert dataset.fingerprint == removed.fingerprint
     assert dataset.split_fingerprint == removed.split_fingerprint
-    assert dataset.subjects == removed.groups
+    assert dataset.subjects == removed.subjects
     assert dataset.folder.images == removed.folder.images
     assert np.array_equal(dataset.cache.pixels_NCHW, removed.cache.pixels_NCHW)
     places = dict(zip(before.cache.sha256, before.split.assigned, strict=True))
@@ -176,7 +178,7 @@ def test_skipped_images_are_remembered_until_they_can_be_read(make_images: Image
     assert again.cache.reused
     assert list(again.cache.skipped) == ["A/3.png"]
     assert len(again.cache.pixels_NCHW) == 59
-    with pytest.raises(UserError, match=r"A/3\.png cannot be read .*on_bad_image=skip trains"):
+    with pytest.raises(UserError, match=r"A/3\.png cannot be read .*--on-bad-image skip"):
         load(root)
     bad.write_bytes(whole)
     os.utime(bad, ns=(0, 0))  # as after a fault of the disk or of rights: the file is as it was
@@ -234,6 +236,128 @@ def test_a_split_by_subject_needs_people(make_images: ImageMaker) -> None:
     dataset = load(root, split_by="subject", group_regex=r"scan([0-9])")
     assert dataset.subjects is not None
     assert dataset.subjects.count == 9
+
+
+def test_a_split_by_subject_names_the_files_that_do_not_fit(make_images: ImageMaker) -> None:
+    names = [f"{label}/{i} ({p}).png" for label in "AB" for p in range(1, 8) for i in range(4)]
+    root = make_images(*names, "A/1 (2) - edited.png")
+    with pytest.raises(
+        UserError,
+        match=r"1 of 57 file names do not tell .*: A/1 \(2\) - edited.png; rename",
+    ):
+        load(root, split_by="subject")
+    notes = load(root).notes
+    assert any(
+        "1 of 57 file names do not fit the pattern of Kaggle" in note and "edited.png" in note
+        for note in notes
+    )
+    (root / "A" / "1 (2) - edited.png").write_bytes((root / "A" / "1 (2).png").read_bytes())
+    dataset = load(root, split_by="subject")
+    assert dataset.subjects_shared == 0
+    places = dict(zip([i.name for i in dataset.folder.images], dataset.split.assigned, strict=True))
+    assert places["A/1 (2) - edited.png"] == places["A/1 (2).png"]
+    assert not dataset.notes or "fit" not in str(dataset.notes)
+
+
+def test_names_of_which_too_many_do_not_fit_are_named_not_those_that_do(
+    make_images: ImageMaker,
+) -> None:
+    names = [f"{label}/{i} ({p}).png" for label in "AB" for p in range(1, 8) for i in range(2)]
+    root = make_images(*names, *(f"B/odd{i}.png" for i in range(7)))
+    with pytest.raises(
+        UserError, match=r"7 of 35 file names do not fit the pattern of Kaggle file names: B/odd0"
+    ):
+        load(root, split_by="subject")
+    assert "B/odd0.png" in str(load(root).notes)
+
+
+def test_what_was_left_out_is_among_the_warnings(make_images: ImageMaker) -> None:
+    names = [f"{split}/{label}/{i}.png" for split in ("train", "val") for label in "AB"
+             for i in range(9)]  # fmt: skip
+    root = make_images(*names, "all/A/1.png")
+    (root / "train" / "A" / "1.gif").write_bytes(b"GIF89a")
+    warnings = str(audit(root)["warnings"])
+    assert "the folder 'all' (1 image)" in warnings
+    assert "1 .gif file in class folders (train/A 1)" in warnings
+
+
+def split_by_hand(demo: Path, root: Path, **places: Callable[[int, int], bool]) -> Path:
+    """Copy the slices of `demo` (3 subjects a class, 8 slices each) into folders of splits."""
+    for path in sorted(demo.glob("*/*.jpg")):
+        number, subject = (int(part) for part in path.stem.strip(")").split(" ("))
+        for split, belongs in places.items():
+            if belongs(subject, number):
+                target = root / split / path.parent.name / path.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+    return root
+
+
+def test_without_a_test_split_train_is_compared_with_validation(demo: Path, tmp_path: Path) -> None:
+    root = split_by_hand(
+        demo, tmp_path / "shared", train=lambda s, n: s < 3, validation=lambda s, n: s == 3 or n > 6
+    )
+    dataset = load(root)
+    assert dataset.compared_with == "validation"
+    assert dataset.subjects_shared == 8  # of 12
+    assert dataset.subjects_between == {"train_validation": 8}
+    found = audit(root)
+    assert found["compared_with"] == "validation"
+    assert found["subjects_shared"] == 8
+    assert found["leak_probe"]["slice"] is not None
+    root = split_by_hand(
+        demo, tmp_path / "apart", train=lambda s, n: s < 3, validation=lambda s, n: s == 3
+    )
+    assert load(root).subjects_shared == 0
+
+
+def test_subjects_of_training_in_validation_are_counted_beside_a_clean_test_split(
+    demo: Path, tmp_path: Path
+) -> None:
+    root = split_by_hand(
+        demo,
+        tmp_path / "three",
+        train=lambda s, n: s == 1 and n < 7,
+        validation=lambda s, n: s == 1 and n > 6,
+        test=lambda s, n: s > 1,
+    )
+    dataset = load(root)
+    assert dataset.compared_with == "test"
+    assert dataset.subjects_shared == 0
+    assert dataset.subjects_between == {
+        "train_validation": 4,
+        "train_test": 0,
+        "validation_test": 0,
+    }
+
+
+def test_synthetic_images_are_known_wherever_they_were_copied(
+    demo: Path, tmp_path: Path, make_images: ImageMaker
+) -> None:
+    moved = split_by_hand(demo, tmp_path / "m", train=lambda s, n: s < 3, val=lambda s, n: s == 3)
+    assert not (moved / "README.txt").exists()
+    for root in (demo, moved):
+        dataset = load(root)
+        assert dataset.synthetic
+        assert dataset.subjects is not None
+        assert "Kaggle" not in dataset.subjects.found_by
+        assert "synthetic" in dataset.subjects.found_by
+        assert audit(root)["synthetic"] is True
+    converted = tmp_path / "converted"
+    for path in sorted(demo.glob("*/*.jpg")):
+        target = converted / path.relative_to(demo).with_suffix(".png")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as image:
+            image.save(target)
+    assert not load(converted).synthetic
+    shutil.copy(demo / "README.txt", converted)
+    assert load(converted).synthetic
+    real = make_images(*(f"{label}/{i}.png" for label in "AB" for i in range(20)))
+    (real / "README.txt").write_text("Slices of the study")
+    assert not load(real).synthetic
+    mixed = shutil.copytree(demo / "MildDemented", real / "C")
+    assert mixed.is_dir()
+    assert load(real).synthetic
 
 
 def test_a_given_split_without_validation_gets_one_from_train(make_images: ImageMaker) -> None:

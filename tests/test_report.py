@@ -10,10 +10,10 @@ import pytest
 from jinja2 import UndefinedError
 
 from alexmri.evaluation import metrics
-from alexmri.evaluation.mistakes import Mistake
+from alexmri.evaluation.interpretation import compared, headline, interpret
 from alexmri.evaluation.predictions import Predictions
 from alexmri.evaluation.report import DISCLAIMER, audit_findings, render_report
-from alexmri.evaluation.verdict import compared, headline, verdict
+from alexmri.evaluation.top_losses import TopLoss
 
 from .report_facts import (
     CLASSES,
@@ -56,7 +56,7 @@ def test_verdict_comes_before_any_figure_and_the_disclaimer_on_both_ends() -> No
     assert body.index(DISCLAIMER) < body.index("<h1>")
     assert body.rindex(DISCLAIMER) > body.index("Where this comes from")
     test = facts()["test"]
-    for paragraph in (headline(SHARED, test).text, *verdict(SHARED, LEAKY, test)):
+    for paragraph in (headline(SHARED, test).text, *interpret(SHARED, LEAKY, test)):
         assert paragraph in page
 
 
@@ -94,15 +94,15 @@ def test_demented_against_healthy_is_shown_for_slices_and_people() -> None:
 
 
 def test_mistakes_are_pictures_with_names_and_escaped() -> None:
-    one = Mistake(
+    one = TopLoss(
         path="<b>/1.jpg",
         true="Mild",
         predicted="NonDemented",
         probability=0.9876,
-        picture=b"picture",
+        image=b"picture",
         overlay=b"overlay",
     )
-    text = render_report(facts(mistakes=[one]))
+    text = render_report(facts(top_losses=[one]))
     page = Page(text)
     sources = [attributes["src"] for tag, attributes in page.elements if tag == "img"]
     for content in (b"picture", b"overlay"):
@@ -116,7 +116,7 @@ def test_mistakes_are_pictures_with_names_and_escaped() -> None:
     [
         (None, ["w"]),
         ({"verdict": ["a", "W."], "leak_probe": LEAKY}, ["a", "W."]),
-        ({"exact_duplicates": [], "leak_probe": UNKNOWN}, ["Subjects of exact copies: 0.", "w"]),
+        ({"exact_duplicates": [], "leak_probe": UNKNOWN}, ["Groups of exact copies: 0.", "w"]),
         (
             {"near_duplicates": [{}, {}], "leak_probe": UNKNOWN},
             ["Pairs that are changed copies or suspiciously alike: 2.", "w"],
@@ -132,7 +132,7 @@ def test_mistakes_are_pictures_with_names_and_escaped() -> None:
         (
             {"leak_probe": LEAKY},
             [
-                "A look-up of the most similar slice scores 0.992 on a split by slice, 0.462 by"
+                "The 1-NN baseline scores 0.992 on a split by slice, 0.462 by"
                 " person, 0.989 with labels shuffled between people.",
                 "w",
             ],

@@ -1,11 +1,12 @@
 """Who is on an image: file names, regular expressions, CSV."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from alexmri.data.folders import ImageFile, discover
-from alexmri.data.subjects import Subjects, find_subjects
+from alexmri.data.subjects import Subjects, find_subjects, misfits
 from alexmri.errors import UserError
 
 
@@ -82,6 +83,54 @@ def test_names_that_match_by_chance_tell_nothing(names: list[str]) -> None:
     assert by_name(*names) is None
 
 
+def kaggle(root: Path, subjects: int = 5, slices: int = 6) -> Path:
+    """Write files of Kaggle's names, each of other bytes."""
+    for label in ("Mild", "Non"):
+        (root / label).mkdir(parents=True)
+        for subject in range(2, subjects + 2):
+            for i in range(slices):
+                name = f"{i + 20} ({subject}).png"
+                (root / label / name).write_text(f"{label} {name}")
+    return root
+
+
+def found_in(root: Path) -> Subjects | None:
+    folder = discover(root)
+    return find_subjects(folder.images, root, regex=None, csv_file=None)
+
+
+def test_a_copy_under_a_stray_name_shows_the_same_subject(tmp_path: Path) -> None:
+    root = kaggle(tmp_path)
+    shutil.copy(root / "Non" / "20 (2).png", root / "Non" / "20 (2) - Copy.png")
+    groups = found_in(root)
+    assert groups is not None
+    assert groups.count == 10
+    assert groups.strays == ()
+    names = [image.name for image in discover(root).images]
+    assert groups.ids[names.index("Non/20 (2) - Copy.png")] == "Non/2"
+
+
+def test_a_stray_stands_for_itself_and_is_named(tmp_path: Path) -> None:
+    root = kaggle(tmp_path)
+    (root / "Mild" / "20 (2) - edited.png").write_text("another")
+    groups = found_in(root)
+    assert groups is not None
+    assert groups.found_by == "Kaggle file names"
+    assert groups.strays == ("Mild/20 (2) - edited.png",)
+    assert groups.count == 11
+
+
+def test_too_many_strays_leave_subjects_unknown_and_are_named(tmp_path: Path) -> None:
+    root = kaggle(tmp_path)
+    for i in range(8):
+        (root / "Mild" / f"scan{i}.png").write_text(f"another {i}")
+    assert found_in(root) is None
+    found = misfits(discover(root).images)
+    assert found is not None
+    assert found[0] == "Kaggle file names"
+    assert found[1] == [f"Mild/scan{i}.png" for i in range(8)]
+
+
 def test_a_csv_made_on_windows_is_understood(tmp_path: Path) -> None:
     (tmp_path / "who.csv").write_bytes(
         b"\xef\xbb\xbfpath,subject\r\nA\\1.png,x\r\n.\\B\\2.png,y\r\n"
@@ -103,7 +152,7 @@ def test_a_regex_sees_the_class_and_joins_its_groups() -> None:
     [
         ("(p", "is no regular expression"),
         (r"p\d+", "has no capture group"),
-        (r"(q\d+)", r"names no person for 2 of 2 images, the first being A/p1\.png"),
+        (r"(q\d+)", r"names no subject for 2 of 2 images, such as A/p1\.png, B/p2"),
     ],
 )
 def test_a_bad_regex_is_refused(regex: str, message: str) -> None:
@@ -122,7 +171,7 @@ def test_a_csv_in_the_data_folder_names_people(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"path,person\nA/1.png,x\n", "lacks the column 'subject'"),
-        (b"path,subject\nA/1.png,x\n", r"names no person for 1 of 2 images, the first being B/2"),
+        (b"path,subject\nA/1.png,x\n", r"names no subject for 1 of 2 images, such as B/2\.png"),
         (b"\xff\xfe\x00", "cannot be read as CSV"),
     ],
 )
@@ -144,5 +193,5 @@ def test_the_real_names_agree_with_the_table_of_people(real_slices: Path) -> Non
     assert from_names is not None
     assert from_table is not None
     assert from_names.count == from_table.count == 160
-    pairs = set(zip(from_names.subjects, from_table.subjects, strict=True))
+    pairs = set(zip(from_names.ids, from_table.ids, strict=True))
     assert len(pairs) == 160

@@ -14,7 +14,7 @@ from sklearn.metrics import adjusted_rand_score
 from alexmri.cli import cli
 from alexmri.data.dataset import Dataset, load_dataset
 from alexmri.data.nearest import Rows, Vectors, unit_vectors
-from alexmri.data.slice_position import heights
+from alexmri.data.slice_position import slice_positions
 from alexmri.data.subjects_from_pixels import infer_subjects
 from alexmri.settings import Layer, resolve
 from alexmri.terminal import PlainTerminal
@@ -140,8 +140,8 @@ def test_the_confidence_is_low_where_people_are_torn(real: People) -> None:
         assert confidence < min(0.9, index + 0.1), name
 
 
-def test_heights_follow_the_slices(real: People) -> None:
+def test_positions_follow_the_slices(real: People) -> None:
     nothing = np.empty(0, dtype=np.int64)
-    height_N = heights(real.vectors_ND, nothing, nothing)
-    order = np.corrcoef(height_N, real.slice_N)[0, 1]
+    position_N = slice_positions(real.vectors_ND, nothing, nothing)
+    order = np.corrcoef(position_N, real.slice_N)[0, 1]
     assert abs(order) > 0.97

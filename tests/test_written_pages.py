@@ -24,7 +24,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report with everything in it, and a class with a name that breaks nowhere."""
     picture = io.BytesIO()
     Image.effect_noise((160, 160), 60).save(picture, "PNG")
-    mistake = {
+    loss = {
         "path": f"{LONG}/{'1' * 80}.jpg",
         "true": LONG,
         "predicted": "Non",
@@ -33,7 +33,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "overlay": picture.getvalue(),
     }
     classes = ("Mild", "Non", LONG)
-    shown = facts(classes, mistakes=[mistake] * 4, plots=draw_all(classes, "Non"))
+    shown = facts(classes, top_losses=[loss] * 4, plots=draw_all(classes, "Non"))
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(render_report(shown), encoding="utf-8")
     return path

@@ -45,8 +45,7 @@ def audit(
     settings = read_settings(config_file, options).settings
     from alexmri.contract.resources import cpu_cores
     from alexmri.data.audit import audit as look
-    from alexmri.data.audit_page import render_page
-    from alexmri.data.audit_table import show_audit
+    from alexmri.data.audit_report import render_audit, show_audit
     from alexmri.data.dataset import load_dataset
     from alexmri.files import write_atomically, write_json
     from alexmri.terminal import choose_terminal
@@ -61,5 +60,7 @@ def audit(
     if json_file:
         write_json(json_file, found.document)
     if html_file:
-        write_atomically(html_file, render_page(found, title=f"Audit of {data.name}"))
+        write_atomically(
+            html_file, render_audit(found.document, found.paths, title=f"Audit of {data.name}")
+        )
     show_audit(found.document)

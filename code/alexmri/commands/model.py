@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -17,21 +18,34 @@ MODEL = click.Path(exists=True, path_type=Path)
 @click.argument("bundle", type=MODEL)
 @click.argument("folder", type=EXISTING_FOLDER)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="also write the figures")
-def evaluate(bundle: Path, folder: Path, json_file: Path | None) -> None:
+@click.option(
+    "--on-bad-image",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    show_default=True,
+    help="what to do with unreadable images; skip = leave them out",
+)
+def evaluate(
+    bundle: Path, folder: Path, json_file: Path | None, on_bad_image: Literal["fail", "skip"]
+) -> None:
     """Measure the model BUNDLE, a directory or a model.tar.gz, on the class folders in FOLDER.
 
     Of a FOLDER that holds train, valid and test folders only test is measured. The figures mean
     something only for images, and people, that the model was not trained on.
     """
     from alexmri.contract.resources import cpu_cores
-    from alexmri.evaluation.on_folder import evaluate_folder, evaluation_document
+    from alexmri.evaluation.evaluate import evaluate_folder, evaluation_document
     from alexmri.evaluation.tables import show_measured
     from alexmri.files import write_json
     from alexmri.model.predictor import Predictor
     from alexmri.terminal import choose_terminal
 
     facts = evaluate_folder(
-        Predictor.load(bundle), folder, workers=cpu_cores(), terminal=choose_terminal()
+        Predictor.load(bundle),
+        folder,
+        workers=cpu_cores(),
+        terminal=choose_terminal(),
+        on_bad_image=on_bad_image,
     )
     if json_file:
         write_json(json_file, evaluation_document(facts))

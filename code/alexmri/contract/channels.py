@@ -1,5 +1,6 @@
 """Find the data of a job among the folders a platform mounts, one per channel."""
 
+import re
 from pathlib import Path
 
 from alexmri.errors import UserError
@@ -17,6 +18,18 @@ SPLIT_NAMES = {
 CHANNEL_NAMES = SPLIT_NAMES | {"data": "train"}
 # The SageMaker SDK ships the user's scripts and its own starter in these.
 NOT_DATA = frozenset({"code", "sm_drivers"})
+# What file systems, network drives, archives and tools leave in any folder, in small letters:
+# ext4, Windows, macOS, Synology, QNAP, NetApp, Android, Python. None of it is anybody's data.
+SYSTEM_NAMES = frozenset(
+    {
+        *("lost+found", "$recycle.bin", "recycler", "recycled", "system volume information"),
+        *("thumbs.db", "ehthumbs.db", "desktop.ini", "$extend", "$winreagent", "lost.dir"),
+        *("__macosx", "network trash folder", "temporary items", "icon\r"),
+        *("@eadir", "@tmp", "@sharebin", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),
+        *("~snapshot", "__pycache__"),
+    }
+)
+CHKDSK = re.compile(r"found\.\d{3}")
 
 
 def find_channels(data: Path) -> dict[str, Path]:
@@ -56,10 +69,16 @@ def find_channels(data: Path) -> dict[str, Path]:
     return found
 
 
+def is_system_name(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or left by a system."""
+    small = name.lower()
+    return small.startswith(".") or small in SYSTEM_NAMES or bool(CHKDSK.fullmatch(small))
+
+
 def has_files(folder: Path) -> bool:
-    """Whether there is any visible file below `folder`."""
+    """Whether there is any file below `folder`."""
     return any(
-        not part.name.startswith(".") and (part.is_file() or (part.is_dir() and has_files(part)))
+        not is_system_name(part.name) and (part.is_file() or (part.is_dir() and has_files(part)))
         for part in folder.iterdir()
     )
 
@@ -71,7 +90,7 @@ def _channel_folders(data: Path) -> list[Path]:
         folder
         for folder in data.iterdir()
         if folder.is_dir()
-        and not folder.name.startswith(".")
+        and not is_system_name(folder.name)
         and folder.name not in NOT_DATA
         and not folder.name.endswith("-manifest")
     )

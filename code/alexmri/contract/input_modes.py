@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from alexmri.contract.channels import NOT_DATA
+from alexmri.contract.channels import NOT_DATA, is_system_name
 from alexmri.errors import UserError
 
 FILES = "use File or FastFile mode with one folder of images per class"
@@ -52,6 +52,8 @@ def check_input_modes(config: Mapping[str, Any], data: Path, *, hosts: int = 1) 
                 " ShardedByS3Key); use FullyReplicated, so that every host has all images"
             )
     for path in sorted(data.iterdir()) if data.is_dir() else ():
+        if is_system_name(path.name):
+            continue
         if path.is_fifo():
             raise _piped(path.name.rpartition("_")[0] or path.name)
         if path.is_dir() and path.name not in NOT_DATA and _holds_augmented_manifest(path):

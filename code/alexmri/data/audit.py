@@ -11,14 +11,14 @@ import numpy as np
 from PIL import Image
 
 from alexmri.data.audit_probe import LeakProbe, probe_leak, probed_rows
+from alexmri.data.audit_report import describe_findings, verdict
 from alexmri.data.audit_subjects import misfiled, near_pairs
-from alexmri.data.audit_verdict import findings_in_words, verdict
 from alexmri.data.dataset import Dataset
 from alexmri.data.decode import read_image, shortened
 from alexmri.data.duplicates import Copy, Size, find_copies
 from alexmri.data.nearest import Rows, normalised, small_grays
 from alexmri.data.pixels import FORMATS, ORIENTATION
-from alexmri.data.split import subjects_shared
+from alexmri.data.split import subjects_between, subjects_shared
 from alexmri.data.subjects_from_pixels import infer_subjects
 from alexmri.settings import Settings
 
@@ -67,16 +67,17 @@ def audit(dataset: Dataset, settings: Settings) -> Audit:
         "subjects": people.count if people else None,
         "groups_from": people.found_by if people else None,
         "inferred_subjects": {
-            "people": int(inferred.subject_N.max()) + 1,
+            "subjects": int(inferred.subject_N.max()) + 1,
             "confidence": round(inferred.confidence, 4),
             "believed": inferred.believed,
         },
         "groups_believed": people.believed if people else None,
         "subjects_shared": subjects_shared(dataset.split, people.ids) if people else None,
+        "subjects_between": subjects_between(dataset.split, people.ids) if people else None,
     }
     skips = settings.on_bad_image == "skip"
     notes = warnings_of(dataset, left_out=skips, exact_copies=False)
-    document["warnings"] = [*notes, *findings_in_words(document)]
+    document["warnings"] = [*notes, *describe_findings(document)]
     document = {"schema": document.pop("schema"), "verdict": verdict(document), **document}
     return Audit(document, {image.name: image.path for image in images})
 
@@ -85,6 +86,7 @@ def audit_document(dataset: Dataset, probe: LeakProbe) -> dict[str, Any]:
     """Return the part of `audit.json` that needs no second look at the pictures."""
     return {
         "schema": "alexmri.audit/1",
+        "synthetic": dataset.synthetic,
         "images": len(dataset.folder.images),
         "ignored_files": dataset.folder.ignored_files,
         "skipped_images": dict(dataset.cache.skipped),
@@ -93,7 +95,9 @@ def audit_document(dataset: Dataset, probe: LeakProbe) -> dict[str, Any]:
         "subjects": dataset.subjects.count if dataset.subjects else None,
         "groups_from": dataset.subjects.found_by if dataset.subjects else None,
         "split_by": dataset.split.split_by,
+        "compared_with": dataset.compared_with,
         "subjects_shared": dataset.subjects_shared,
+        "subjects_between": dataset.subjects_between,
         "exact_duplicates": [_described(dataset, rows, "bytes") for rows in _equal_bytes(dataset)],
         "leak_probe": probe.document(),
         "warnings": warnings_of(dataset),
@@ -105,7 +109,7 @@ def warnings_of(dataset: Dataset, *, left_out: bool = True, exact_copies: bool =
 
     `left_out` and `exact_copies`: whether those are told here, or by whoever asks.
     """
-    notes = list(dataset.split.notes)
+    notes = dataset.notes
     if dataset.subjects and not dataset.subjects.believed:
         notes.append(
             f"people are told by {dataset.subjects.found_by}: slices of one person probably stand"

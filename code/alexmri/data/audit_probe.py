@@ -1,4 +1,4 @@
-"""Score a look-up of the most similar training image: what recognising people alone is worth."""
+"""Score the 1-NN baseline on images: what recognising people alone is worth."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from alexmri.data.dataset import Dataset, Rows
 from alexmri.data.nearest import nearest, unit_vectors
-from alexmri.data.split import Split, split_randomly
+from alexmri.data.split import Split, compared_with, split_randomly
 from alexmri.data.subjects import Subjects
 from alexmri.errors import UserError
 from alexmri.settings import Settings
@@ -21,11 +21,12 @@ MAX_PROBED_IMAGES = 28_000
 
 @dataclass(frozen=True, slots=True)
 class LeakProbe:
-    """Accuracy of a look-up of the most similar training image, under three protocols.
+    """Accuracy of the 1-NN baseline under three protocols.
 
-    `slice` is this data set's own split, or one by slice; `subject` a split by person; `shuffled`
-    is `slice` with every person given another person's label: what remains is recognising people.
-    None where people are unknown or there is nothing to test on.
+    `slice` is this data set's own split, or one by slice; `subject` a split by subject; `shuffled`
+    is `slice` with every subject given another one's label: what remains is recognising people.
+    Where no image is in test, validation is measured. None where subjects are unknown or there is
+    nothing to measure.
     """
 
     slice: float | None
@@ -39,18 +40,18 @@ class LeakProbe:
 def probe_leak(
     dataset: Dataset, settings: Settings, *, inferred: Subjects | None = None
 ) -> LeakProbe:
-    """Score a 1-nearest-neighbour look-up by correlation of 32 x 32 pixels.
+    """Score a 1-nearest-neighbour classifier by correlation of 32 x 32 pixels.
 
-    `inferred` people count where the data set itself does not tell them.
+    `inferred` subjects count where the data set itself does not tell them.
     """
     rows_M = probed_rows(dataset)
     vectors_MD = unit_vectors(Rows(dataset.cache.pixels_NCHW, rows_M))
     labels_N = dataset.labels_N
     groups = dataset.subjects or inferred
 
-    def look_up(labels_N: NDArray[np.int64], split: Split) -> float | None:
+    def score(labels_N: NDArray[np.int64], split: Split) -> float | None:
         assigned = [split.assigned[row] for row in rows_M.tolist()]
-        return _look_up(vectors_MD, labels_N[rows_M], assigned)
+        return _score(vectors_MD, labels_N[rows_M], assigned, compared_with(split))
 
     labels = [image.label for image in dataset.folder.images]
     by_slice = (
@@ -60,19 +61,19 @@ def probe_leak(
     )
     if by_slice is None:
         return LeakProbe(None, None, None)
-    slice_score = look_up(labels_N, by_slice)
+    slice_score = score(labels_N, by_slice)
     if groups is None:
         return LeakProbe(slice_score, None, None)
     subjects = groups.ids
-    shuffled_N = _shuffle_between_people(labels_N, subjects, settings.seed)
-    shuffled_score = look_up(shuffled_N, by_slice)
-    people_of_class: dict[str, set[str]] = defaultdict(set)
+    shuffled_N = _shuffle_between_subjects(labels_N, subjects, settings.seed)
+    shuffled_score = score(shuffled_N, by_slice)
+    subjects_of_class: dict[str, set[str]] = defaultdict(set)
     for label, subject in zip(labels, subjects, strict=True):
-        people_of_class[label].add(subject)
+        subjects_of_class[label].add(subject)
     by_subject = None
-    if min(len(people) for people in people_of_class.values()) >= 2:
+    if min(len(own) for own in subjects_of_class.values()) >= 2:
         by_subject = _split_or_none(subjects, labels, settings, "subject")
-    subject_score = look_up(labels_N, by_subject) if by_subject else None
+    subject_score = score(labels_N, by_subject) if by_subject else None
     return LeakProbe(slice_score, subject_score, shuffled_score)
 
 
@@ -97,27 +98,30 @@ def _split_or_none(
         return None
 
 
-def _look_up(
-    vectors_MD: NDArray[np.float32], labels_M: NDArray[np.int64], assigned: Sequence[str]
+def _score(
+    vectors_MD: NDArray[np.float32],
+    labels_M: NDArray[np.int64],
+    assigned: Sequence[str],
+    measured: str | None,
 ) -> float | None:
     train = [i for i, split in enumerate(assigned) if split == "train"]
-    test = [i for i, split in enumerate(assigned) if split == "test"]
-    if not train or not test:
+    held_out = [i for i, split in enumerate(assigned) if split == measured]
+    if not train or not held_out:
         return None
-    most_alike, _ = nearest(vectors_MD[test], vectors_MD[train])
-    right = labels_M[train][most_alike] == labels_M[test]
+    most_alike, _ = nearest(vectors_MD[held_out], vectors_MD[train])
+    right = labels_M[train][most_alike] == labels_M[held_out]
     return float(right.mean())
 
 
-def _shuffle_between_people(
+def _shuffle_between_subjects(
     labels_N: NDArray[np.int64], subjects: tuple[str, ...], seed: int
 ) -> NDArray[np.int64]:
-    """Give every person the (most frequent) label of a random person."""
+    """Give every subject the (most frequent) label of a random subject."""
     seen: dict[str, Counter[int]] = defaultdict(Counter)
     for label, subject in zip(labels_N.tolist(), subjects, strict=True):
         seen[subject][label] += 1
-    people = sorted(seen)
-    labels = [seen[person].most_common(1)[0][0] for person in people]
+    order = sorted(seen)
+    labels = [seen[subject].most_common(1)[0][0] for subject in order]
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, 1))))
-    shuffled = dict(zip(people, generator.permutation(labels).tolist(), strict=True))
+    shuffled = dict(zip(order, generator.permutation(labels).tolist(), strict=True))
     return np.array([shuffled[subject] for subject in subjects], dtype=np.int64)

@@ -35,9 +35,9 @@ def near_pairs(
             np.maximum.at(own, rows[same], alike[same])
             np.maximum.at(other, rows[~same], alike[~same])
         # One image in a hundred may be misfiled or alone without moving the threshold.
-        least, most = float(np.quantile(own, 0.01)), float(np.quantile(other, 0.99))
-        if least > most:
-            threshold = min((least + most) / 2, MAX_THRESHOLD)
+        min_own, max_other = float(np.quantile(own, 0.01)), float(np.quantile(other, 0.99))
+        if min_own > max_other:
+            threshold = min((min_own + max_other) / 2, MAX_THRESHOLD)
     keep = alike >= threshold
     return threshold, i[keep], j[keep], alike[keep]
 
@@ -48,7 +48,7 @@ def misfiled(
     inferred: Inferred,
     copies: Collection[int],
 ) -> list[dict[str, Any]]:
-    """Return people whose slices stand in several classes or under several names.
+    """Return subjects whose slices stand in several classes or under several names.
 
     Names tell of the first; pixels of both, where a chain of neighbouring slices runs through and
     chains are believed.
@@ -66,17 +66,17 @@ def misfiled(
             if len({labels[i] for i in rows}) > 1
         ]
     chains: dict[int, list[int]] = defaultdict(list)
-    for i, person in enumerate(inferred.subject_N.tolist()):
+    for i, number in enumerate(inferred.subject_N.tolist()):
         if inferred.believed and i not in copies:
-            chains[person].append(i)
+            chains[number].append(i)
     told = {path for finding in findings for path in finding["paths"]}
     for rows in chains.values():
         homes = [f"{labels[i]}/{groups.ids[i]}" if groups else labels[i] for i in rows]
         if len(set(homes)) < 2:
             continue
         home = Counter(homes).most_common(1)[0][0]
-        person = groups.ids[rows[homes.index(home)]] if groups else None
-        finding = _finding(images, rows, homes, person, "pixels")
+        known = groups.ids[rows[homes.index(home)]] if groups else None
+        finding = _finding(images, rows, homes, known, "pixels")
         if not told.issuperset(finding["paths"]):
             findings.append(finding)
     return findings

@@ -1,4 +1,4 @@
-"""A data set ready for training: pixels, labels, people and the split of every image."""
+"""A data set ready for training: pixels, labels, subjects and the split of every image."""
 
 import hashlib
 from collections import Counter
@@ -16,9 +16,18 @@ from alexmri.data.folders import Folder, discover_channels
 from alexmri.data.folds import Fold, split_for_fold
 from alexmri.data.nearest import unit_vectors
 from alexmri.data.pixels import PixelRows, Pixels
-from alexmri.data.split import SPLITS, Split, split_as_given, split_randomly, subjects_shared
-from alexmri.data.subjects import Subjects, find_subjects
-from alexmri.errors import UserError
+from alexmri.data.split import (
+    SPLITS,
+    Split,
+    compared_with,
+    split_as_given,
+    split_randomly,
+    subjects_between,
+    subjects_shared,
+)
+from alexmri.data.subjects import KAGGLE, Subjects, find_subjects, misfits, shortened_names
+from alexmri.data.synthetic import FOUND_BY_NAMES, is_synthetic
+from alexmri.errors import UserError, option
 from alexmri.settings import Settings
 from alexmri.terminal import Terminal
 
@@ -52,12 +61,16 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """All images of a run in a fixed order, with who is on them and where each belongs."""
+    """All images of a run in a fixed order, with who is on them and where each belongs.
+
+    `synthetic` is true where alexmri itself has drawn images of it.
+    """
 
     folder: Folder
     subjects: Subjects | None
     cache: DecodedCache
     split: Split
+    synthetic: bool = False
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -88,9 +101,25 @@ class Dataset:
         return {split: {name: found[split, name] for name in self.classes} for split in SPLITS}
 
     @property
+    def compared_with(self) -> str | None:
+        """The split that is compared with train: test, or validation where no image is in test."""
+        return compared_with(self.split)
+
+    @property
     def subjects_shared(self) -> int | None:
-        """How many people are both in train and in test; None where people are unknown."""
+        """How many subjects are both in train and in `compared_with`; None where unknown."""
         return subjects_shared(self.split, self.subjects.ids) if self.subjects else None
+
+    @property
+    def subjects_between(self) -> dict[str, int] | None:
+        """How many subjects any two splits share; None where subjects are unknown."""
+        return subjects_between(self.split, self.subjects.ids) if self.subjects else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left out of the folders, whose subject is unknown, how images were split."""
+        unknown = unknown_subjects(self.folder, self.subjects)
+        return [*self.folder.left_out, *unknown, *self.split.notes]
 
     @property
     def split_fingerprint(self) -> str:
@@ -105,13 +134,15 @@ class Dataset:
         return fingerprint(self.folder, self.cache)
 
     def split_document(self) -> dict[str, Any]:
-        """Return what `split.json` holds: the split and the person of every image."""
+        """Return what `split.json` holds: the split and the subject of every image."""
         subjects = self.subjects.ids if self.subjects else [None] * len(self.folder.images)
         return {
             "schema": "alexmri.split/1",
             "split_by": self.split.split_by,
             "groups_from": self.subjects.found_by if self.subjects else None,
+            "compared_with": self.compared_with,
             "subjects_shared": self.subjects_shared,
+            "subjects_between": self.subjects_between,
             "notes": list(self.split.notes),
             "images": [
                 {"path": image.name, "label": image.label, "subject": subject, "split": split}
@@ -160,11 +191,12 @@ def load_dataset(
         groups = find_subjects(
             folder.images, folder.root, regex=settings.group_regex, csv_file=settings.groups_file
         )
-    if settings.split_by == "subject" and groups is None and not by_pixels:
-        raise UserError(
-            "split_by is subject, but the file names do not tell who is on an image (for example"
-            f" {folder.images[0].name}); pass group_regex, groups_file or groups=inferred"
-        )
+    if settings.split_by == "subject" and not by_pixels:
+        strays_may_stay = for_audit or (folder.is_split and fold is None)
+        _require_subjects(folder, groups, strays_may_stay)
+    synthetic = is_synthetic(folder)
+    if synthetic and groups and groups.found_by == KAGGLE.title:
+        groups = replace(groups, found_by=FOUND_BY_NAMES)
     cache = open_cache(
         folder,
         image_size=settings.image_size,
@@ -173,7 +205,7 @@ def load_dataset(
         terminal=terminal,
         bad_images="list" if for_audit else settings.on_bad_image,
     )
-    folder, groups = _without(cache.skipped, folder, groups)
+    folder, groups = without(cache.skipped, folder, groups)
     if not folder.images:
         faults = [f"{name} {reason}" for name, reason in cache.skipped.items()]
         raise UserError(f"none of the images in {folder.root} can be read: {shortened(faults)}")
@@ -199,16 +231,63 @@ def load_dataset(
                 f"{folder.root} has too few images: none of its {len(folder.images)} is left for"
                 f" {name}; add more"
             )
-    return Dataset(folder, groups, cache, split)
+    return Dataset(folder, groups, cache, split, synthetic)
 
 
-def _without(
+def unknown_subjects(folder: Folder, subjects: Subjects | None) -> list[str]:
+    """Name the images whose file names do not tell the subject as most others do."""
+    images = len(folder.images)
+    if subjects and subjects.strays:
+        return [
+            f"{len(subjects.strays)} of {images} file names do not fit the pattern of"
+            f" {subjects.found_by}, so each of these images counts as a subject of its own:"
+            f" {shortened_names(subjects.strays)}"
+        ]
+    misfit = None if subjects else _describe_misfits(folder)
+    return [f"who is on which image is unknown, because {misfit}"] if misfit else []
+
+
+def _describe_misfits(folder: Folder) -> str | None:
+    title, names = misfits(folder.images) or ("", [])
+    if not names:
+        return None
+    return (
+        f"{len(names)} of {len(folder.images)} file names do not fit the pattern of {title}:"
+        f" {shortened_names(names)}"
+    )
+
+
+def _require_subjects(folder: Folder, groups: Subjects | None, strays_may_stay: bool) -> None:
+    """Refuse a split by subject where the subjects are unknown."""
+    otherwise = (
+        "pass group_regex, groups_file, or set groups to inferred (on the command line"
+        " --group-regex, --groups-file or --groups inferred)"
+    )
+    if groups is None:
+        misfit = _describe_misfits(folder) or f"for example {folder.images[0].name}"
+        raise UserError(
+            "split_by is subject, but the file names do not tell who is on an image"
+            f" ({misfit}); {otherwise}"
+        )
+    if groups.strays and not strays_may_stay:
+        raise UserError(
+            f"split_by is subject, but {len(groups.strays)} of {len(folder.images)} file names do"
+            f" not tell who is on the image: {shortened_names(groups.strays)}; rename or remove"
+            f" them, set {option('split_by', 'slice')}, or {otherwise}"
+        )
+
+
+def without(
     skipped: Collection[str], folder: Folder, groups: Subjects | None
 ) -> tuple[Folder, Subjects | None]:
     """Return both without the images named in `skipped`, as if these had never been there."""
     kept = [i for i, image in enumerate(folder.images) if image.name not in skipped]
     if groups:
-        groups = replace(groups, ids=tuple(groups.ids[i] for i in kept))
+        groups = replace(
+            groups,
+            ids=tuple(groups.ids[i] for i in kept),
+            strays=tuple(name for name in groups.strays if name not in skipped),
+        )
     return replace(folder, images=tuple(folder.images[i] for i in kept)), groups
 
 

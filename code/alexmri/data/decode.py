@@ -19,7 +19,7 @@ from PIL import Image
 from alexmri.contract.resources import free_disk_bytes, size_text
 from alexmri.data.folders import Folder
 from alexmri.data.pixels import fit, read_picture
-from alexmri.errors import UserError
+from alexmri.errors import UserError, option
 from alexmri.files import appearing
 from alexmri.terminal import Terminal
 
@@ -152,6 +152,8 @@ def read_image(path: Path) -> tuple[bytes, Image.Image] | str:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may never end
             return "is no file"
         data = path.read_bytes()
+        if not data:
+            return "is empty (0 bytes); it was probably not copied whole"
         return data, read_picture(data)
     except UserError as error:
         return str(error).removeprefix("the picture ")
@@ -167,12 +169,13 @@ def refuse_unreadable(skipped: Mapping[str, str], folder: Folder, bad_images: Ba
     faults = [f"{paths[name]} {reason}" for name, reason in skipped.items()]
     found = f"{len(faults)} of {len(paths)} images cannot be used: {shortened(faults)}"
     if bad_images == "fail":
-        found = f"{faults[0]}; repair or remove it" if len(faults) == 1 else found
-        raise UserError(f"{found} (on_bad_image=skip trains without such images)")
+        found = f"{faults[0]}; repair or remove it" if len(faults) == 1 else f"{found}; repair them"
+        how = option("on_bad_image", "skip")
+        raise UserError(f"{found}, or set {how} to leave such images out")
     if len(faults) > MAX_SKIPPED_SHARE * len(paths):
         raise UserError(
-            f"{found}; on_bad_image=skip leaves out at most {100 * MAX_SKIPPED_SHARE:.0f} % of"
-            " the images, since more would be another data set"
+            f"{found}; setting {option('on_bad_image', 'skip')} leaves out at most"
+            f" {100 * MAX_SKIPPED_SHARE:.0f} % of the images, since more would be another data set"
         )
     whole = {(image.split, image.label) for image in folder.images if image.name not in skipped}
     for image in folder.images:

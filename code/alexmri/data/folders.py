@@ -1,14 +1,46 @@
-"""Find the class folders of a data set and the images in them."""
+"""Find the class folders of a data set and the images in them, and say what is left out."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from alexmri.contract.channels import SPLIT_NAMES
+from alexmri.contract.channels import SPLIT_NAMES, is_system_name
 from alexmri.errors import UserError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp"),
+        *(".png", ".bmp", ".tif", ".tiff", ".webp"),
+    }
+)
+SCAN_SUFFIXES = frozenset(
+    {
+        *(".dcm", ".dicom", ".ima", ".nii", ".nii.gz", ".mgh", ".mgz", ".mnc", ".nrrd", ".mha"),
+        *(".mhd", ".hdr", ".img", "DICOM"),
+    }
+)
+# What may lie beside images without being data: it is counted, and no warning names it.
+NOTE_SUFFIXES = frozenset(
+    {
+        *(".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml"),
+        *(".html", ".htm", ".pdf", ".log", ".ini", ".db", ".sqlite", ".py", ".ipynb", ".sh"),
+        *(".bat", ".xls", ".xlsx", ".doc", ".docx", ".odt", ".ods", ".rtf", ".toml", ".cfg"),
+        *(".lnk", ".url", ".manifest", ".lock", ".md5", ".sha256"),
+    }
+)
+NOTE = "note"
+# Sub-folders of these names divide the images of a class; they are no classes.
+VIEWS = frozenset(
+    {
+        *("axial", "coronal", "sagittal", "transverse", "left", "right", "lh", "rh", "t1", "t2"),
+        *("t1w", "t2w", "flair", "pd", "dwi", "swi", "adc", "bold", "mri", "pet"),
+    }
+)
+# How many names one sentence lists.
+MAX_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -29,37 +61,39 @@ class ImageFile:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """What discovery found: images in a fixed order, classes by name, files that are no images."""
+    """What discovery found: images in a fixed order, and classes by name.
+
+    `ignored_files` counts all files that are not read. `left_out` names those that may be data, and
+    anything else that a reader should know of the folders, in one sentence each, without paths of
+    this machine.
+    """
 
     root: Path
     classes: tuple[str, ...]
     images: tuple[ImageFile, ...]
     ignored_files: int
     is_split: bool
+    left_out: tuple[str, ...] = ()
 
 
 def discover(root: Path) -> Folder:
     """Find the images below `root`: class folders, or train / valid / test folders of them.
 
-    Folders inside a class folder are searched too. Hidden files and files that are no images
-    are counted, not read. A `train` folder without siblings counts as the whole data set.
+    Folders inside a class folder are searched too. A `train` folder without siblings counts as the
+    whole data set. Hidden files, and what systems leave in folders, are passed over.
 
     Raises:
-        UserError: no folder, no class folders, one class only, an empty class, or class names
-            that differ only in case.
+        UserError: no folder, no class folders, one class only, an empty class, class names that
+            differ only in case, or class folders that are splits or whole data sets.
     """
-    if not root.is_dir():
-        raise UserError(f"the data folder {root} does not exist; pass a folder of class folders")
+    _require_folder(root)
     splits = _split_folders(root)
-    ignored = sum(1 for _ in files_below(root, depth=0))
-    found: dict[str | None, Mapping[str, Path]]
     if not splits:
-        found = {None: _class_folders(root)}
-    elif set(splits) == {"train"}:
-        found = {None: _class_folders(splits["train"])}
-    else:
-        found = {split: _class_folders(folder) for split, folder in splits.items()}
-    return _collect(root, found, ignored)
+        return _collect(root, {None: root})
+    tops = {None: splits["train"]} if set(splits) == {"train"} else splits
+    files = list(files_below(root, depth=0))
+    beside = [*_loose_files("the data folder", files), *_beside(root, splits)]
+    return _collect(root, tops, beside, loose=len(files))
 
 
 def discover_channels(channels: Mapping[str, Path]) -> Folder:
@@ -75,10 +109,7 @@ def discover_channels(channels: Mapping[str, Path]) -> Folder:
         if not folder.is_dir():
             raise UserError(f"the {split} folder {folder} does not exist")
     common = Path(os.path.commonpath([folder.resolve() for folder in channels.values()]))
-    found: dict[str | None, Mapping[str, Path]] = {
-        split: _class_folders(folder.resolve()) for split, folder in channels.items()
-    }
-    return _collect(common, found, ignored=0)
+    return _collect(common, {split: folder.resolve() for split, folder in channels.items()})
 
 
 def discover_for_test(root: Path) -> Folder:
@@ -86,10 +117,14 @@ def discover_for_test(root: Path) -> Folder:
 
     One class is enough, and a class may be empty.
     """
+    _require_folder(root)
+    test = next((f for f in _folders(root) if SPLIT_NAMES.get(f.name.lower()) == "test"), root)
+    return _collect(root, {"test": test})
+
+
+def _require_folder(root: Path) -> None:
     if not root.is_dir():
         raise UserError(f"the data folder {root} does not exist; pass a folder of class folders")
-    test = next((f for f in _folders(root) if SPLIT_NAMES.get(f.name.lower()) == "test"), root)
-    return _collect(root, {"test": _class_folders(test)}, ignored=0)
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -106,44 +141,135 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return splits if "train" in splits else {}
 
 
-def _collect(root: Path, found: Mapping[str | None, Mapping[str, Path]], ignored: int) -> Folder:
-    classes = tuple(sorted({name for folders in found.values() for name in folders}))
+def _beside(root: Path, splits: Mapping[str, Path]) -> list[str]:
+    """Name the folders beside those of the splits, which belong to no split."""
+    known = set(splits.values())
+    sentences = []
+    for folder in _folders(root):
+        files = [path for path in files_below(folder) if not is_system_name(path.name)]
+        images = sum(_is_image(path) for path in files)
+        if folder in known or not files:
+            continue
+        count = _number(images, "image") if images else _number(len(files), "file") + ", no image"
+        names = ", ".join(sorted(path.name for path in known))
+        sentences.append(
+            f"left out: the folder '{folder.name}' ({count}), because it stands beside {names} and"
+            " is not named train, validation or test; rename it if it is one of them"
+        )
+    return sentences
+
+
+def _collect(
+    root: Path, tops: Mapping[Any, Path], beside: Sequence[str] = (), loose: int = 0
+) -> Folder:
+    """Read the class folders in each of `tops` (split or None -> folder).
+
+    `beside` are sentences on what was left out so far, `loose` is how many files that were.
+    """
+    to_train = None in tops or "train" in tops
+    listed = {split: _class_folders(top) for split, top in tops.items()}
+    for split, folders in listed.items():
+        _refuse_splits_as_classes(tops[split], folders, to_train)
+    classes = tuple(sorted({name for folders in listed.values() for name in folders}))
     _refuse_case_twins(root, classes)
-    where = " and ".join(str(split) for split in found if split) or "the data folder"
-    if not classes:
-        raise UserError(
-            f"{root} has no class folders in {where}; expected one folder per class,"
-            " such as NonDemented/ and MildDemented/, with the images inside"
-        )
-    to_train = None in found or "train" in found
-    if to_train and len(classes) == 1:
-        raise UserError(
-            f"{root} has only one class folder, '{classes[0]}'; at least two are needed"
-            " (if the classes are inside it, pass that folder instead)"
-        )
+    _require_classes(root, classes, tops, to_train)
+
+    sentences, ignored = list(beside), loose
     images: list[ImageFile] = []
-    for split, folders in found.items():
+    others: dict[str, Counter[str]] = {}
+    for split, folders in listed.items():
+        files = list(files_below(tops[split], depth=0))
+        ignored += len(files)
+        sentences += _loose_files(f"the {split or 'data'} folder", files)
+        inner: dict[str, set[str]] = {}
         for label, folder in folders.items():
-            before = len(images)
-            for path in files_below(folder):
-                if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
-                    ignored += 1
-                    continue
+            own, left = _split_kinds(files_below(folder))
+            ignored += left.total()
+            left.pop(NOTE, None)
+            if not own and split in (None, "train"):
+                raise UserError(_no_images(folder, left))
+            for path in own:
                 name = path.relative_to(root).as_posix()
                 _refuse_undecodable(name)
                 images.append(ImageFile(name, label, split, path))
-            if len(images) == before and split in (None, "train"):
-                raise UserError(
-                    f"class folder {folder} holds no images"
-                    f" ({', '.join(sorted(s[1:] for s in IMAGE_SUFFIXES))}); fill or remove it"
-                )
+            parents = {path.parent for path in own} - {folder}
+            inner[label] = {parent.relative_to(folder).as_posix() for parent in parents}
+            others[folder.relative_to(root).as_posix()] = left
+        sentences += _same_subfolders(tops[split], inner)
     trained = {image.label for image in images if image.split in (None, "train")}
     for label in classes:
         if to_train and label not in trained:
             raise UserError(f"class '{label}' has images, but none in the train folder of {root}")
     if not images:
-        raise UserError(f"{root} holds no images in its class folders")
-    return Folder(root, classes, tuple(sorted(images)), ignored, is_split=None not in found)
+        kinds = sum(others.values(), Counter[str]())
+        found = f", only {_list_kinds(kinds)}: {_reason(kinds)}" if kinds else ""
+        raise UserError(f"{root} holds no images in its class folders{found}")
+    sentences += _other_kinds(others)
+    return Folder(root, classes, tuple(sorted(images)), ignored, None not in tops, tuple(sentences))
+
+
+def _require_classes(
+    root: Path, classes: Sequence[str], tops: Mapping[Any, Path], to_train: bool
+) -> None:
+    if not classes:
+        where = " and ".join(split for split in tops if split)
+        raise UserError(
+            f"{root} has no class folders{f' in {where}' if where else ''}; expected one folder"
+            " per class, such as NonDemented/ and MildDemented/, with the images inside"
+        )
+    if to_train and len(classes) == 1:
+        raise UserError(
+            f"{root} has only one class folder, '{classes[0]}'; at least two are needed"
+            " (if the classes are inside it, pass that folder instead)"
+        )
+
+
+def _refuse_splits_as_classes(top: Path, folders: Mapping[str, Path], to_train: bool) -> None:
+    """Refuse folders that are named as splits where class folders should be."""
+    splits = [name for name in folders if name.lower() in SPLIT_NAMES]
+    if not splits:
+        return
+    has_train = any(SPLIT_NAMES[name.lower()] == "train" for name in splits)
+    if not to_train:
+        mend = "pass the one to measure on, or name it test"
+    elif has_train:
+        mend = (
+            f"pass {top} as the only data folder or channel, or pass these folders one by one as"
+            " train, validation and test"
+        )
+    else:
+        mend = "put the training images into a train folder beside them, or pass one of them"
+    raise UserError(
+        f"{top} holds {_listed(splits)} where class folders should be, which is how splits are"
+        f" named, not classes; {mend}"
+    )
+
+
+def _same_subfolders(top: Path, inner: Mapping[str, set[str]]) -> list[str]:
+    """Refuse class folders that hold the same sub-folders: the classes are probably those.
+
+    `inner` has the sub-folders with images of each class folder in `top`. Where their names have
+    digits they may be subjects, numbered anew in each class: then a sentence says what was found.
+    """
+    held = Counter(name for names in inner.values() for name in names)
+    shared = sorted(name for name, count in held.items() if 2 * count > len(inner))
+    splits = [name for name in shared if name.split("/")[0].lower() in SPLIT_NAMES]
+    if len(inner) < 2 or (len(shared) < 2 and not splits):
+        return []
+    if all(name.lower() in VIEWS for name in shared):
+        return []
+    outer = [label for label, names in inner.items() if names.issuperset(shared)] or list(inner)
+    found = f"the folders {_listed(outer)} hold the same sub-folders {_listed(shared)}"
+    if any(letter.isdigit() for name in shared for letter in name):
+        return [f"{found}: if these are the classes, pass one of the outer folders instead"]
+    if splits:
+        mend = f"put the splits outside, as in {splits[0].split('/')[0]}/{outer[0]}, or pass one"
+    else:
+        mend = f"pass one of them, such as {top / outer[0]}"
+    raise UserError(
+        f"{found}, so {top} is probably one level too high; {mend}"
+        f" (if '{outer[0]}' is a class, move its images into one folder)"
+    )
 
 
 def _refuse_case_twins(root: Path, classes: Sequence[str]) -> None:
@@ -157,12 +283,110 @@ def _refuse_case_twins(root: Path, classes: Sequence[str]) -> None:
             )
 
 
+def _split_kinds(files: Iterable[Path]) -> tuple[list[Path], Counter[str]]:
+    """Return the images among `files`, and the others counted by kind."""
+    images: list[Path] = []
+    others: Counter[str] = Counter()
+    for path in files:
+        if _is_image(path):
+            images.append(path)
+        else:
+            others[_kind(path)] += 1
+    return images, others
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not is_system_name(path.name)
+
+
+def _kind(path: Path) -> str:
+    """Return the suffix of a file that may be data, "DICOM" by its content, or NOTE."""
+    name = path.name.lower()
+    suffix = ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()
+    if is_system_name(name) or suffix in NOTE_SUFFIXES:
+        return NOTE
+    if not suffix or suffix[1:].isdigit():  # scanners write DICOM files as IM0001 or 1.2.840.1
+        return "DICOM" if _is_dicom(path) else "without a suffix"
+    return suffix
+
+
+def _is_dicom(path: Path) -> bool:
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _loose_files(title: str, files: Iterable[Path]) -> list[str]:
+    """Name the files beside class folders that may be data."""
+    images, others = _split_kinds(files)
+    others.pop(NOTE, None)
+    found = [_number(len(images), "image")] if images else []
+    found += [_list_kinds(others)] if others else []
+    if not found:
+        return []
+    return [f"left out: {' and '.join(found)} in {title}, because they are in no class folder"]
+
+
+def _other_kinds(others: Mapping[str, Counter[str]]) -> list[str]:
+    """Name the files in class folders that are not read, one sentence a kind."""
+    sentences = []
+    for kind in sorted({kind for counts in others.values() for kind in counts}):
+        places = [f"{name} {counts[kind]}" for name, counts in others.items() if counts[kind]]
+        count = Counter({kind: sum(counts[kind] for counts in others.values())})
+        sentences.append(
+            f"left out: {_list_kinds(count)} in class folders ({_shortened(places)}):"
+            f" {_reason(count)}"
+        )
+    return sentences
+
+
+def _no_images(folder: Path, others: Counter[str]) -> str:
+    if others:
+        return f"class folder {folder} holds {_list_kinds(others)} and no images: {_reason(others)}"
+    suffixes = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
+    return f"class folder {folder} holds no images ({suffixes}); fill or remove it"
+
+
+def _reason(kinds: Iterable[str]) -> str:
+    """Say what to do with files that are not read."""
+    if SCAN_SUFFIXES.intersection(kinds):
+        return "scans are not read; convert their slices to PNG"
+    return "only JPEG, PNG, BMP, TIFF and WebP are read; convert them to PNG"
+
+
+def _list_kinds(kinds: Mapping[str, int]) -> str:
+    return " and ".join(
+        f"{_number(count, 'file')} {kind}" if " " in kind else _number(count, f"{kind} file")
+        for kind, count in sorted(kinds.items())
+    )
+
+
+def _number(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    quoted = [f"'{name}'" for name in names]
+    if len(quoted) > MAX_NAMED:
+        return f"{', '.join(quoted[:MAX_NAMED])} and {len(quoted) - MAX_NAMED} more"
+    return " and ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
+
+
+def _shortened(places: Sequence[str]) -> str:
+    more = f", and {len(places) - MAX_NAMED} more" if len(places) > MAX_NAMED else ""
+    return ", ".join(places[:MAX_NAMED]) + more
+
+
 def _class_folders(root: Path) -> dict[str, Path]:
     return {folder.name: folder for folder in _folders(root)}
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(p for p in root.iterdir() if not is_system_name(p.name) and p.is_dir())
 
 
 def files_below(folder: Path, depth: int | None = None) -> Iterator[Path]:
@@ -173,7 +397,7 @@ def files_below(folder: Path, depth: int | None = None) -> Iterator[Path]:
         if real in visited or depth == 0:
             folders.clear()
         else:
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            folders[:] = sorted(name for name in folders if not is_system_name(name))
         if real not in visited:
             yield from (Path(current, name) for name in sorted(files))
         visited.add(real)

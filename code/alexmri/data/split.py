@@ -2,7 +2,7 @@
 
 An image's place is the number its key hashes to: below 0.70 train, below 0.85 validation, else
 test. The key is the SHA-256 of its bytes (split by slice: copies of one file stay together) or the
-name of its person (split by subject). So adding or removing an image moves no other image, and the
+name of its subject (split by subject). So adding or removing an image moves no other image, and the
 order of files does not matter. Every class is divided by the same shares; with n images the share
 of a split has a standard deviation of sqrt(p (1 - p) / n). See docs/decisions/0001.
 """
@@ -11,6 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal
 
 from alexmri.errors import UserError
@@ -19,7 +20,7 @@ SPLITS = ("train", "validation", "test")
 # The part of the training folder that becomes validation where a data set brings none.
 CARVED_SHARE = 0.15 / 0.85
 
-# A class with fewer people than this in the test split is not measured, only sampled.
+# A class with fewer subjects than this in the test split is not measured, only sampled.
 FEW_TESTED = 5
 
 Protocol = Literal["slice", "subject", "folders"]
@@ -126,23 +127,36 @@ def split_as_given(
     return Split(tuple(assigned), "folders", (note, *carved.notes))
 
 
-def subjects_shared(split: Split, subjects: Sequence[str]) -> int:
-    """Return how many people have images both in train and in test."""
-    sides: dict[str, set[str]] = {"train": set(), "test": set()}
+def compared_with(split: Split) -> str | None:
+    """Return the split whose figures count beside train: test, or else validation."""
+    return next((name for name in ("test", "validation") if name in split.assigned), None)
+
+
+def subjects_shared(split: Split, subjects: Sequence[str]) -> int | None:
+    """Return how many subjects have images both in train and in the split it is compared with."""
+    other = compared_with(split)
+    return None if other is None else subjects_between(split, subjects)[f"train_{other}"]
+
+
+def subjects_between(split: Split, subjects: Sequence[str]) -> dict[str, int]:
+    """Return how many subjects any two splits share, of those that have images.
+
+    The keys are train_validation, train_test and validation_test.
+    """
+    sides: dict[str, set[str]] = {name: set() for name in SPLITS if name in split.assigned}
     for name, subject in zip(split.assigned, subjects, strict=True):
-        if name in sides:
-            sides[name].add(subject)
-    return len(sides["train"] & sides["test"])
+        sides[name].add(subject)
+    return {f"{a}_{b}": len(sides[a] & sides[b]) for a, b in combinations(sides, 2)}
 
 
 def _few_tested(keys: Sequence[str], labels: Sequence[str], chosen: Mapping[str, str]) -> list[str]:
-    """Name the classes with a handful of people in the test split, in one note."""
-    people = sorted({(label, key) for key, label in zip(keys, labels, strict=True)})
-    all_people = Counter(label for label, _ in people)
-    tested = Counter(label for label, key in people if chosen[key] == "test")
+    """Name the classes with a handful of subjects in the test split, in one note."""
+    subjects = sorted({(label, key) for key, label in zip(keys, labels, strict=True)})
+    counts = Counter(label for label, _ in subjects)
+    tested = Counter(label for label, key in subjects if chosen[key] == "test")
     few = [
         f"{label} {tested[label]} of {count}"
-        for label, count in all_people.items()
+        for label, count in counts.items()
         if tested[label] < FEW_TESTED
     ]
     told = f"few people are tested: {', '.join(few)}; alexmri crossval tests everybody once"

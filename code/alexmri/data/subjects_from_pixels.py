@@ -1,13 +1,13 @@
 """Tell from pixels alone which images show the same person: chains of neighbouring slices.
 
-Neighbouring slices of a person differ by less than two people at the same height. Plain correlation
-at 32 x 32 hardly shows it, because what all brains have in common weighs most. So the pictures are
-whitened by their own principal axes: what is common then weighs no more than what is personal. On
-the 160 people of the public set that lifts the gap between a person's neighbouring slices and the
-best match in anybody else from 0.991 against 0.985 to 0.83 against 0.45. Two chains that run side
-by side through the same heights of the head are two people, however alike some of their slices are;
-two that do not meet may be one person with slices missing between. Labels are not looked at, so
-that a person who stands in two classes can be found.
+Neighbouring slices of a person differ by less than two people at the same position. Plain
+correlation at 32 x 32 hardly shows it, because what all brains have in common weighs most. So the
+images are whitened by their own principal axes: what is common then weighs no more than what is
+personal. On the 160 people of the public set that lifts the gap between a person's neighbouring
+slices and the best match in anybody else from 0.991 against 0.985 to 0.83 against 0.45. Two chains
+that run side by side through the same positions of the head are two people, however alike some
+slices are; two that do not meet may be one person with slices missing between. Labels are not
+looked at, so that a person who stands in two classes can be found.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from alexmri.data.nearest import Rows, Vectors, pairs_above
-from alexmri.data.slice_position import Heights, heights
+from alexmri.data.slice_position import Positions, slice_positions
 from alexmri.data.subjects import Subjects
 
-FEWEST = 16
+MIN_IMAGES = 16
 # Axes kept, at most and per image, and from how many images they are taken at most.
 MAX_AXES, AXES_PER_IMAGE, AXES_SAMPLE = 200, 0.25, 8000
 # Slices are linked from here on. On the public set, and on parts of it (5 to 160 people, every
@@ -36,8 +36,8 @@ JOIN, JOIN_MARGIN = 0.3, 0.1
 # Of few images the few axes are alike by chance: links must reach this share of what the most alike
 # of so many random directions would (measured on 2 to 10 people; nothing changes from 12 on).
 CHANCE = 0.6
-# Chains that have more than this share of the shorter one's heights in common are two people's.
-# Heights are uncertain by the second number (5 of 32 slices), so short chains are never refused.
+# Chains that have more than this share of the shorter one's positions in common are two people's.
+# Positions are uncertain by the second number (5 of 32 slices), so short chains are never refused.
 SIDE_BY_SIDE, BLUR = 0.4, 0.15
 # Below this share of images with an unrivalled place, inferred people are not believed.
 BELIEVED = 0.9
@@ -45,11 +45,11 @@ BELIEVED = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Inferred:
-    """A number for the person in each image, and the share of images whose place is beyond doubt.
+    """A number for the subject on each image, and the share of images whose place is beyond doubt.
 
     In doubt is an image alone in its chain, and one almost as much like another chain as its own.
     Another image counts by the share of all others that cannot be the rest of its person, because
-    their chains reach the same heights as its own.
+    their chains reach the same positions as its own.
     """
 
     subject_N: Rows
@@ -62,11 +62,11 @@ class Inferred:
     def subjects(self, sha256: Sequence[str]) -> Subjects:
         """Return them named by the contents of their images, whatever order the files come in."""
         names: dict[int, str] = {}
-        for person, digest in zip(self.subject_N.tolist(), sha256, strict=True):
-            names[person] = min(names.get(person, digest), digest)
+        for number, digest in zip(self.subject_N.tolist(), sha256, strict=True):
+            names[number] = min(names.get(number, digest), digest)
         doubt = "" if self.believed else ", too little to rely on"
         return Subjects(
-            tuple(f"inferred-{names[person][:12]}" for person in self.subject_N.tolist()),
+            tuple(f"inferred-{names[number][:12]}" for number in self.subject_N.tolist()),
             f"pixels, inferred with confidence {self.confidence:.2f}{doubt}",
             believed=self.believed,
         )
@@ -75,31 +75,31 @@ class Inferred:
 def infer_subjects(vectors_ND: Vectors) -> Inferred:
     """Return who is in each image, told by `unit_vectors` of their pixels."""
     images = len(vectors_ND)
-    if images < FEWEST:
+    if images < MIN_IMAGES:
         return Inferred(np.arange(images), 0.0)
     white_NK = _whitened(vectors_ND)
     i, j, alike = pairs_above(white_NK, white_NK, JOIN)
-    height_N = heights(vectors_ND, i, j)
-    links = alike >= _least_link(*white_NK.shape)
-    subject_N = _linked(i[links], j[links], alike[links], height_N)
+    position_N = slice_positions(vectors_ND, i, j)
+    links = alike >= _min_link(*white_NK.shape)
+    subject_N = _linked(i[links], j[links], alike[links], position_N)
     while True:
-        joined_N = _join(subject_N, i, j, alike, height_N)
+        joined_N = _join(subject_N, i, j, alike, position_N)
         if joined_N.max() == subject_N.max():
-            return Inferred(subject_N, _confidence(subject_N, i, j, alike, height_N))
+            return Inferred(subject_N, _confidence(subject_N, i, j, alike, position_N))
         subject_N = joined_N
 
 
-def _least_link(images: int, axes: int) -> float:
+def _min_link(images: int, axes: int) -> float:
     """Return from where on images are linked: on few axes some of many are alike by chance."""
     by_chance = float(np.sqrt(2 * np.log(images**2 / 2) / axes))
     return max(LINK, CHANCE * by_chance)
 
 
-def _linked(i: Rows, j: Rows, alike: Vectors, height_N: Heights) -> Rows:
+def _linked(i: Rows, j: Rows, alike: Vectors, position_N: Positions) -> Rows:
     """Return chains: the strongest link first, none between two that run side by side."""
-    chain_N = list(range(len(height_N)))
+    chain_N = list(range(len(position_N)))
     members = [[image] for image in chain_N]
-    low, high = height_N.tolist(), height_N.tolist()
+    low, high = position_N.tolist(), position_N.tolist()
     order = np.argsort(-alike, kind="stable")
     for a, b in zip(i[order].tolist(), j[order].tolist(), strict=True):
         a, b = chain_N[a], chain_N[b]
@@ -115,7 +115,7 @@ def _linked(i: Rows, j: Rows, alike: Vectors, height_N: Heights) -> Rows:
 
 
 def _side_by_side(low_a: Any, high_a: Any, low_b: Any, high_b: Any) -> Any:
-    """Whether chains share so much of their heights that they are two people's."""
+    """Whether chains share so much of their positions that they are two people's."""
     shared = np.minimum(high_a, high_b) - np.maximum(low_a, low_b)
     shorter = np.minimum(high_a - low_a, high_b - low_b)
     return shared > np.maximum(BLUR, SIDE_BY_SIDE * shorter)
@@ -139,12 +139,12 @@ def _connected(i: Rows, j: Rows, nodes: int) -> Rows:
     return numbers.astype(np.int64)
 
 
-def _join(subject_N: Rows, i: Rows, j: Rows, alike: Vectors, height_N: Heights) -> Rows:
+def _join(subject_N: Rows, i: Rows, j: Rows, alike: Vectors, position_N: Positions) -> Rows:
     """Join pairs of chains that are each other's best match by a margin."""
     chains = int(subject_N.max()) + 1
     a, b = subject_N[i], subject_N[j]
     a, b, alike = _strongest(a[a != b], b[a != b], alike[a != b], chains)
-    low, high = _reach(subject_N, height_N)
+    low, high = _reach(subject_N, position_N)
     apart = ~_side_by_side(low[a], high[a], low[b], high[b])
     a, b, alike = a[apart], b[apart], alike[apart]
     first, best, second = _rivals(a, b, alike, chains)
@@ -156,12 +156,12 @@ def _join(subject_N: Rows, i: Rows, j: Rows, alike: Vectors, height_N: Heights) 
     return _connected(chosen, first[chosen], chains)[subject_N]
 
 
-def _reach(subject_N: Rows, height_N: Heights) -> tuple[Heights, Heights]:
+def _reach(subject_N: Rows, position_N: Positions) -> tuple[Positions, Positions]:
     """Return the lowest and the highest place of every chain."""
     chains = int(subject_N.max()) + 1
     low, high = np.ones(chains), np.zeros(chains)
-    np.minimum.at(low, subject_N, height_N)
-    np.maximum.at(high, subject_N, height_N)
+    np.minimum.at(low, subject_N, position_N)
+    np.maximum.at(high, subject_N, position_N)
     return low, high
 
 
@@ -191,22 +191,22 @@ def _rivals(
     return first, best, second
 
 
-def _confidence(subject_N: Rows, i: Rows, j: Rows, alike: Vectors, height_N: Heights) -> float:
+def _confidence(subject_N: Rows, i: Rows, j: Rows, alike: Vectors, position_N: Positions) -> float:
     own, other = np.zeros(len(subject_N)), np.full(len(subject_N), JOIN)
     same = subject_N[i] == subject_N[j]
     for rows in (i, j):
         np.maximum.at(own, rows[same], alike[same])
         np.maximum.at(other, rows[~same], alike[~same])
     clear = own - other >= JOIN_MARGIN
-    return float((clear * _whole(subject_N, height_N)[subject_N]).mean())
+    return float((clear * _whole(subject_N, position_N)[subject_N]).mean())
 
 
-def _whole(subject_N: Rows, height_N: Heights) -> Heights:
+def _whole(subject_N: Rows, position_N: Positions) -> Positions:
     """Return for each chain the share of other images that cannot be the rest of its person.
 
-    They are on chains that reach heights where this chain is as well.
+    They are on chains that reach positions where this chain is as well.
     """
-    low, high = _reach(subject_N, height_N)
+    low, high = _reach(subject_N, position_N)
     size = np.bincount(subject_N)
     images = size.sum()
     by_high, by_low = np.argsort(high), np.argsort(-low)
@@ -215,5 +215,5 @@ def _whole(subject_N: Rows, height_N: Heights) -> Heights:
     below = upto[np.searchsorted(high[by_high], low, side="left")]
     above = downto[np.searchsorted(-low[by_low], -high, side="left")]
     others = images - size
-    whole: Heights = (others - below - above) / np.maximum(others, 1)
+    whole: Positions = (others - below - above) / np.maximum(others, 1)
     return whole

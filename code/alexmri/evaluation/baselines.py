@@ -1,4 +1,4 @@
-"""What two opponents without any learning answer, and how far a model is above them."""
+"""What two baselines without any learning answer, and how far a model is above them."""
 
 from collections.abc import Mapping
 
@@ -8,18 +8,20 @@ from alexmri.data.nearest import nearest, unit_vectors
 from alexmri.data.pixels import PixelRows
 from alexmri.evaluation.predictions import Floats, Ints, Predictions
 
-# Pictures that are looked among, as in the audit: larger sets are thinned evenly.
-LARGEST_REFERENCE = 28_000
+# Training images that are compared with, as in the audit: larger sets are thinned evenly.
+MAX_REFERENCE = 28_000
 COMPARED = ("accuracy", "macro_f1")  # with a paired test
 
 
-def look_up(pixels_NCHW: PixelRows, reference_NCHW: PixelRows, reference_labels: Ints) -> Ints:
-    """Return the label (N,) of the reference picture most like each picture.
+def one_nearest_neighbour(
+    pixels_NCHW: PixelRows, reference_NCHW: PixelRows, reference_labels: Ints
+) -> Ints:
+    """Return the label (N,) of the reference image most like each image.
 
     Alike is the correlation of 32 x 32 pixels: a 1-nearest-neighbour classifier (Cover and Hart
-    1967) that knows nothing of what a disease looks like. `reference_NCHW` are training pictures.
+    1967) that knows nothing of what a disease looks like. `reference_NCHW` are training images.
     """
-    every = -(-len(reference_labels) // LARGEST_REFERENCE)
+    every = -(-len(reference_labels) // MAX_REFERENCE)
     rows_M = np.arange(0, len(reference_labels), every)
     reference_MD = unit_vectors(reference_NCHW[rows_M])
     index_N, _ = nearest(unit_vectors(pixels_NCHW), reference_MD)
@@ -27,7 +29,7 @@ def look_up(pixels_NCHW: PixelRows, reference_NCHW: PixelRows, reference_labels:
 
 
 def answers_of_baselines(predictions: Predictions, majority: int) -> dict[str, Ints]:
-    """Return the answers (N,) of each opponent by name.
+    """Return the answers (N,) of each baseline by name.
 
     "majority" always answers the class that is commonest in this very split, so no constant answer
     is right more often; "nearest_neighbour", where known, gives the label of the most similar

@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from alexmri.data.synthetic import NOTICE
+from alexmri.evaluation.formatting import figure, interval
+from alexmri.evaluation.interpretation import compared, headline, interpret
 from alexmri.evaluation.report import audit_findings
-from alexmri.evaluation.verdict import compared, headline, verdict
-from alexmri.evaluation.words import figure, interval
 
-# A class of fewer people is named among the limits: leaving one out changes its figures visibly.
-FEW_PEOPLE_IN_CLASS = 10
+# A class of fewer subjects is named among the limits: leaving one out changes its figures visibly.
+MIN_SUBJECTS_PER_CLASS = 10
 AVERAGES = (
     ("accuracy", "accuracy"),
     ("balanced accuracy", "balanced_accuracy"),
@@ -20,13 +21,14 @@ def model_card(facts: Mapping[str, Any]) -> str:
     """Return the card as Markdown; equal runs give equal cards.
 
     `facts` has protocol, leak_probe, audit, test, validation (as `metrics.measure` returns them),
-    data (classes, counts, people, fingerprint, warnings), settings and model (parameters,
+    data (classes, counts, subjects, fingerprint, warnings), settings and model (parameters,
     temperature).
     """
     test = facts["test"]
     measured = test or facts["validation"]
     blocks = [
         ["# Model card: AlexNet for brain-MRI slices"],
+        *([[f"**{NOTICE}**"]] if facts["protocol"].get("synthetic") else []),
         ["**Research software. Not a medical device; not for diagnosis.**"],
         ["## Intended use"],
         [
@@ -37,7 +39,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
         ],
         ["## What the figures measure"],
         [f"**{headline(facts['protocol'], test).text}**"],
-        *([words] for words in verdict(facts["protocol"], facts["leak_probe"], test)),
+        *([words] for words in interpret(facts["protocol"], facts["leak_probe"], test)),
         ["## Figures"],
         *_figures(measured, "test" if test else "validation"),
         ["## Data"],
@@ -50,9 +52,9 @@ def model_card(facts: Mapping[str, Any]) -> str:
         ["## Model"],
         [_model(facts)],
         [
-            "Each answer of the server has a score from 0 to 1 for how unlike the training data the"
-            " picture is: the share of validation slices that are less unlike. Above 0.99, distrust"
-            " the answer; below, the score does not say that the answer is right."
+            "Each answer of the server says how unusual the image is, as a percentile of the"
+            " validation slices. Above 0.99, distrust the answer. A lower percentile does not say"
+            " that the answer is right."
         ],
     ]
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
@@ -64,8 +66,8 @@ def _figures(measured: Mapping[str, Any], split: str) -> Iterator[Sequence[str]]
     people = measured["subject_level"]
     unit = "people" if measured["resampled_by"] == "subject" else "images, as people are unknown"
     yield [
-        f"In brackets 95 % bootstrap intervals over {unit}. The look-up answers with the label of"
-        " the most similar training slice."
+        f"In brackets 95 % bootstrap intervals over {unit}. The 1-NN baseline answers with the"
+        " label of the most similar training slice."
     ]
     levels = [(f"{measured['images']} {split} images", measured)]
     if people:
@@ -83,11 +85,11 @@ def _figures(measured: Mapping[str, Any], split: str) -> Iterator[Sequence[str]]
 
 
 def _beside_baselines(title: str, level: Mapping[str, Any]) -> Iterator[str]:
-    look_up, always = (level["baselines"][name] for name in ("nearest_neighbour", "majority"))
-    yield f"| {title} | network | look-up | always {always['class']} |"
+    one_nn, always = (level["baselines"][name] for name in ("nearest_neighbour", "majority"))
+    yield f"| {title} | network | 1-NN baseline | always {always['class']} |"
     yield "| --- | ---: | ---: | ---: |"
     for name, key in AVERAGES:
-        shown = (_estimate(each and each[key]) for each in (level, look_up, always))
+        shown = (_estimate(each and each[key]) for each in (level, one_nn, always))
         yield f"| {name} | {' | '.join(shown)} |"
 
 
@@ -128,12 +130,12 @@ def _classes(measured: Mapping[str, Any]) -> Iterator[str]:
 
 def _data(data: Mapping[str, Any]) -> Iterator[str]:
     """Count images, and people in brackets where they are known."""
-    people = data["people"]
-    yield f"| {'images (people)' if people else 'images'} | {' | '.join(data['classes'])} |"
+    subjects = data["subjects"]
+    yield f"| {'images (people)' if subjects else 'images'} | {' | '.join(data['classes'])} |"
     yield "| --- |" + " ---: |" * len(data["classes"])
     for split, counts in data["counts"].items():
         shown = [
-            f"{number} ({people[split][name]})" if people else str(number)
+            f"{number} ({subjects[split][name]})" if subjects else str(number)
             for name, number in counts.items()
         ]
         yield f"| {split} | {' | '.join(shown)} |"
@@ -148,10 +150,11 @@ def _protocol(facts: Mapping[str, Any]) -> str:
     }[protocol["split_by"]]
     shares = " / ".join(f"{share:.0%}" for share in settings["split_ratios"])
     drawn = "" if protocol["split_by"] == "folders" else f" ({shares}, seed {settings['seed']})"
+    test = "the test split chose nothing" if facts["test"] else "there is no test split"
     return (
         f"Split {how}{drawn}. The validation split chose the epoch, by"
-        f" {settings['early_stopping_metric'].replace('_f', ' F')}, and the temperature; the test"
-        " split chose nothing. A person's answer is the mean of the calibrated"
+        f" {settings['early_stopping_metric'].replace('_f', ' F')}, and the temperature; {test}."
+        " A person's answer is the mean of the calibrated"
         " probabilities of their slices. The interval of a lead is over the same resamples, p by"
         " swapping the answers of random people (of images, where people are unknown)."
     )
@@ -159,11 +162,11 @@ def _protocol(facts: Mapping[str, Any]) -> str:
 
 def _limits(facts: Mapping[str, Any]) -> Iterator[str]:
     data = facts["data"]
-    if data["people"] is None:
+    if data["subjects"] is None:
         yield "Who is on which image is unknown, so nothing here is a figure about new people."
     else:
-        for name, number in data["people"]["all"].items():
-            if number < FEW_PEOPLE_IN_CLASS:
+        for name, number in data["subjects"]["all"].items():
+            if number < MIN_SUBJECTS_PER_CLASS:
                 one = "1 person" if number == 1 else f"{number} people"
                 yield (
                     f"{name} has {one} in the whole data set: figures about this class say"

@@ -13,7 +13,7 @@ import numpy as np
 
 from alexmri.evaluation.baselines import against, answers_of_baselines
 from alexmri.evaluation.calibration import expected_calibration_error, reliability_bins
-from alexmri.evaluation.predictions import Floats, Ints, Predictions, by_person
+from alexmri.evaluation.predictions import Floats, Ints, Predictions, by_subject
 from alexmri.evaluation.rates import auc, confusion_matrix, mean_defined, rates, ratio, weighted
 from alexmri.evaluation.resampling import estimate, paired_test, resamples, spread, units_of
 
@@ -44,7 +44,7 @@ def measure(
     "majority_class" is the commonest label of this very split; "weighted" holds what `statistics`
     needs. "demented" tells demented from non-demented, None without `negative_class`: the score is
     one minus the probability of that class, above 0.5 is called demented. "baselines" has what
-    always answering the commonest class and the look-up reach, and how far the model is above.
+    always answering the commonest class and the 1-NN baseline reach, and the model's lead.
     "subject_level" has the same for people, compared by the mean of their probabilities; people
     with several labels have no single answer and are only counted ("left_out"). Raises ValueError
     where `negative_class` is none of the classes.
@@ -94,11 +94,11 @@ def measure(
     bins = reliability_bins(probabilities_NK.max(axis=1), predicted_N == labels_N)
     after = _calibration(sampled, "", bins)
     before, bins_before = _before_calibration(predictions, sampled)
-    people_known = predictions.subjects_N is not None
+    subjects_known = predictions.subjects_N is not None
     measured: dict[str, Any] = {
         "images": len(labels_N),
-        "subjects": U if people_known else None,
-        "resampled_by": "subject" if people_known else "image",
+        "subjects": U if subjects_known else None,
+        "resampled_by": "subject" if subjects_known else "image",
         **{name: estimate(sampled[name]) for name in ("accuracy", "macro_f1", "balanced_accuracy")},
         "per_class": {
             name: {rate: estimate(sampled[rate][:, k]) for rate in ("precision", "recall", "f1")}
@@ -263,15 +263,15 @@ def _baseline(
 def _subject_level(
     predictions: Predictions, negative_class: str | None, seed: int, replicates: int
 ) -> dict[str, Any] | None:
-    """Return the figures of people with one label each, None where there are none."""
-    # A person's mean is one prediction like any other, so the same function measures them.
-    people = by_person(predictions)
-    if people is None:
+    """Return the figures of subjects with one label each, None where there are none."""
+    # A subject's mean is one prediction like any other, so the same function measures them.
+    subjects = by_subject(predictions)
+    if subjects is None:
         return None
-    measured = measure(people, negative_class=negative_class, seed=seed, replicates=replicates)
-    everybody = len(set(predictions.subjects_N or ()))
+    measured = measure(subjects, negative_class=negative_class, seed=seed, replicates=replicates)
+    all_subjects = len(set(predictions.subjects_N or ()))
     kept = (*AVERAGES, "confusion_matrix", "auc", "demented", "majority_class", "baselines")
-    return {"subjects": len(people.paths), "left_out": everybody - len(people.paths)} | {
+    return {"subjects": len(subjects.paths), "left_out": all_subjects - len(subjects.paths)} | {
         key: measured[key] for key in kept
     }
 

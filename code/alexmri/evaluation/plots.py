@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
 
-from alexmri.evaluation.predictions import Predictions, by_person
+from alexmri.evaluation.predictions import Predictions, by_subject
 
 # Okabe and Ito 2008: told apart with every common kind of colour blindness. Yellow is left out,
 # it is too light for lines; line styles tell further classes apart.
@@ -41,7 +41,7 @@ def measured_plots(
     measured: Mapping[str, Any], predictions: Predictions, title: str
 ) -> dict[str, bytes]:
     """Draw, by name, what `measured`, the result of `measure(predictions)`, holds."""
-    matrix, people = measured["confusion_matrix"], measured["subject_level"]
+    matrix, subjects = measured["confusion_matrix"], measured["subject_level"]
     drawn = {
         "confusion": confusion(matrix["counts"], matrix["classes"], f"{title}: slices"),
         "reliability": reliability(
@@ -50,8 +50,8 @@ def measured_plots(
         "roc": roc(predictions),
         "precision_recall": precision_recall(predictions),
     }
-    if people:
-        matrix = people["confusion_matrix"]
+    if subjects:
+        matrix = subjects["confusion_matrix"]
         drawn["confusion_subjects"] = confusion(
             matrix["counts"], matrix["classes"], f"{title}: people"
         )
@@ -207,7 +207,7 @@ def roc_demented(predictions: Predictions, negative_class: str) -> bytes:
     lines, labels = [], []
     for name, answers, colour, style in (
         ("slices", predictions, BLUE, "-"),
-        ("people", by_person(predictions), VERMILION, "--"),
+        ("people", by_subject(predictions), VERMILION, "--"),
     ):
         if answers is None:
             continue

@@ -1,4 +1,4 @@
-"""What a model said about labelled images, and how that is pooled, narrowed, or told by person."""
+"""What a model said about labelled images; how that is pooled, narrowed, averaged by subject."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Number = TypeVar("Number", np.int64, np.float64)
 
-OTHER = -1  # a look-up's answer that is none of the classes
+OTHER = -1  # an answer of the 1-NN baseline that is none of the classes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,7 @@ class Predictions:
     """What a model said about N labelled images of K classes.
 
     `probabilities_NK` are calibrated and sum to 1 along each row; `labels_N` index `classes`;
-    `subjects_N` names the person on each image, None where people are unknown.
+    `subjects_N` names the subject on each image, None where subjects are unknown.
     `uncalibrated_NK` are the probabilities before calibration, and `nearest_N` the label of the
     most similar training image (`OTHER` where that is none of the classes): None where not known.
     Raises ValueError where the parts do not fit together.
@@ -53,7 +53,7 @@ class Predictions:
         if nearest_N is not None and (
             nearest_N.shape != (N,) or nearest_N.min() < OTHER or nearest_N.max() >= K
         ):
-            raise ValueError(f"Expected {N} answers of the look-up in {OTHER}..{K - 1}.")
+            raise ValueError(f"Expected {N} answers of the 1-NN baseline in {OTHER}..{K - 1}.")
 
 
 def pool(parts: Sequence[Predictions]) -> Predictions:
@@ -84,9 +84,9 @@ def restrict(predictions: Predictions, classes: Sequence[str]) -> Predictions:
 
     Images of other classes are left out, and each row is divided by its sum over `classes`: the
     answer is the likeliest of them. So `measure(restrict(p, classes))["macro_f1"]` is a macro F1
-    that does not hang on a class of two people. A look-up has no second choice: where it answers
-    another class that stays wrong. Raises ValueError for an unknown class and where no image is
-    left.
+    that does not hang on a class of two people. The 1-NN baseline has no second choice: where it
+    answers another class that stays wrong. Raises ValueError for an unknown class and where no
+    image is left.
     """
     unknown = set(classes) - set(predictions.classes)
     if unknown:
@@ -110,10 +110,10 @@ def restrict(predictions: Predictions, classes: Sequence[str]) -> Predictions:
     )
 
 
-def by_person(predictions: Predictions) -> Predictions | None:
-    """Return one row for each person with one label: the mean of the calibrated probabilities.
+def by_subject(predictions: Predictions) -> Predictions | None:
+    """Return one row for each subject with one label: the mean of the calibrated probabilities.
 
-    The look-up's answer for a person is its commonest one (the first of equals). People with
+    The 1-NN baseline's answer for a subject is its commonest one (the first of equals). Those with
     several labels have no single answer and are left out. None where nobody is left, or known.
     """
     if predictions.subjects_N is None:

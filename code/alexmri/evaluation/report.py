@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alexmri.data.pages import page_templates
-from alexmri.evaluation.verdict import compared, headline, verdict
-from alexmri.evaluation.words import figure, interval
+from alexmri.data.synthetic import NOTICE
+from alexmri.evaluation.formatting import figure, interval
+from alexmri.evaluation.interpretation import compared, headline, interpret
 
 DISCLAIMER = "Research software. Not a medical device; not for diagnosis."
 
@@ -15,8 +16,8 @@ def render_report(facts: Mapping[str, Any]) -> str:
     """Return the report as one HTML page that needs nothing from outside.
 
     `facts` has title, generated, protocol, leak_probe, test, validation, history, best_epoch,
-    data (classes, counts and people by split, fingerprint, warnings), audit (the document of the
-    data's audit, or None), mistakes, settings, run, code, model (parameters, temperature) and
+    data (classes, counts and subjects by split, fingerprint, warnings), audit (the document of the
+    data's audit, or None), top_losses, settings, run, code, model (parameters, temperature) and
     plots (PNG bytes by name; missing ones are left out). Without a training `history` is empty,
     and only the splits that `counts` names are shown. Everything in it is escaped: class names are
     folder names. Raises jinja2.UndefinedError where a key is missing.
@@ -32,8 +33,10 @@ def render_report(facts: Mapping[str, Any]) -> str:
     return environment.get_template("report.html").render(
         **facts,
         disclaimer=DISCLAIMER,
+        notice=NOTICE if facts["protocol"].get("synthetic") else None,
+        other=facts["protocol"].get("compared_with") or "test",
         headline=headline(facts["protocol"], facts["test"]),
-        verdict=verdict(facts["protocol"], facts["leak_probe"], facts["test"]),
+        interpretation=interpret(facts["protocol"], facts["leak_probe"], facts["test"]),
         findings=audit_findings(facts["audit"], facts["data"]["warnings"]),
     )
 
@@ -41,7 +44,7 @@ def render_report(facts: Mapping[str, Any]) -> str:
 def audit_findings(audit: Mapping[str, Any] | None, warnings: Sequence[str]) -> list[str]:
     """Return what the audit found as sentences: its verdict, counts of copies, warnings.
 
-    Without a verdict its look-up is told. What an audit does not know is left out.
+    Without a verdict its 1-NN baseline is told. What an audit does not know is left out.
     """
     if audit is None:
         return list(warnings)
@@ -50,12 +53,12 @@ def audit_findings(audit: Mapping[str, Any] | None, warnings: Sequence[str]) -> 
     probe = audit["leak_probe"]
     if not found and probe["slice"] is not None:
         found.append(
-            f"A look-up of the most similar slice scores {figure(probe['slice'])} on a split by"
-            f" slice, {figure(probe['subject'])} by person, {figure(probe['shuffled'])} with"
+            f"The 1-NN baseline scores {figure(probe['slice'])} on a split by slice,"
+            f" {figure(probe['subject'])} by person, {figure(probe['shuffled'])} with"
             " labels shuffled between people."
         )
     for key, name in (
-        ("exact_duplicates", "Subjects of exact copies"),
+        ("exact_duplicates", "Groups of exact copies"),
         ("near_duplicates", "Pairs that are changed copies or suspiciously alike"),
         ("skipped_images", "Unreadable images left out"),
     ):
@@ -75,7 +78,7 @@ def _base64(png: bytes) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Write a setting's value for people."""
+    """Write a setting's value for readers."""
     if value is None:
         return "–"
     if isinstance(value, Mapping):

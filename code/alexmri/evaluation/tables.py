@@ -33,7 +33,7 @@ def show_folds(evaluation: Mapping[str, Any]) -> None:
 
 
 def show_pooled(evaluation: Mapping[str, Any]) -> None:
-    """Print what all folds together reach, beside opponents that have learned nothing."""
+    """Print what all folds together reach, beside baselines that have learned nothing."""
     test, unit = evaluation["test"], "people"
     if test["resampled_by"] == "image":
         unit = "images"
@@ -58,7 +58,7 @@ def show_pooled(evaluation: Mapping[str, Any]) -> None:
 
 
 def _baselines(measured: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    titles = {"majority": "majority class", "nearest_neighbour": "look-up"}
+    titles = {"majority": "majority class", "nearest_neighbour": "1-NN baseline"}
     found = measured["baselines"]
     return [(title, found[name]) for name, title in titles.items() if found[name]]
 

@@ -59,6 +59,7 @@ def people_app(model: ServedModel) -> Flask:
                 "image_size": predictor.bundle.image_size,
                 "channels": predictor.bundle.channels,
                 "trained_on": document.get("data", {}).get("counts", {}).get("train"),
+                "synthetic": bool(document.get("data", {}).get("synthetic")),
                 "intended_use": document["intended_use"],
                 "card": predictor.bundle.card,
                 "content_types": CONTENT_TYPES,

@@ -10,8 +10,8 @@ from typing import Any
 from alexmri.data.folds import classes_of_enough
 from alexmri.evaluation.metrics import measure
 from alexmri.evaluation.negative_class import find_negative_class
-from alexmri.evaluation.output import write_measured
 from alexmri.evaluation.predictions import Predictions, pool, restrict
+from alexmri.evaluation.writer import write_measured
 from alexmri.files import write_json
 from alexmri.settings import Settings
 from alexmri.training.predictions_csv import PREDICTIONS, read_predictions, write_predictions
@@ -49,18 +49,24 @@ def pool_folds(output: Path, folds: int, settings: Settings) -> dict[str, Any]:
         _row(number, evaluation, model["temperature"])
         for number, (evaluation, model) in enumerate(zip(evaluations, models, strict=True), start=1)
     ]
-    shared = [each["protocol"]["subjects_shared"] for each in evaluations]
+    protocols = [each["protocol"] for each in evaluations]
+    shared = [protocol["subjects_shared"] for protocol in protocols]
+    between = [protocol["subjects_between"] or {} for protocol in protocols]
     evaluation = {
         "schema": "alexmri.evaluation/1",
         "protocol": {
-            **evaluations[0]["protocol"],
+            **protocols[0],
             "folds": folds,
             # The most in any fold.
             "subjects_shared": None if None in shared else max(shared),
+            "subjects_between": {
+                key: max(fold.get(key, 0) for fold in between) for key in between[0]
+            }
+            or None,
         },
         "test": measured,
         "validation": None,
-        "leak_probe": evaluations[0]["leak_probe"] | _look_up(evaluations[0], measured),
+        "leak_probe": evaluations[0]["leak_probe"] | _one_nn(evaluations[0], measured),
         "folds": per_fold,
         "over_folds": {
             name: mean_and_deviation([row[name] for row in per_fold]) for name in PER_FOLD
@@ -86,11 +92,11 @@ def pool_folds(output: Path, folds: int, settings: Settings) -> dict[str, Any]:
             "history": [],
             "best_epoch": None,
             "predictions": predictions,
-            "mistakes": [],
+            "top_losses": [],
             "data": {
                 "classes": list(predictions.classes),
                 "counts": {"test": _images_by_class(predictions)},
-                "people": _people_by_split(predictions),
+                "subjects": _subjects_by_split(predictions),
                 "fingerprint": models[0]["data"]["fingerprint"],
                 # What is true of every fold, not what one of them happens to lack.
                 "warnings": [
@@ -164,8 +170,8 @@ def _row(number: int, evaluation: Mapping[str, Any], temperature: float) -> dict
     }
 
 
-def _look_up(evaluation: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, float]:
-    """Return the look-up's accuracy over all folds, for the probe's figure of the same protocol."""
+def _one_nn(evaluation: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, float]:
+    """Return the 1-NN baseline's accuracy over all folds, for the probe of the same protocol."""
     found = value_at(measured, ("baselines", "nearest_neighbour", "accuracy"))
     return {} if found is None else {evaluation["protocol"]["split_by"]: found}
 
@@ -175,13 +181,13 @@ def _images_by_class(predictions: Predictions) -> dict[str, int]:
     return {name: counted[k] for k, name in enumerate(predictions.classes)}
 
 
-def _people_by_split(predictions: Predictions) -> dict[str, dict[str, int]] | None:
+def _subjects_by_split(predictions: Predictions) -> dict[str, dict[str, int]] | None:
     if predictions.subjects_N is None:
         return None
     pairs = set(zip(predictions.subjects_N, predictions.labels_N.tolist(), strict=True))
     counted = Counter(k for _, k in pairs)
-    people = {name: counted[k] for k, name in enumerate(predictions.classes)}
-    return {"test": people, "all": people}
+    subjects = {name: counted[k] for k, name in enumerate(predictions.classes)}
+    return {"test": subjects, "all": subjects}
 
 
 def _read(path: Path) -> Any:

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from alexmri.data.dataset import Dataset, Part
 from alexmri.data.split import SPLITS
-from alexmri.evaluation.baselines import look_up
+from alexmri.evaluation.baselines import one_nearest_neighbour
 from alexmri.evaluation.calibration import fit_temperature
 from alexmri.evaluation.card import model_card
 from alexmri.evaluation.metrics import measure
-from alexmri.evaluation.mistakes import confident_mistakes
 from alexmri.evaluation.negative_class import find_negative_class
-from alexmri.evaluation.output import write_measured
 from alexmri.evaluation.predictions import Ints, Predictions
+from alexmri.evaluation.top_losses import find_top_losses
+from alexmri.evaluation.writer import write_measured
 from alexmri.files import write_json
 from alexmri.model.alexnet import AlexNet
 from alexmri.model.bundle import ONNX, save_bundle
@@ -33,11 +33,14 @@ from alexmri.training.provenance import code_document
 
 
 def protocol_document(dataset: Dataset) -> dict[str, Any]:
-    """Return how train and test were kept apart, the `protocol` of evaluation.json."""
+    """Return what was compared and how it was kept apart, the `protocol` of evaluation.json."""
     return {
         "split_by": dataset.split.split_by,
         "subjects": dataset.subjects.count if dataset.subjects else None,
+        "compared_with": dataset.compared_with,
         "subjects_shared": dataset.subjects_shared,
+        "subjects_between": dataset.subjects_between,
+        "synthetic": dataset.synthetic,
         "groups_from": dataset.subjects.found_by if dataset.subjects else None,
     }
 
@@ -58,17 +61,19 @@ def measure_run(
     temperature = fit_temperature(logits_NK, validation.labels_N)
 
     def predictions(part: Part, logits_NK: NDArray[np.float32]) -> Predictions:
-        nearest_N = look_up(part.pixels_NCHW, train.pixels_NCHW, train.labels_N) if test else None
+        nearest_N = None
+        if test:
+            nearest_N = one_nearest_neighbour(part.pixels_NCHW, train.pixels_NCHW, train.labels_N)
         return predictions_of(part, dataset.classes, logits_NK, temperature, nearest_N)
 
     on_validation = predictions(validation, logits_NK)
-    on_test, mistakes = None, []
+    on_test, top_losses = None, []
     if test and len(held_out):
         on_test = predictions(held_out, predict_logits(network, held_out.pixels_NCHW, served))
     if test:
         shown = on_test or on_validation
         pixels_NCHW = (held_out if on_test else validation).pixels_NCHW
-        mistakes = confident_mistakes(shown, pixels_NCHW, network, served.device)
+        top_losses = find_top_losses(shown, pixels_NCHW, network, served.device)
 
     def measured(predictions: Predictions) -> dict[str, Any]:
         return measure(predictions, negative_class=negative_class, seed=settings.seed)
@@ -80,13 +85,14 @@ def measure_run(
         "predictions": on_test or on_validation,
         "test": measured(on_test) if on_test else None,
         "validation": measured(on_validation),
-        "mistakes": mistakes,
+        "top_losses": top_losses,
         "history": run.progress.history,
         "best_epoch": run.progress.best_epoch,
         "data": {
             "classes": list(dataset.classes),
             "counts": dataset.counts(),
-            "people": subjects_by_split(dataset),
+            "subjects": subjects_by_split(dataset),
+            "synthetic": dataset.synthetic,
             "fingerprint": dataset.fingerprint,
             "warnings": list(audit["warnings"]),
         },
@@ -100,14 +106,14 @@ def measure_run(
 
 
 def subjects_by_split(dataset: Dataset) -> dict[str, dict[str, int]] | None:
-    """Return split -> class -> number of people ("all": in the whole set), None where unknown."""
+    """Return split -> class -> number of subjects ("all": in the whole set), None if unknown."""
     if dataset.subjects is None:
         return None
     rows = list(
         zip(dataset.split.assigned, dataset.folder.images, dataset.subjects.ids, strict=True)
     )
-    seen = {(split, image.label, person) for split, image, person in rows}
-    seen |= {("all", image.label, person) for _, image, person in rows}
+    seen = {(split, image.label, subject) for split, image, subject in rows}
+    seen |= {("all", image.label, subject) for _, image, subject in rows}
     found = Counter((split, label) for split, label, _ in seen)
     return {
         split: {name: found[split, name] for name in dataset.classes} for split in (*SPLITS, "all")
@@ -121,7 +127,7 @@ def predictions_of(
     temperature: float,
     nearest_N: Ints | None,
 ) -> Predictions:
-    """Return what a network said about `part`; `nearest_N` is what the look-up said of it."""
+    """Return what a network said about `part`; `nearest_N` is what the 1-NN baseline answered."""
     return Predictions(
         classes=classes,
         labels_N=part.labels_N,

@@ -6,7 +6,8 @@ from alexmri.contract.resources import resources_line
 from alexmri.data.audit import Audit
 from alexmri.data.cache import cache_folder
 from alexmri.data.dataset import Dataset
-from alexmri.evaluation.verdict import verdict
+from alexmri.data.synthetic import NOTICE
+from alexmri.evaluation.interpretation import describe_split
 from alexmri.model.forward import Compute
 from alexmri.terminal import Terminal
 from alexmri.training.provenance import version
@@ -16,10 +17,12 @@ from alexmri.training.results import protocol_document
 def print_run_banner(
     dataset: Dataset, audited: Audit, compute: Compute, terminal: Terminal, *, workers: int
 ) -> None:
-    """Print machine, data and warnings, and what a look-up scores on this split."""
+    """Print machine, data and warnings, and what the 1-NN baseline scores on this split."""
     folder = dataset.folder
     people = f", {dataset.subjects.count} people" if dataset.subjects else ", people unknown"
     terminal.say(f"alexmri {version()}: research software, not a diagnostic device")
+    if dataset.synthetic:
+        terminal.warn(NOTICE)
     terminal.say(resources_line(cache_folder()))
     terminal.say(
         f"device: {compute.device.type}, precision {compute.precision},"
@@ -27,7 +30,7 @@ def print_run_banner(
     )
     terminal.say(
         f"data: {len(folder.images)} images in {len(folder.classes)} classes{people};"
-        f" {folder.ignored_files} other files ignored;"
+        f" {folder.ignored_files} other file{'' if folder.ignored_files == 1 else 's'} ignored;"
         f" {_decoding(dataset)}"
     )
     for split, counts in dataset.counts().items():
@@ -36,7 +39,7 @@ def print_run_banner(
     for warning in audited.document["warnings"]:
         terminal.warn(warning)
     probe = audited.document["leak_probe"]
-    terminal.say(verdict(protocol_document(dataset), probe, None)[0])
+    terminal.say(describe_split(protocol_document(dataset)))
     scores = [
         f"{score:.3f} {title}"
         for score, title in (
@@ -47,7 +50,7 @@ def print_run_banner(
         if score is not None
     ]
     if scores:
-        terminal.say(f"looking up the most similar training slice scores {', '.join(scores)}")
+        terminal.say(f"the 1-NN baseline scores {', '.join(scores)}")
 
 
 def _decoding(dataset: Dataset) -> str:

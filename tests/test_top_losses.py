@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from alexmri.evaluation.mistakes import MOST, MOST_OF_A_PERSON, SIDE, confident_mistakes
 from alexmri.evaluation.predictions import Predictions
+from alexmri.evaluation.top_losses import MAX_PER_SUBJECT, MAX_SHOWN, SIDE, find_top_losses
 from alexmri.model.alexnet import build
 
 N = 40
@@ -33,20 +33,20 @@ def test_the_surest_wrong_answers_come_first() -> None:
     cpu = torch.device("cpu")
 
     def names(predictions: Predictions) -> list[str]:
-        return [m.path for m in confident_mistakes(predictions, pixels_NCHW, network, cpu)]
+        return [m.path for m in find_top_losses(predictions, pixels_NCHW, network, cpu)]
 
-    found = confident_mistakes(predicted(None), pixels_NCHW, network, cpu)
-    assert [m.path for m in found] == [f"{n}.png" for n in range(N - 1, N - 1 - MOST, -1)]
+    found = find_top_losses(predicted(None), pixels_NCHW, network, cpu)
+    assert [m.path for m in found] == [f"{n}.png" for n in range(N - 1, N - 1 - MAX_SHOWN, -1)]
     assert (found[0].true, found[0].predicted) == ("a", "b")
     assert found[0].probability == 0.95
     sizes = set()
-    for png in (found[0].picture, found[0].overlay):
+    for png in (found[0].image, found[0].overlay):
         with Image.open(io.BytesIO(png)) as picture:
             sizes.add((picture.format, picture.size))
     assert sizes == {("PNG", (SIDE, SIDE))}
-    assert sum(len(m.picture) + len(m.overlay) for m in found) < 700_000
+    assert sum(len(m.image) + len(m.overlay) for m in found) < 700_000
 
     assert names(predicted(None, right=N)) == []
     assert names(predicted(None, right=N - 1)) == [f"{N - 1}.png"]
     one_subject = names(predicted(("p",) * N))
-    assert one_subject == [f"{N - 1}.png", f"{N - 2}.png"][:MOST_OF_A_PERSON]
+    assert one_subject == [f"{N - 1}.png", f"{N - 2}.png"][:MAX_PER_SUBJECT]

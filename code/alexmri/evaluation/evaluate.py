@@ -2,33 +2,42 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from alexmri.data.cache import open_cache
-from alexmri.data.dataset import fingerprint
+from alexmri.data.dataset import fingerprint, unknown_subjects, without
+from alexmri.data.decode import shortened
 from alexmri.data.folders import Folder, discover_for_test
-from alexmri.data.subjects import Subjects, find_subjects
+from alexmri.data.subjects import KAGGLE, Subjects, find_subjects
+from alexmri.data.synthetic import FOUND_BY_NAMES, NOTICE, is_synthetic
 from alexmri.errors import UserError
 from alexmri.evaluation.metrics import measure
-from alexmri.evaluation.mistakes import confident_mistakes
 from alexmri.evaluation.negative_class import find_negative_class
 from alexmri.evaluation.predictions import Predictions
+from alexmri.evaluation.top_losses import find_top_losses
 from alexmri.model.predictor import Predictor, softmax
 from alexmri.settings import Settings
 from alexmri.terminal import Terminal
 
 
 def evaluate_folder(
-    predictor: Predictor, root: Path, *, workers: int, terminal: Terminal
+    predictor: Predictor,
+    root: Path,
+    *,
+    workers: int,
+    terminal: Terminal,
+    on_bad_image: Literal["fail", "skip"] = "fail",
 ) -> dict[str, Any]:
     """Measure the images in `root`; return the facts that document and report are made from.
 
     Beside those of `report.render_report` (but for title, generated, run and plots, which are
     whoever's writes them) they hold "predictions". Of a folder that holds train / valid / test
-    folders only test is measured. People are found as in the training of the model.
+    folders only test is measured. Subjects are found as in the training of the model. With
+    `on_bad_image` "skip" images that cannot be read are left out, which is said.
 
     Raises:
         UserError: bad data, or a class the model does not know.
@@ -43,14 +52,35 @@ def evaluate_folder(
         )
     settings = Settings.model_validate(bundle.document["settings"])
     groups = _groups(folder, settings, terminal)
-    store = open_cache(
+    cache = open_cache(
         folder,
         image_size=bundle.image_size,
         channels=bundle.channels,
         workers=workers,
         terminal=terminal,
+        bad_images="list" if on_bad_image == "skip" else "fail",
     )
-    logits_NK = predictor.logits(store.pixels_NCHW)
+    found_images = len(folder.images)
+    synthetic = is_synthetic(folder)
+    if synthetic and groups and groups.found_by == KAGGLE.title:
+        groups = replace(groups, found_by=FOUND_BY_NAMES)
+    folder, groups = without(cache.skipped, folder, groups)
+    skipped = [f"{name} {reason}" for name, reason in cache.skipped.items()]
+    if not folder.images:
+        raise UserError(f"none of the images in {root} can be read: {shortened(skipped)}")
+    warnings = [*folder.left_out, *unknown_subjects(folder, groups)]
+    if skipped:
+        warnings.append(
+            f"{len(skipped)} of {found_images} images are left out, because on_bad_image is skip:"
+            f" {shortened(skipped)}"
+        )
+    if synthetic:
+        terminal.warn(NOTICE)
+    elif bundle.document["data"].get("synthetic"):
+        warnings.append("the model was trained on synthetic images, which alexmri had drawn")
+    for warning in warnings:
+        terminal.warn(warning)
+    logits_NK = predictor.logits(cache.pixels_NCHW)
     predictions = Predictions(
         classes=bundle.classes,
         labels_N=np.array([bundle.classes.index(image.label) for image in folder.images]),
@@ -59,25 +89,29 @@ def evaluate_folder(
         paths=tuple(image.name for image in folder.images),
         uncalibrated_NK=softmax(logits_NK),
     )
-    found = fingerprint(folder, store)
+    found = fingerprint(folder, cache)
     trained_on = found == bundle.document["data"]["fingerprint"]
     if trained_on:
         terminal.warn("these are the very images the model was trained with: no test of anything")
     counts = Counter(image.label for image in folder.images)
-    people = None
+    subjects = None
     if groups:
         rows = zip(folder.images, groups.ids, strict=True)
-        met = Counter(label for label, _ in {(image.label, person) for image, person in rows})
-        people = {"test": {name: met[name] for name in bundle.classes}}
+        met = Counter(label for label, _ in {(image.label, subject) for image, subject in rows})
+        subjects = {"test": {name: met[name] for name in bundle.classes}}
     return {
         "protocol": {
             "split_by": "none",
             "subjects": groups.count if groups else None,
             # Whether the model was trained on these people cannot be told from a folder.
+            "compared_with": None,
             "subjects_shared": None,
+            "subjects_between": None,
+            "synthetic": synthetic,
             "groups_from": groups.found_by if groups else None,
             "trained_on_these_images": trained_on,
         },
+        "skipped_images": dict(cache.skipped),
         "leak_probe": {"slice": None, "subject": None, "shuffled": None},
         "predictions": predictions,
         "audit": None,
@@ -86,17 +120,18 @@ def evaluate_folder(
             negative_class=find_negative_class(bundle.classes, settings.negative_class),
         ),
         "validation": None,
-        "mistakes": confident_mistakes(
-            predictions, store.pixels_NCHW, bundle.network, predictor.compute.device
+        "top_losses": find_top_losses(
+            predictions, cache.pixels_NCHW, bundle.network, predictor.compute.device
         ),
         "history": [],
         "best_epoch": None,
         "data": {
             "classes": list(bundle.classes),
             "counts": {"test": {name: counts[name] for name in bundle.classes}},
-            "people": people,
+            "subjects": subjects,
+            "synthetic": synthetic,
             "fingerprint": found,
-            "warnings": [],
+            "warnings": warnings,
         },
         "settings": bundle.document["settings"],
         "model": {
@@ -112,12 +147,12 @@ def evaluation_document(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "schema": "alexmri.evaluation/1",
         "model": facts["model"]["version"],
-        **{key: facts[key] for key in ("protocol", "test", "leak_probe")},
+        **{key: facts[key] for key in ("protocol", "test", "leak_probe", "skipped_images")},
     }
 
 
 def _groups(folder: Folder, settings: Settings, terminal: Terminal) -> Subjects | None:
-    """Find people as in training, or else by file names: another folder may be named otherwise."""
+    """Find subjects as in training, or else by file names: another folder has other names."""
     try:
         return find_subjects(
             folder.images, folder.root, regex=settings.group_regex, csv_file=settings.groups_file

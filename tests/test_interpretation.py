@@ -1,11 +1,11 @@
-"""The verdict says what a number measures, branch by branch."""
+"""The interpretation says what a number measures, branch by branch."""
 
 from typing import Any
 
 import pytest
 
 from alexmri.evaluation import metrics
-from alexmri.evaluation.verdict import compared, headline, verdict
+from alexmri.evaluation.interpretation import compared, headline, interpret
 
 from .report_facts import (
     ABOVE,
@@ -25,7 +25,7 @@ from .report_facts import (
 
 
 def said(protocol: dict[str, Any], leak_probe: dict[str, Any], test: Any) -> str:
-    return " ".join(verdict(protocol, leak_probe, test))
+    return " ".join(interpret(protocol, leak_probe, test))
 
 
 def test_people_on_both_sides_and_probe_as_good_is_called_recognising_people() -> None:
@@ -35,10 +35,10 @@ def test_people_on_both_sides_and_probe_as_good_is_called_recognising_people() -
     assert "scores 0.992 when images are split one by one" in words
     assert "it scores 0.989. It does so by recognising people." in words
     assert "So this accuracy mostly measures recognising people, not disease." in words
-    assert words.endswith("train with split_by=subject.")
+    assert words.endswith("set split_by to subject (--split-by subject).")
 
 
-def test_network_far_below_the_look_up_is_not_said_to_recognise_people() -> None:
+def test_network_far_below_the_one_nn_is_not_said_to_recognise_people() -> None:
     words = said(SHARED, LEAKY, result(0.60, 0.57, 0.63))
     assert "Recognising people would be enough for that: it is no evidence of disease." in words
     assert "mostly measures" not in words
@@ -47,14 +47,14 @@ def test_network_far_below_the_look_up_is_not_said_to_recognise_people() -> None
 def test_recognising_people_is_not_claimed_when_shuffled_labels_defeat_the_probe() -> None:
     words = said(SHARED, LEAKY | {"shuffled": 0.55}, result(0.98, 0.97, 0.99))
     assert "recognising" not in words
-    assert "takes no more than looking up the most similar image" in words
+    assert "copying the label of the most similar image is enough for this accuracy" in words
 
 
 @pytest.mark.parametrize("probe", [LEAKY | {"shuffled": None}, UNKNOWN | {"slice": 0.992}])
 def test_recognising_people_is_not_claimed_without_shuffled_labels(probe: Any) -> None:
     words = said(NOBODY, probe, result(0.98, 0.97, 0.99))
     assert "mostly measures" not in words
-    assert "takes no more than looking up the most similar image" in words
+    assert "copying the label of the most similar image is enough for this accuracy" in words
 
 
 def test_recognising_people_is_not_claimed_when_the_probe_only_guesses() -> None:
@@ -62,10 +62,10 @@ def test_recognising_people_is_not_claimed_when_the_probe_only_guesses() -> None
     assert "recognising" not in said(SHARED, probe, result(0.55, 0.52, 0.58))
 
 
-def test_network_far_above_the_look_up_is_not_called_a_look_up() -> None:
+def test_network_far_above_the_one_nn_is_not_called_a_one_nn() -> None:
     probe = {"slice": 0.70, "subject": 0.50, "shuffled": 0.69}
     words = said(SHARED, probe, result(0.95, 0.93, 0.97))
-    assert "more than the look-up; how much of it is disease, this cannot tell" in words
+    assert "more than the baseline; how much of it is disease, this cannot tell" in words
     assert "mostly measures" not in words
 
 
@@ -89,14 +89,14 @@ def test_unknown_people_are_said_to_be_unknown() -> None:
     assert "is unknown; where people have several images each, expect that many do" in words
     assert "was not measured" in words
     assert "the true ones are wider" in words
-    assert "say which image is whose (group_regex)" in words
+    assert "say which image is whose by group_regex (--group-regex)" in words
 
 
 def test_of_an_existing_model_it_is_said_what_cannot_be_known() -> None:
     words = said(EXISTING, UNKNOWN, result(0.98, 0.97, 0.99))
     assert words.startswith("An existing model was measured. Whether it was trained on images of")
     assert "Who is who was taken from: names" in words
-    assert "split_by=subject" not in words
+    assert "split_by" not in words
     trained_on = EXISTING | {"trained_on_these_images": True}
     words = said(trained_on, UNKNOWN, result(0.98, 0.97, 0.99))
     assert words.startswith("These are the very images the model was trained with: this is no test")
@@ -107,23 +107,23 @@ def test_people_kept_apart_are_said_to_be_new_and_need_no_advice() -> None:
     assert "none of the 200 people has images in both training and test" in words
     assert "scores 0.462 on people it has not seen" in words
     assert "scores 0.992 on these data: figures from such splits are not comparable" in words
-    assert "train with" not in words
+    assert "set split_by" not in words
     assert "recognising" not in words
 
 
 @pytest.mark.parametrize(
     ("accuracy", "macro_f1", "words", "loud"),
     [
-        (ABOVE, LEVEL, "better than a look-up", False),
-        (ABOVE, ABOVE, "better than a look-up", False),
-        (LEVEL, LEVEL, "NOT better than a look-up", True),
-        (ABOVE, BELOW, "NOT better than a look-up", True),
-        (LEVEL, BELOW, "WORSE than a look-up", True),
-        (None, LEVEL, "NOT better than a look-up", True),
-        (lead(0.2, 0.001) | {"p_value": None}, LEVEL, "NOT better than a look-up", True),
+        (ABOVE, LEVEL, "better than the 1-NN baseline", False),
+        (ABOVE, ABOVE, "better than the 1-NN baseline", False),
+        (LEVEL, LEVEL, "NOT better than the 1-NN baseline", True),
+        (ABOVE, BELOW, "NOT better than the 1-NN baseline", True),
+        (LEVEL, BELOW, "WORSE than the 1-NN baseline", True),
+        (None, LEVEL, "NOT better than the 1-NN baseline", True),
+        (lead(0.2, 0.001) | {"p_value": None}, LEVEL, "NOT better than the 1-NN baseline", True),
     ],
 )
-def test_headline_says_loudly_what_is_not_better_than_a_look_up(
+def test_headline_says_loudly_what_is_not_better_than_a_one_nn(
     accuracy: Any, macro_f1: Any, words: str, loud: bool
 ) -> None:
     test = result(0.6, 0.5, 0.7)
@@ -136,9 +136,9 @@ def test_headline_says_loudly_what_is_not_better_than_a_look_up(
     assert compared(test)[0][1] != loud
 
 
-def test_beating_the_look_up_on_known_people_is_no_good_headline() -> None:
+def test_beating_the_one_nn_on_known_people_is_no_good_headline() -> None:
     said_first = headline(SHARED, result(0.99, 0.98, 1))
-    assert "on slices of people it was trained on: better than a look-up" in said_first.text
+    assert "on slices of people it was trained on: better than the 1-NN baseline" in said_first.text
     assert not said_first.good
     assert headline(APART, result(0.99, 0.98, 1)).good
 
@@ -160,13 +160,13 @@ def test_headline_of_other_measurements() -> None:
 def test_paired_test_in_words() -> None:
     test = result(0.6, 0.5, 0.7)
     test["baselines"]["nearest_neighbour"] = baseline(LEVEL, BELOW)
-    (look_up, beaten), (guess, beats_guess) = compared(test)
+    (one_nn, beaten), (guess, beats_guess) = compared(test)
     assert (beaten, beats_guess) == (False, True)
-    assert look_up.startswith(
-        "WORSE in macro F1, NOT shown to be better in accuracy than a look-up"
+    assert one_nn.startswith(
+        "WORSE in macro F1, NOT shown to be better in accuracy than the 1-NN baseline"
     )
-    assert "Lead: +0.010 (−0.090 to +0.110, p = 0.600) in accuracy" in look_up
-    assert "−0.200 (−0.300 to −0.100, p ≤ 0.001) in macro F1" in look_up
+    assert "Lead: +0.010 (−0.090 to +0.110, p = 0.600) in accuracy" in one_nn
+    assert "−0.200 (−0.300 to −0.100, p ≤ 0.001) in macro F1" in one_nn
     assert guess.startswith("better in accuracy and macro F1 than always answering NonDemented.")
 
 
@@ -179,7 +179,7 @@ def test_split_by_person_that_shares_people_is_called_failed() -> None:
     words = said(APART | {"subjects_shared": 3}, LEAKY, result(0.6, 0.55, 0.65))
     assert "3 of the 200 people" in words
     assert "meant to keep people apart and did not" in words
-    assert "train with split_by=subject" not in words  # it was, and that did not help
+    assert "set split_by" not in words  # it was, and that did not help
 
 
 @pytest.mark.parametrize("protocol", [SHARED, APART, NOBODY, APART | {"subjects_shared": None}])
@@ -197,8 +197,36 @@ def test_few_people_and_single_people_are_pointed_out() -> None:
     assert "One person is too few for an interval or a test." in said(APART, LEAKY, one)
 
 
-def test_verdict_reads_what_measure_writes() -> None:
+def test_it_reads_what_measure_writes() -> None:
     measured = metrics.measure(predictions(), replicates=50)
     assert f"The network scores {measured['accuracy']['value']:.3f}." in said(
         APART, LEAKY, measured
     )
+
+
+def test_the_split_that_was_compared_is_named() -> None:
+    only = {"compared_with": "validation", "subjects_shared": 11, "split_by": "folders"}
+    words = said(SHARED | only, LEAKY, None)
+    assert "11 of the 200 people have images in both training and validation" in words
+    assert "training and test" not in words
+    assert "11 of 200 people" in headline(SHARED | only, None).text
+    words = said(SHARED | only | {"subjects_shared": 0}, LEAKY, None)
+    assert "none of the 200 people has images in both training and validation" in words
+    assert "these people chose the epoch" in words
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("train_validation", "7 people have images in both training and validation"),
+        ("validation_test", "7 people have images in both validation and test"),
+    ],
+)
+def test_subjects_shared_with_validation_are_named_beside_a_clean_test_split(
+    key: str, expected: str
+) -> None:
+    between = {"train_validation": 0, "train_test": 0, "validation_test": 0}
+    protocol = APART | {"split_by": "folders", "compared_with": "test"}
+    test = result(0.6, 0.55, 0.65)
+    assert expected in said(protocol | {"subjects_between": between | {key: 7}}, LEAKY, test)
+    assert "But" not in said(protocol | {"subjects_between": between}, LEAKY, test)

@@ -1,10 +1,11 @@
-"""Say in words what an evaluation measures, and whether it beats answers that know nothing."""
+"""Say in words what an evaluation measures, and whether it beats the baselines."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from alexmri.evaluation.words import figure, lead
+from alexmri.errors import option
+from alexmri.evaluation.formatting import figure, lead
 
 # Accuracies closer than this are called alike: two test sets of 30 people differ by as much
 # (on the public slices by 0.04 from one such set to the next).
@@ -13,25 +14,32 @@ NEAR = 0.05
 FEW_PEOPLE = 50
 # Differences with a larger p-value are not called differences.
 SIGNIFICANT = 0.05
-OPPONENTS = {
-    "nearest_neighbour": "a look-up of the most similar training slice",
+BASELINES = {
+    "nearest_neighbour": "the 1-NN baseline",
     "majority": "always answering {}",
 }
+ONE_NN = (
+    "The 1-NN baseline, which only compares pixels and answers with the label of the most similar"
+    " training image,"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """The result in one sentence; good where a model beats look-up and guessing on new people."""
+    """The result in one sentence; good where a model beats both baselines on new people."""
 
     text: str
     good: bool
 
 
 def headline(protocol: Mapping[str, Any], test: Mapping[str, Any] | None) -> Headline:
-    """Return what a reader must know who reads one sentence; arguments as of `verdict`."""
+    """Return what a reader of one sentence must know; arguments as of `interpret`."""
+    shared, subjects = protocol["subjects_shared"], protocol["subjects"]
     if test is None:
-        return Headline("No test set: nothing here was measured on images kept aside.", False)
-    shared = protocol["subjects_shared"]
+        text = "No test set: nothing here was measured on images kept aside."
+        if shared:
+            text += f" {shared} of {subjects} people have images in both training and validation."
+        return Headline(text, False)
     if protocol["split_by"] == "none":
         trained_on = protocol["trained_on_these_images"]
         where = "the very images it was trained with" if trained_on else "the images given"
@@ -45,8 +53,7 @@ def headline(protocol: Mapping[str, Any], test: Mapping[str, Any] | None) -> Hea
         where = "slices of people it was trained on"
     said: dict[str, list[str]] = {"WORSE than": [], "NOT better than": [], "better than": []}
     for name, baseline in _baselines(test):
-        known = "a look-up" if name == "nearest_neighbour" else _opponent(name, baseline)
-        said[standing(baseline)].append(known)
+        said[standing(baseline)].append(_baseline_name(name, baseline))
     found = ", ".join(
         f"{how} {(' or ' if 'NOT' in how else ' and ').join(whom)}"
         for how, whom in said.items()
@@ -73,18 +80,21 @@ def compared(measured: Mapping[str, Any]) -> list[tuple[str, bool]]:
     `measured` is what `metrics.measure` returned, or its "subject_level".
     """
     return [
-        (_compared_with(_opponent(name, baseline), baseline), standing(baseline) == "better than")
+        (
+            _lead_over(_baseline_name(name, baseline), baseline),
+            standing(baseline) == "better than",
+        )
         for name, baseline in _baselines(measured)
     ]
 
 
 def _baselines(measured: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     found = measured["baselines"]
-    return [(name, found[name]) for name in OPPONENTS if found[name] is not None]
+    return [(name, found[name]) for name in BASELINES if found[name] is not None]
 
 
-def _opponent(name: str, baseline: Mapping[str, Any]) -> str:
-    return OPPONENTS[name].format(baseline.get("class"))
+def _baseline_name(name: str, baseline: Mapping[str, Any]) -> str:
+    return BASELINES[name].format(baseline.get("class"))
 
 
 def _outcome(difference: Mapping[str, Any] | None) -> str:
@@ -93,7 +103,7 @@ def _outcome(difference: Mapping[str, Any] | None) -> str:
     return "better" if difference["value"] > 0 else "worse"
 
 
-def _compared_with(opponent: str, baseline: Mapping[str, Any]) -> str:
+def _lead_over(baseline_name: str, baseline: Mapping[str, Any]) -> str:
     gaps = {
         name: baseline["difference"][key]
         for name, key in (("accuracy", "accuracy"), ("macro F1", "macro_f1"))
@@ -112,7 +122,7 @@ def _compared_with(opponent: str, baseline: Mapping[str, Any]) -> str:
         if named[outcome]
     )
     leads = ", ".join(f"{lead(gap)} in {name}" for name, gap in gaps.items())
-    return f"{found} than {opponent}. Lead: {leads}."
+    return f"{found} than {baseline_name}. Lead: {leads}."
 
 
 def _kept_apart(protocol: Mapping[str, Any]) -> bool:
@@ -120,46 +130,48 @@ def _kept_apart(protocol: Mapping[str, Any]) -> bool:
     return bool(shared == 0 or (shared is None and protocol["split_by"] == "subject"))
 
 
-def verdict(
+def interpret(
     protocol: Mapping[str, Any], leak_probe: Mapping[str, Any], test: Mapping[str, Any] | None
 ) -> list[str]:
     """Return what the test accuracy measures, as paragraphs of plain sentences.
 
     `protocol` has split_by (slice, subject or folders; none where an existing model was measured,
-    and then trained_on_these_images), subjects (people in the data, or None), subjects_shared
-    (people with images in both training and test, or None) and groups_from;
-    `leak_probe` the accuracies (or None) of a 1-nearest-neighbour look-up: on a slice split (or on
-    the folders' own split), on a subject split, and "shuffled", the first with labels shuffled
-    between people. `test` is what `metrics.measure` returned, None where there is no test split.
+    and then trained_on_these_images), compared_with (test, or validation where there is no test
+    split), subjects (in the data, or None), subjects_shared (those with images in both training and
+    that split, or None), subjects_between (the same for any two splits, or None) and groups_from.
+    `leak_probe` has the accuracies (or None) of the 1-NN baseline: on a slice split (or on the
+    folders' own split), on a subject split, and "shuffled", the first with labels shuffled between
+    people. `test` is what `metrics.measure` returned, None where there is no test split.
     """
     apart = _kept_apart(protocol)
-    paragraphs = [_split(protocol)]
+    paragraphs = [describe_split(protocol)]
     if test is None:
         paragraphs.append(
             "There is no test set: no figure here was measured on images kept aside. Validation "
             "figures also chose which epoch to keep, so they are somewhat too good."
         )
     if apart:
-        paragraphs.append(_look_up_on_new_people(protocol, leak_probe, test))
+        paragraphs.append(_baseline_on_new_people(protocol, leak_probe, test))
     else:
-        paragraphs.append(_look_up_on_known_people(protocol, leak_probe, test))
+        paragraphs.append(_baseline_on_known_people(protocol, leak_probe, test))
     if test is not None:
         paragraphs += _trust(test)
     if not apart and protocol["split_by"] == "folders":
         paragraphs.append(
             "For a figure about people the network has not seen, put all images of a person into "
-            "one of the folders, or all images into one folder and train with split_by=subject."
+            "one of the folders. Or put all images into one folder and set "
+            f"{option('split_by', 'subject')}."
         )
     elif not apart and protocol["split_by"] == "slice":
-        means = "" if protocol["subjects"] else "say which image is whose (group_regex) and "
+        means = f" say which image is whose by {option('group_regex')} and"
         paragraphs.append(
-            f"For a figure about people the network has not seen, {means}train with "
-            "split_by=subject."
+            "For a figure about people the network has not seen,"
+            f"{'' if protocol['subjects'] else means} set {option('split_by', 'subject')}."
         )
     return paragraphs
 
 
-def _split(protocol: Mapping[str, Any]) -> str:
+def describe_split(protocol: Mapping[str, Any]) -> str:
     """Say how images were split and how many people stand on both sides."""
     split_by, people, shared = (protocol[k] for k in ("split_by", "subjects", "subjects_shared"))
     source = protocol["groups_from"]
@@ -179,35 +191,55 @@ def _split(protocol: Mapping[str, Any]) -> str:
     }[split_by]
     if shared is None and split_by == "subject":
         return f"{how}.{told}"
+    measured = protocol.get("compared_with") or "test"
+    both = f"images in both training and {measured}"
     if shared is None:
         return (
-            f"{how}. How many people have images in both training and test is unknown; where "
-            "people have several images each, expect that many do. Images of one person look "
-            "alike, so the figures may be far too good for people the network has not seen."
+            f"{how}. How many people have {both} is unknown; where people have several images each,"
+            " expect that many do. Images of one person look alike, so the figures may be far too "
+            "good for people the network has not seen."
         )
     of_people = "people" if people is None else f"{people} people"
     if shared == 0:
-        return (
-            f"{how}: none of the {of_people} has images in both training and test. The figures "
-            f"are about people the network has not seen.{told}"
-        )
+        return f"{how}: none of the {of_people} has {both}. {_about_new_people(protocol)}{told}"
     failed = " It was meant to keep people apart and did not." if split_by == "subject" else ""
     return (
-        f"{how}: {shared} of the {of_people} have images in both training and test.{failed} Images "
-        f"of one person look alike, so a figure on known people is not one on new people.{told}"
+        f"{how}: {shared} of the {of_people} have {both}.{failed} Images of one person look alike,"
+        f" so a figure on known people is not one on new people.{told}"
     )
 
 
-def _look_up_on_known_people(
+def _about_new_people(protocol: Mapping[str, Any]) -> str:
+    """Say what the figures are about where training shares nobody with the split measured."""
+    if protocol.get("compared_with") == "validation":
+        return (
+            "The validation figures are about people the network was not trained on, but these "
+            "people chose the epoch."
+        )
+    between = protocol.get("subjects_between") or {}
+    said = ["The figures are about people the network has not seen."]
+    if known := between.get("train_validation"):
+        said.append(
+            f"But {known} people have images in both training and validation: validation figures, "
+            "which chose the epoch, are too good."
+        )
+    if known := between.get("validation_test"):
+        said.append(
+            f"But {known} people have images in both validation and test: they helped to choose the"
+            " epoch and the temperature, so test figures are somewhat too good."
+        )
+    return " ".join(said)
+
+
+def _baseline_on_known_people(
     protocol: Mapping[str, Any], leak_probe: Mapping[str, Any], test: Mapping[str, Any] | None
 ) -> str:
-    """Say what the look-up shows where people may stand on both sides."""
+    """Say what the 1-NN baseline shows where people may stand on both sides."""
     found, new, shuffled = (leak_probe[k] for k in ("slice", "subject", "shuffled"))
     if found is None:
         return "How far recognising people alone would get was not measured."
     said = [
-        "A look-up of the most similar training image, which only compares pixels, scores "
-        f"{figure(found)} "
+        f"{ONE_NN} scores {figure(found)} "
         + (
             "on this very split."
             if protocol["split_by"] == "folders"
@@ -224,7 +256,7 @@ def _look_up_on_known_people(
         )
         # How low it could fall: guessing where that is known, else its own score on new people.
         floor = new if test is None else test["majority_class"]["accuracy"]
-        # Half the way up from there is not a small part of what the look-up found.
+        # Half the way up from there is not a small part of what the baseline found.
         by_person = floor is not None and shuffled - floor > max(NEAR, (found - floor) / 2)
         if by_person:
             said.append("It does so by recognising people.")
@@ -234,42 +266,39 @@ def _look_up_on_known_people(
     said.append(f"The network scores {figure(accuracy)}.")
     if protocol["split_by"] == "subject":
         said.append(
-            "The look-up used splits of its own, not this one: it tells how far recognising people "
-            "can go, not how far it went here."
+            "The baseline used splits of its own, not this one: it tells how far recognising "
+            "people can go, not how far it went here."
         )
     elif found < accuracy - NEAR:
-        said.append("That is more than the look-up; how much of it is disease, this cannot tell.")
+        said.append("That is more than the baseline; how much of it is disease, this cannot tell.")
     elif by_person and accuracy < found - NEAR:
         said.append("Recognising people would be enough for that: it is no evidence of disease.")
     elif by_person:
         said.append("So this accuracy mostly measures recognising people, not disease.")
     else:
-        said.append("So this accuracy takes no more than looking up the most similar image.")
+        said.append("So copying the label of the most similar image is enough for this accuracy.")
     return " ".join(said)
 
 
-def _look_up_on_new_people(
+def _baseline_on_new_people(
     protocol: Mapping[str, Any], leak_probe: Mapping[str, Any], test: Mapping[str, Any] | None
 ) -> str:
-    """Say what the look-up shows where nobody stands on both sides."""
+    """Say what the 1-NN baseline shows where nobody stands on both sides."""
     found, by_slice = leak_probe["subject"], leak_probe["slice"]
     if protocol["split_by"] == "folders":
         # Given folders were probed as they are, so `slice` is the figure on new people here.
         found, by_slice = by_slice, None
     said = []
     if found is not None:
-        said.append(
-            "A look-up of the most similar training image, which only compares pixels, scores "
-            f"{figure(found)} on people it has not seen."
-        )
+        said.append(f"{ONE_NN} scores {figure(found)} on people it has not seen.")
     if found is not None and test is not None:
         said.append(f"The network scores {figure(test['accuracy'])}.")
     if by_slice is not None and (found is None or by_slice > found + NEAR):
         said.append(
-            f"Split image by image, the look-up scores {figure(by_slice)} on these data: figures "
+            f"Split image by image, the baseline scores {figure(by_slice)} on these data: figures "
             "from such splits are not comparable with this one."
         )
-    return " ".join(said) or "How far a look-up of similar images would get was not measured."
+    return " ".join(said) or "How far the 1-NN baseline would get was not measured."
 
 
 def _trust(test: Mapping[str, Any]) -> list[str]:
