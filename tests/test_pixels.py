@@ -111,7 +111,7 @@ def test_small_pictures_are_enlarged() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "cannot be read as a picture"),
+        (b"", "the image is empty"),
         (b"not a picture", "it is none of JPEG, PNG"),
         (encoded(ramp(), "GIF"), "it is none of JPEG, PNG"),
         (encoded(Image.fromarray(np.zeros((9, 9), np.float32)), "TIFF"), "floating-point"),
