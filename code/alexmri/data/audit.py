@@ -20,13 +20,14 @@ from alexmri.data.nearest import Rows, normalised, small_grays
 from alexmri.data.pixels import FORMATS, ORIENTATION
 from alexmri.data.split import subjects_shared
 from alexmri.data.subjects_from_pixels import infer_subjects
+from alexmri.errors import UserError
 from alexmri.settings import Settings
 
 __all__ = ["Audit", "audit", "audit_document", "probe_leak", "warnings_of"]
 
 # Look-alikes that are written down one by one; the rest is counted.
 LISTED = 1000
-# A picture with less deviation of its grey levels than this is empty, and like nothing.
+# An image whose gray values deviate by less than this has no contrast, and is like nothing.
 FLAT = 2.0
 
 
@@ -39,12 +40,22 @@ class Audit:
 
 
 def audit(dataset: Dataset, settings: Settings) -> Audit:
-    """Look for everything in docs/audit.md; reads some of the files again."""
+    """Look for everything in docs/audit.md; reads some of the files again.
+
+    Raises:
+        UserError: no image has any contrast.
+    """
     images, cache = dataset.folder.images, dataset.cache
     grays_NHW = small_grays(cache.pixels_NCHW)
     sizes = [_size(image.path) for image in images]
     exact, repeats = _exact(dataset)
     flat = set(np.flatnonzero(grays_NHW.std(axis=(1, 2)) < FLAT).tolist())
+    if len(flat) == len(images):
+        raise UserError(
+            f"none of the {len(images)} images has any contrast, the first being {images[0].name};"
+            " look at the files: an empty first page, full transparency or pixels of 0 and 1 look"
+            " like this"
+        )
     rows = np.array([i for i in range(len(images)) if i not in repeats | flat], dtype=np.int64)
 
     copies = find_copies(grays_NHW, [image.path for image in images], sizes, rows)
@@ -76,6 +87,11 @@ def audit(dataset: Dataset, settings: Settings) -> Audit:
     }
     skips = settings.on_bad_image == "skip"
     notes = warnings_of(dataset, left_out=skips, exact_copies=False)
+    if flat:
+        notes.append(
+            f"images without contrast: {len(flat)} of {len(images)}, the first being"
+            f" {images[min(flat)].name}"
+        )
     document["warnings"] = [*notes, *findings_in_words(document)]
     document = {"schema": document.pop("schema"), "verdict": verdict(document), **document}
     return Audit(document, {image.name: image.path for image in images})
@@ -129,6 +145,12 @@ def warnings_of(dataset: Dataset, *, left_out: bool = True, exact_copies: bool =
         notes.append(
             f"{len(dataset.cache.enlarged)} images are smaller than the network's input and were"
             f" enlarged, the first being {dataset.cache.enlarged[0]}"
+        )
+    if frames := dataset.cache.frames:
+        name, count = next(iter(frames.items()))
+        notes.append(
+            "files that hold several pages or frames, of which only the first is used:"
+            f" {len(frames)}, the first being {name} with {count} pages"
         )
     images, probed = len(dataset.folder.images), len(probed_rows(dataset))
     if probed < images:

@@ -83,20 +83,20 @@ def prune(root: Path, *, keep: str, room: int, terminal: Terminal) -> None:
     `keep` names the entry in use here; those that other processes use stay as well.
     """
     limit = _limit(root)
-    entries = _entries(root)
+    entries = [entry for entry in _entries(root) if entry.key != keep]
     total = room + sum(entry.bytes for entry in entries)
     removed = 0
     freed = 0
     for entry in sorted(entries, key=lambda entry: entry.used):
         if total - freed <= limit:
             break
-        if entry.key != keep and _remove(root, entry):
+        if _remove(root, entry):
             removed += 1
             freed += entry.bytes
     if removed:
         terminal.say(
-            f"decoded cache {root}: the {removed} entries used least recently"
-            f" ({freed / 1e9:.2f} GB) are removed, to keep within {limit / 1e9:.2f} GB"
+            f"decoded cache {root}: removed the entries used least recently, {removed} with"
+            f" {freed / 1e9:.2f} GB, to keep within its limit of {limit / 1e9:.2f} GB"
             f" ({LIMIT_VARIABLE} sets another limit)"
         )
 

@@ -90,6 +90,8 @@ def find_copies(
 
     `grays_NHW` are all images at 32 x 32, `sizes` their widths and heights in the files.
     """
+    if len(rows) < 2:
+        return []
     reader = _Reader(paths)
     copies: list[Copy] = []
     parent = np.arange(len(paths))

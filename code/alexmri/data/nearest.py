@@ -77,6 +77,9 @@ def pairs_above(
     The products are first bounded from above: on the main axes of the vectors they are computed,
     in what is left they are at most the product of the lengths. No pair is lost by that.
     """
+    if not len(query_ND):
+        nothing = np.empty(0, dtype=np.int64)
+        return nothing, nothing, np.empty(0, dtype=np.float32)
     coarse_query, coarse_reference = _coarse(query_ND, reference_ND)
     rows = np.arange(len(query_ND)) if queries is None else queries
     found: list[tuple[Rows, Rows, Vectors]] = []

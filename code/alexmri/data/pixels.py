@@ -11,7 +11,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -257,10 +257,12 @@ def _wide_colour(image: ImageFile.ImageFile, data: bytes, layout: str) -> Image.
             low_HWC = _loaded_as(again, mode, f"{kind};16{other}")
     transparent = image.info.get("transparency")
 
-    def blocks() -> Iterator[tuple[slice, NDArray[np.uint32]]]:
+    def blocks() -> Iterator[tuple[slice, NDArray[Any]]]:
         for start in range(0, len(high_HWC), ROWS):
             rows = slice(start, start + ROWS)
-            values = (high_HWC[rows].astype(np.uint32) << 8) | low_HWC[rows].astype(np.uint32)
+            values: NDArray[Any] = (high_HWC[rows].astype(np.uint32) << 8) | low_HWC[rows].astype(
+                np.uint32
+            )
             if values.shape[2] in (2, 4):
                 values = values[..., :-1] * values[..., -1:] // np.uint32(2**16 - 1)
             if isinstance(transparent, tuple):
@@ -303,7 +305,7 @@ def _without_long_texts(data: bytes) -> bytes:
         if kind in PNG_TEXTS:
             size = _text_size(kind, data[start + 8 : end - 4]) if budget > 0 else MAX_TEXT_CHUNK + 1
             budget -= size
-            if size > MAX_TEXT_CHUNK:
+            if size > MAX_TEXT_CHUNK or budget < 0:
                 start = end
                 continue
         kept.append(data[start:end])
