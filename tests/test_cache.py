@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from alexmri.data.cache import DecodedCache, open_cache
 from alexmri.data.folders import discover
@@ -113,6 +114,21 @@ def test_files_of_several_pages_are_remembered(root: Path) -> None:
     again = opened(root)
     assert again.reused
     assert again.frames == {"A/stack.tif": 3}
+
+
+def test_sizes_are_those_of_upright_images_whatever_the_format_and_its_texts(root: Path) -> None:
+    image, exif = Image.effect_noise((60, 40), 50), Image.Exif()
+    exif[0x0112] = 6
+    for suffix in ("tif", "png", "jpg"):
+        image.save(root / "A" / f"sideways.{suffix}", exif=exif)
+    info = PngInfo()
+    info.add_text("Comment", "a" * 3_000_000, zip=True)
+    image.save(root / "A" / "texts.png", pnginfo=info)
+    folder = discover(root)
+    sizes = {each.name: size for each, size in zip(folder.images, opened(root).sizes, strict=True)}
+    assert {sizes[f"A/sideways.{suffix}"] for suffix in ("tif", "png", "jpg")} == {(40, 60)}
+    assert sizes["A/texts.png"] == (60, 40)
+    assert opened(root).sizes == tuple(sizes.values())
 
 
 # --- the limit

@@ -1,4 +1,4 @@
-"""Look at a data set before training: counts, copies, shared people, and what a look-up scores."""
+"""Look at a data set before training: counts, copies, shared subjects, and a 1-NN baseline."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from alexmri.data.audit_probe import LeakProbe, probe_leak, probed_rows
 from alexmri.data.audit_subjects import misfiled, near_pairs
@@ -17,7 +16,6 @@ from alexmri.data.dataset import Dataset
 from alexmri.data.decode import read_image, shortened
 from alexmri.data.duplicates import Copy, Size, find_copies
 from alexmri.data.nearest import Rows, normalised, small_grays
-from alexmri.data.pixels import FORMATS, ORIENTATION
 from alexmri.data.split import subjects_shared
 from alexmri.data.subjects_from_pixels import infer_subjects
 from alexmri.errors import UserError
@@ -33,7 +31,7 @@ FLAT = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What was found, for `audit.json`, the terminal and the page, and where the pictures lie."""
+    """What was found, for `audit.json`, the terminal and the page, and where the images lie."""
 
     document: Mapping[str, Any]
     paths: Mapping[str, Path]
@@ -47,7 +45,7 @@ def audit(dataset: Dataset, settings: Settings) -> Audit:
     """
     images, cache = dataset.folder.images, dataset.cache
     grays_NHW = small_grays(cache.pixels_NCHW)
-    sizes = [_size(image.path) for image in images]
+    sizes = cache.sizes
     exact, repeats = _exact(dataset)
     flat = set(np.flatnonzero(grays_NHW.std(axis=(1, 2)) < FLAT).tolist())
     if len(flat) == len(images):
@@ -98,7 +96,7 @@ def audit(dataset: Dataset, settings: Settings) -> Audit:
 
 
 def audit_document(dataset: Dataset, probe: LeakProbe) -> dict[str, Any]:
-    """Return the part of `audit.json` that needs no second look at the pictures."""
+    """Return the part of `audit.json` that needs no second look at the images."""
     return {
         "schema": "alexmri.audit/1",
         "images": len(dataset.folder.images),
@@ -248,8 +246,8 @@ def _content(dataset: Dataset, row: int) -> str:
     found = read_image(dataset.folder.images[row].path)
     if isinstance(found, str):
         return dataset.cache.sha256[row]
-    picture = found[1].convert("RGB")
-    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
+    image = found[1].convert("RGB")
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
 
 
 def _sizes(dataset: Dataset, sizes: Sequence[Size]) -> dict[str, dict[str, int]]:
@@ -258,14 +256,3 @@ def _sizes(dataset: Dataset, sizes: Sequence[Size]) -> dict[str, dict[str, int]]
     for image, (width, height) in zip(dataset.folder.images, sizes, strict=True):
         found[image.label][f"{width} x {height}"] += 1
     return {label: dict(counts.most_common()) for label, counts in found.items()}
-
-
-def _size(path: Path) -> Size:
-    """Return width and height of a picture that was readable a moment ago, upright."""
-    with Image.open(path, formats=FORMATS) as picture:
-        width, height = picture.size
-        try:
-            sideways = picture.getexif().get(ORIENTATION, 1) >= 5
-        except Exception:  # a damaged EXIF block says nothing, as in `read_picture`
-            sideways = False
-    return (height, width) if sideways else (width, height)

@@ -37,6 +37,7 @@ class DecodedCache:
     Attributes:
         pixels_NCHW: memory-mapped `uint8` array, without the images left out.
         sha256: hex digest of the bytes of every file, without those left out.
+        sizes: width and height of every image, upright, without those left out.
         skipped: images left out because they cannot be read: name -> reason.
         enlarged: names of the images that have fewer pixels than the network takes.
         frames: names of the files that hold several frames or pages, of which the first is used:
@@ -46,6 +47,7 @@ class DecodedCache:
 
     pixels_NCHW: Pixels
     sha256: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...]
     skipped: Mapping[str, str]
     enlarged: tuple[str, ...]
     frames: Mapping[str, int]
@@ -161,6 +163,7 @@ def _cache_of(
     return DecodedCache(
         _mapped(root / f"{key}.npy")[: len(index["sha256"])],
         tuple(index["sha256"]),
+        tuple((width, height) for width, height in index["sizes"]),
         index["skipped"],
         tuple(index["enlarged"]),
         index["frames"],

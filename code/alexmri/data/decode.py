@@ -47,7 +47,8 @@ def decode_all(
     """Write the pixels of the readable images to `array_path`, one after the other.
 
     Returns:
-        `sha256` of their files and names of those `enlarged`, in order; `skipped`: name -> reason;
+        `sha256` and `sizes` of their files and names of those `enlarged`, in order; `skipped`:
+        name -> reason;
         `frames`: name -> how many frames or pages, where that is more than one.
 
     Raises:
@@ -56,6 +57,7 @@ def decode_all(
     """
     images = len(folder.images)
     sha256: list[str] = []
+    sizes: list[tuple[int, int]] = []
     enlarged: list[str] = []
     skipped: dict[str, str] = {}
     frames: dict[str, int] = {}
@@ -80,7 +82,8 @@ def decode_all(
                     skipped[image.name] = result
                     continue
                 sha256.append(result.sha256)
-                if result.small:
+                sizes.append(result.size)
+                if min(result.size) < image_size:
                     enlarged.append(image.name)
                 if result.frames > 1:
                     frames[image.name] = result.frames
@@ -90,7 +93,13 @@ def decode_all(
         refuse_unreadable(skipped, folder, bad_images)
         if skipped:
             _close_ranks(temporary, [image.name not in skipped for image in folder.images])
-    return {"sha256": sha256, "skipped": skipped, "enlarged": enlarged, "frames": frames}
+    return {
+        "sha256": sha256,
+        "sizes": sizes,
+        "skipped": skipped,
+        "enlarged": enlarged,
+        "frames": frames,
+    }
 
 
 def _close_ranks(array_path: Path, readable: Sequence[bool]) -> None:
@@ -127,10 +136,10 @@ def _stay_with_parent() -> None:
 
 
 class _Decoded(NamedTuple):
-    """The digest of a file, whether it has fewer pixels than the network takes, and its frames."""
+    """The digest of a file, the width and height of its image upright, and how many it holds."""
 
     sha256: str
-    small: bool
+    size: tuple[int, int]
     frames: int
 
 
@@ -152,7 +161,7 @@ def _decode_chunk(
         data, image = read
         pixels_NCHW[row] = fit(image, image_size=image_size, channels=channels)
         digest = hashlib.sha256(data).hexdigest()
-        results.append(_Decoded(digest, min(image.size) < image_size, count_frames(data)))
+        results.append(_Decoded(digest, image.size, count_frames(data)))
     return results
 
 
