@@ -163,6 +163,7 @@ def test_files_of_several_pages_are_named(tmp_path: Path, twelve_people: Path) -
         "files that hold several pages or frames, of which only the first is used: 1, the first"
         " being NonDemented/5 (3).tif with 3 pages"
     ]
+    assert f"F{found['warnings'][0][1:]}." in found["verdict"]  # which the terminal shows
 
 
 def test_pairs_are_those_of_the_whole_product(monkeypatch: pytest.MonkeyPatch) -> None:

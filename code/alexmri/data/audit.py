@@ -85,13 +85,15 @@ def audit(dataset: Dataset, settings: Settings) -> Audit:
     }
     skips = settings.on_bad_image == "skip"
     notes = warnings_of(dataset, left_out=skips, exact_copies=False)
+    blank = []
     if flat:
-        notes.append(
-            f"images without contrast: {len(flat)} of {len(images)}, the first being"
-            f" {images[min(flat)].name}"
-        )
+        first = images[min(flat)].name
+        blank = [f"images without contrast: {len(flat)} of {len(images)}, the first being {first}"]
+    notes += blank
     document["warnings"] = [*notes, *findings_in_words(document)]
-    document = {"schema": document.pop("schema"), "verdict": verdict(document), **document}
+    said = [f"{note[0].upper()}{note[1:]}." for note in (*_several_pages(dataset), *blank)]
+    sentences = [*verdict(document), *said]
+    document = {"schema": document.pop("schema"), "verdict": sentences, **document}
     return Audit(document, {image.name: image.path for image in images})
 
 
@@ -144,12 +146,7 @@ def warnings_of(dataset: Dataset, *, left_out: bool = True, exact_copies: bool =
             f"{len(dataset.cache.enlarged)} images are smaller than the network's input and were"
             f" enlarged, the first being {dataset.cache.enlarged[0]}"
         )
-    if frames := dataset.cache.frames:
-        name, count = next(iter(frames.items()))
-        notes.append(
-            "files that hold several pages or frames, of which only the first is used:"
-            f" {len(frames)}, the first being {name} with {count} pages"
-        )
+    notes += _several_pages(dataset)
     images, probed = len(dataset.folder.images), len(probed_rows(dataset))
     if probed < images:
         notes.append(f"the most similar slices were looked for among {probed} of {images} images")
@@ -158,6 +155,17 @@ def warnings_of(dataset: Dataset, *, left_out: bool = True, exact_copies: bool =
         if any(counts.values()) and missing:
             notes.append(f"no {split} image of class {', '.join(missing)}")
     return notes
+
+
+def _several_pages(dataset: Dataset) -> list[str]:
+    frames = dataset.cache.frames
+    if not frames:
+        return []
+    name, count = next(iter(frames.items()))
+    return [
+        "files that hold several pages or frames, of which only the first is used:"
+        f" {len(frames)}, the first being {name} with {count} pages"
+    ]
 
 
 def _near(
