@@ -14,6 +14,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from alexmri.cli import cli
 from alexmri.data.nearest import nearest, pairs_above
+from alexmri.errors import UserError
 
 
 def audited(data: Path, out: Path, *options: str) -> dict[str, Any]:
@@ -29,8 +30,10 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "90 degrees": lambda picture: picture.transpose(Image.Transpose.ROTATE_90),
     "left to right": ImageOps.mirror,
     "top to bottom": ImageOps.flip,
-    "tinted": lambda picture: ImageEnhance.Brightness(picture).enhance(0.7),
-    "and tinted": lambda picture: picture.rotate(6).point(lambda v: int(255 * (v / 255) ** 0.7)),
+    "with other intensities": lambda picture: ImageEnhance.Brightness(picture).enhance(0.7),
+    "and with other intensities": lambda picture: picture.rotate(6).point(
+        lambda v: int(255 * (v / 255) ** 0.7)
+    ),
 }
 
 
@@ -96,6 +99,71 @@ def test_planted_faults_are_each_found_and_nothing_else(
     assert "Not a diagnostic device" in page
     assert page.count('src="data:image/png;base64,') > 2 * len(CHANGES)
     assert not re.search(r'(?:src|href)="(?!data:)', page)
+
+
+NO_CONTRAST: dict[str, Callable[[int], Image.Image]] = {
+    "transparent": lambda i: Image.new("RGBA", (40, 40), (i, 200, 90, 0)),
+    "0 and 1": lambda i: Image.fromarray(
+        (np.indices((40, 40)).sum(axis=0) % (i + 2) < 1).view("u1")
+    ),
+    "blank": lambda i: Image.new("L", (40, 40), 5 * i),
+}
+
+
+@pytest.mark.parametrize("kind", NO_CONTRAST)
+@pytest.mark.parametrize("command", ["audit", "train"])
+def test_images_without_any_contrast_are_refused(tmp_path: Path, command: str, kind: str) -> None:
+    data = tmp_path / "data"
+    for label in "AB":
+        (data / label).mkdir(parents=True)
+        for i in range(30):
+            NO_CONTRAST[kind](i).save(data / label / f"{i:02}.png")
+    arguments = ["audit", str(data)]
+    if command == "train":
+        arguments = ["train", "--data", str(data), "--out", str(tmp_path / "out"), "--epochs", "1"]
+    with pytest.raises(
+        UserError, match=r"none of the 60 images has any contrast, the first being A/00\.png"
+    ):
+        CliRunner().invoke(cli, arguments, catch_exceptions=False)
+
+
+@pytest.mark.parametrize("per_class", [1, 2, 20])
+@pytest.mark.parametrize("kind", ["one", "two", "one class", "copies", "turned copies"])
+def test_few_images_with_contrast_are_audited(tmp_path: Path, per_class: int, kind: str) -> None:
+    data, noise = tmp_path / "data", np.random.default_rng(0)
+    blank, first = Image.new("L", (40, 40)), Image.fromarray(noise.integers(0, 256, (40, 40), "u1"))
+    for label in "AB":
+        (data / label).mkdir(parents=True)
+        for i in range(per_class):
+            own = Image.fromarray(noise.integers(0, 256, (40, 40), "u1"))
+            image = {
+                "one": own if (label, i) == ("A", 0) else blank,
+                "two": blank if i else own,
+                "one class": own if label == "A" else blank,
+                "copies": first,
+                "turned copies": first.rotate(90 * "AB".index(label)),
+            }[kind]
+            image.save(data / label / f"{i} ({i % 3 + 1}).png")
+    found = audited(data, tmp_path / "found.json", "--html", str(tmp_path / "page.html"))
+    assert found["images"] == 2 * per_class
+    blanks = {"one": 2 * per_class - 1, "two": 2 * per_class - 2, "one class": per_class}.get(kind)
+    warning = f"images without contrast: {blanks} of {2 * per_class}, the first being "
+    assert (warning in str(found["warnings"])) == bool(blanks)
+
+
+def test_files_of_several_pages_are_named(tmp_path: Path, twelve_people: Path) -> None:
+    data = tmp_path / "stacks"
+    shutil.copytree(twelve_people, data)
+    with Image.open(data / "NonDemented" / "5 (3).jpg") as image:
+        others = [image.rotate(turn) for turn in (30, 60)]
+        image.save(data / "NonDemented" / "5 (3).tif", save_all=True, append_images=others)
+    (data / "NonDemented" / "5 (3).jpg").unlink()
+    found = audited(data, tmp_path / "found.json")
+    assert found["warnings"] == [
+        "files that hold several pages or frames, of which only the first is used: 1, the first"
+        " being NonDemented/5 (3).tif with 3 pages"
+    ]
+    assert f"F{found['warnings'][0][1:]}." in found["verdict"]  # which the terminal shows
 
 
 def test_pairs_are_those_of_the_whole_product(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from alexmri.data.augment import Augment, choose_augment
 from alexmri.data.augment_albumentations import AlbumentationsAugment
 from alexmri.data.augment_batched import DRAWS, BatchedAugment, Placement, uniforms, warp
+from alexmri.errors import UserError
 from alexmri.settings import Layer, resolve
 
 BACKENDS = ("batched", "albumentations")
@@ -53,7 +54,6 @@ def test_the_probability_is_the_share_of_changed_images(backend: str) -> None:
     images, rows = slices(1000), np.arange(1000)
     changed = augment_of(backend, augment_probability=0.2)(images, 1, rows) != images
     assert changed.any(dim=3).any(dim=2).float().mean() == pytest.approx(0.2, abs=0.05)
-    assert torch.equal(augment_of(backend, augment_probability=0)(images, 1, rows), images)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -71,6 +71,39 @@ def test_colours_move_together(backend: str) -> None:
     colour = gray.repeat(1, 3, 1, 1)
     moved = augment_of(backend)(colour, 1, np.arange(20))
     assert torch.equal(moved, augment_of(backend)(gray, 1, np.arange(20)).repeat(1, 3, 1, 1))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("recipe", ["best", "subjects"])
+def test_a_recipe_without_shifts_places_slices_as_it_did_with_a_limit_of_003(
+    backend: str, recipe: str
+) -> None:
+    """At 32 pixels that limit moved nothing: every figure of these recipes stays what it was."""
+    chosen = resolve([Layer("t", {"recipe": recipe, "augment_backend": backend})]).settings
+    assert chosen.shift_limit == 0
+    before = chosen.model_copy(update={"shift_limit": 0.03})
+    rows = np.arange(500)
+    augment, augment_before = choose_augment(chosen), choose_augment(before)
+    assert augment is not None
+    assert augment_before is not None
+    assert torch.equal(augment(slices(500), 3, rows), augment_before(slices(500), 3, rows))
+    if isinstance(augment, BatchedAugment) and isinstance(augment_before, BatchedAugment):
+        moved, placement = augment.draw(3, rows, 32, 32)
+        moved_before, placement_before = augment_before.draw(3, rows, 32, 32)
+        assert np.array_equal(moved, moved_before)
+        for name in ("shift_x", "shift_y", "scale_x", "scale_y", "degrees"):
+            assert np.array_equal(getattr(placement, name), getattr(placement_before, name))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_least_shift_that_is_accepted_moves_something(backend: str) -> None:
+    only_shift = {"scale_limit": 0, "rotate_limit": 0}
+    images, rows = slices(400), np.arange(400)
+    assert not torch.equal(
+        augment_of(backend, shift_limit=0.035, **only_shift)(images, 1, rows), images
+    )
+    with pytest.raises(UserError, match=r"'shift_limit' is 0\.03125 in t, which does nothing"):
+        augment_of(backend, shift_limit=1 / 32, **only_shift)
 
 
 def test_none_is_none() -> None:

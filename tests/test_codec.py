@@ -153,7 +153,7 @@ def test_a_request_that_will_not_do(content_type: str, body: bytes, status: int)
 def test_the_first_bad_picture_ends_the_decoding() -> None:
     large = file_of("PNG", size=(1000, 1000))
     with PixelBudget(time.monotonic() + 60) as budget:
-        with pytest.raises(RequestError, match="cannot be read as a picture") as caught:
+        with pytest.raises(RequestError, match="cannot be read as an image") as caught:
             to_pixels([b"junk", large], budget, image_size=32, channels=1)
         assert caught.value.message.startswith("picture 1 of 2: ")
         # All of the budget is left.
@@ -167,10 +167,10 @@ def test_a_bad_record_is_told_in_its_place() -> None:
     assert len(pixels_NCHW) == 2
     assert [error and error.status for error in errors] == [None, 422, 400, None, 400, 422]
     assert errors[1] is not None
-    assert errors[1].message.startswith("picture 2 of 6: the picture cannot be read as a picture")
+    assert errors[1].message.startswith("picture 2 of 6: the image cannot be read as an image")
     _, (alone,) = pixels_of("image/png", b"junk")
     assert alone is not None
-    assert alone.message.startswith("the picture cannot be read as a picture")
+    assert alone.message.startswith("the image cannot be read as an image")
 
 
 @pytest.mark.parametrize(

@@ -141,8 +141,8 @@ def test_skipping_bad_images_equals_removing_them_and_is_told(
     (root / "B" / "7 (2).png").symlink_to(root / "gone.png")
     dataset = load(root, on_bad_image="skip")
     assert dict(dataset.cache.skipped) == {
-        "A/3 (3).png": "cannot be read as a picture: image file is truncated",
-        "A/9 (4).png": "cannot be read as a picture: it is none of JPEG, PNG, BMP, TIFF, WEBP,"
+        "A/3 (3).png": "cannot be read as an image: image file is truncated",
+        "A/9 (4).png": "cannot be read as an image: it is none of JPEG, PNG, BMP, TIFF, WEBP,"
         " or damaged",
         "B/7 (2).png": "cannot be read: No such file or directory",
     }

@@ -28,7 +28,7 @@ def run(data: Path, out: Path, stop: StopRequest | None = None, **changes: Any) 
     return run_job(
         job_of(data, out, **changes),
         PlainTerminal(),
-        stop or StopRequest(),
+        StopRequest() if stop is None else stop,
         model_when_stopped=True,
     )
 

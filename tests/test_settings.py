@@ -33,7 +33,7 @@ def test_precedence_and_sources() -> None:
 
 
 def test_the_recipes_are_those_promised() -> None:
-    assert recipe_names() == ["augmented", "baseline", "best", "people"]
+    assert recipe_names() == ["augmented", "baseline", "best", "subjects"]
     baseline, augmented = settings_of(recipe="baseline"), settings_of(recipe="augmented")
     seed_project = {"optimizer": "sgd", "learning_rate": 1e-4, "momentum": 0.9}
     seed_project |= {"weight_decay": 1e-4, "batch_size": 128, "epochs": 100, "augment": "none"}
@@ -48,7 +48,7 @@ def test_the_recipes_are_those_promised() -> None:
 def test_the_default_recipe_follows_the_split() -> None:
     assert settings_of().recipe == "best"
     by_subject = settings_of(split_by="subject")
-    assert (by_subject.recipe, by_subject.epochs) == ("people", 6)
+    assert (by_subject.recipe, by_subject.epochs) == ("subjects", 6)
     named = settings_of(split_by="subject", recipe="best")
     assert (named.recipe, named.epochs) == ("best", settings_of().epochs)
 
@@ -116,6 +116,60 @@ def test_mistakes_end_in_one_sentence(values: dict[str, object], message: str) -
     with pytest.raises(UserError, match=message) as refused:
         settings_of(**values)
     assert "\n" not in str(refused.value)
+
+
+ON = {"augment": "shift-scale-rotate"}
+NO_LIMITS = {"shift_limit": 0, "scale_limit": 0, "rotate_limit": 0}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"shift_limit": 0.03},
+            r"'shift_limit' is 0\.03 in command line, which does nothing: shifts are cut to whole"
+            r" pixels, and the side has 32; give 0, or more than 0\.03125 \(1/image_size\)",
+        ),
+        ({"shift_limit": 0.004, "image_size": 224}, r"224; give 0, or more than 0\.004464"),
+        ({"augment": "none", "shift_limit": 0.1}, "'shift_limit' is 0.1 .* augment is none; give"),
+        ({"recipe": "baseline", "rotate_limit": "5"}, "'rotate_limit' is 5.0 .* augment is none"),
+        ({"augment": "none", "scale_limit": 0.1}, "'scale_limit' is 0.1 .* augment is none"),
+        (
+            {"recipe": "baseline", "augment_probability": 0.5},
+            "'augment_probability' is 0.5 .* none",
+        ),
+        ({"augment": "none", "augment_backend": "albumentations"}, "'augment_backend' .* is none"),
+        ({"augment_probability": 0}, "'augment_probability' is 0.0 .*no image is augmented"),
+        ({**ON, "augment_probability": 0}, "'augment_probability' is 0.0 .*or augment=none"),
+        ({**ON, **NO_LIMITS}, "'augment' is 'shift-scale-rotate' .* all of the limits are 0"),
+        ({"scale_limit": 0, "rotate_limit": 0}, "'scale_limit' is 0.0 .* all of the limits are 0"),
+    ],
+)
+def test_an_augmentation_without_effect_is_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as refused:
+        settings_of(**values)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(UserError, match="in environment, which does nothing"):
+        resolve([environment_layer({f"ALEXMRI_{k.upper()}": str(v) for k, v in values.items()})])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"augment": "none"},
+        {"recipe": "baseline", **NO_LIMITS, "augment_probability": 0},
+        {"shift_limit": 0.03, "image_size": 64},
+        {"shift_limit": 0},
+        *({"recipe": name} for name in recipe_names()),
+    ],
+)
+def test_what_has_an_effect_or_asks_for_none_is_taken(values: dict[str, object]) -> None:
+    assert settings_of(**values)
+
+
+def test_models_of_earlier_versions_name_a_shift_that_moves_nothing() -> None:
+    values = settings_of().model_dump(mode="json") | {"shift_limit": 0.03}
+    assert Settings.model_validate(values).shift_limit == 0.03
 
 
 def test_an_unknown_variable_is_refused() -> None:

@@ -3,10 +3,10 @@
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from importlib import resources
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NoReturn, get_args
 
 from pydantic import (
     AfterValidator,
@@ -23,7 +23,9 @@ from alexmri.errors import UserError
 ENVIRONMENT_PREFIX = "ALEXMRI_"
 # Environment variables with our prefix that steer the program around a run, not the run.
 SWITCHES = {
-    "ALEXMRI_CACHE_DIR": "folder for decoded pictures (default: ~/.cache/alexmri)",
+    "ALEXMRI_CACHE_DIR": "folder for decoded images (default: ~/.cache/alexmri)",
+    "ALEXMRI_CACHE_GB": "how much decoded images may take there; those used least recently go"
+    " (default: 20, or a tenth of the disk where that is less)",
     "ALEXMRI_DEMO_DATA": "1: `train` makes demo data where the data folder is empty",
     "ALEXMRI_STOP_GRACE_SECONDS": "how long a stopped `train` waits for the platform to fetch"
     " checkpoints (default: 10 where the folder was there before, else 0)",
@@ -41,6 +43,7 @@ SWITCHES = {
 }
 # Spellings of the seed project that still work.
 OLD_SPELLINGS = {"resize": "image_size"}
+AUGMENT_LIMITS = ("shift_limit", "scale_limit", "rotate_limit")
 SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", flags=re.ASCII)
 PLATFORM_PREFIXES = ("sagemaker_", "_tuning")
 
@@ -113,7 +116,9 @@ class Settings(BaseModel):
         "batched", description="who augments: batched = a batch at once, on the device of the net"
     )
     augment_probability: float = Field(0.2, ge=0, le=1, description="share of images augmented")
-    shift_limit: float = Field(0.05, ge=0, le=1, description="largest shift, share of the side")
+    shift_limit: float = Field(
+        0.05, ge=0, le=1, description="largest shift, share of the side, cut to whole pixels"
+    )
     scale_limit: float = Field(0.05, ge=0, lt=1, description="largest change of scale")
     rotate_limit: float = Field(15.0, ge=0, le=180, description="largest rotation in degrees")
 
@@ -259,6 +264,7 @@ def resolve(layers: Sequence[Layer]) -> Resolved:
         UserError: for an unknown key (with the nearest name) and a value that does not fit.
     """
     cleaned = [Layer(layer.name, _known_keys(layer)) for layer in layers]
+    given = {key for layer in cleaned for key in layer.values}
     recipe = _first(cleaned, "recipe")
     if recipe is None and _first(cleaned, "split_by") == "subject":
         recipe = "subjects"
@@ -271,9 +277,43 @@ def resolve(layers: Sequence[Layer]) -> Resolved:
             values[key] = value
             sources[key] = layer.name
     try:
-        return Resolved(Settings.model_validate(values), sources)
+        resolved = Resolved(Settings.model_validate(values), sources)
     except ValidationError as error:
         raise UserError(_explain(error, sources)) from None
+    _refuse_without_effect(resolved, given)
+    return resolved
+
+
+def _refuse_without_effect(resolved: Resolved, given: Set[str]) -> None:
+    """Raise UserError for an augmentation that would do nothing, where somebody has asked for it.
+
+    Not a validator: models of earlier versions name such settings, and must load.
+    """
+    chosen = resolved.settings
+
+    def refuse(key: str, why: str) -> NoReturn:
+        raise UserError(
+            f"setting '{key}' is {getattr(chosen, key)!r} in {resolved.sources[key]}, which does"
+            f" nothing: {why}"
+        )
+
+    if chosen.augment == "none":
+        for key in ("augment_backend", "augment_probability", *AUGMENT_LIMITS):
+            if key in given and getattr(chosen, key):
+                refuse(key, "augment is none; give augment=shift-scale-rotate too, or leave it out")
+        return
+    if 0 < chosen.shift_limit * chosen.image_size <= 1:
+        refuse(
+            "shift_limit",
+            f"shifts are cut to whole pixels, and the side has {chosen.image_size}; give 0, or"
+            f" more than {1 / chosen.image_size:.4g} (1/image_size)",
+        )
+    if not chosen.augment_probability and given & {"augment", "augment_probability"}:
+        refuse("augment_probability", "no image is augmented; give more, or augment=none")
+    if not any(getattr(chosen, key) for key in AUGMENT_LIMITS):
+        for key in ("augment", *AUGMENT_LIMITS):
+            if key in given:
+                refuse(key, "all of the limits are 0; give one of them, or augment=none")
 
 
 def _first(layers: Sequence[Layer], key: str) -> Any:

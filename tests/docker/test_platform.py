@@ -41,7 +41,7 @@ def truncate_picture(root: Path) -> None:
     [
         (spoil_setting, "did you mean 'epochs'?"),
         (empty_channel, "channel 'validation' is empty"),
-        (truncate_picture, "cannot be read as a picture"),
+        (truncate_picture, "cannot be read as an image"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence_in_the_failure_file(

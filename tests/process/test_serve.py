@@ -66,7 +66,7 @@ def test_what_is_no_picture_is_told_without_a_path(server: Server, slice_file: P
         status, content = server.ask("/invocations", body, "image/jpeg")
         assert status == 422
         message = json.loads(content)["error"]["message"]
-        assert message.startswith("the picture cannot be read as a picture: ")
+        assert message.startswith("the image cannot be read as an image: ")
         assert "/" not in message
 
 

@@ -75,7 +75,7 @@ def remove_data(tree: Tree) -> None:
         (spoil_setting, "unknown setting 'epocs' in hyperparameters.json; did you mean 'epochs'?"),
         (spoil_value, "setting 'learning_rate' is 'fast' in hyperparameters.json"),
         (empty_channel, "channel 'validation' is empty"),
-        (truncate_picture, "cannot be read as a picture"),
+        (truncate_picture, "cannot be read as an image"),
         (remove_data, "there is no training data"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Look at a data set before training: counts, copies, shared people, and what a look-up scores."""
+"""Look at a data set before training: counts, copies, shared subjects, and a 1-NN baseline."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from alexmri.data.audit_probe import LeakProbe, probe_leak, probed_rows
 from alexmri.data.audit_report import describe_findings, verdict
@@ -17,34 +16,44 @@ from alexmri.data.dataset import Dataset
 from alexmri.data.decode import read_image, shortened
 from alexmri.data.duplicates import Copy, Size, find_copies
 from alexmri.data.nearest import Rows, normalised, small_grays
-from alexmri.data.pixels import FORMATS, ORIENTATION
 from alexmri.data.split import subjects_between, subjects_shared
 from alexmri.data.subjects_from_pixels import infer_subjects
+from alexmri.errors import UserError
 from alexmri.settings import Settings
 
 __all__ = ["Audit", "audit", "audit_document", "probe_leak", "warnings_of"]
 
 # Look-alikes that are written down one by one; the rest is counted.
 LISTED = 1000
-# A picture with less deviation of its grey levels than this is empty, and like nothing.
+# An image whose gray values deviate by less than this has no contrast, and is like nothing.
 FLAT = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What was found, for `audit.json`, the terminal and the page, and where the pictures lie."""
+    """What was found, for `audit.json`, the terminal and the page, and where the images lie."""
 
     document: Mapping[str, Any]
     paths: Mapping[str, Path]
 
 
 def audit(dataset: Dataset, settings: Settings) -> Audit:
-    """Look for everything in docs/audit.md; reads some of the files again."""
+    """Look for everything in docs/audit.md; reads some of the files again.
+
+    Raises:
+        UserError: no image has any contrast.
+    """
     images, cache = dataset.folder.images, dataset.cache
     grays_NHW = small_grays(cache.pixels_NCHW)
-    sizes = [_size(image.path) for image in images]
+    sizes = cache.sizes
     exact, repeats = _exact(dataset)
     flat = set(np.flatnonzero(grays_NHW.std(axis=(1, 2)) < FLAT).tolist())
+    if len(flat) == len(images):
+        raise UserError(
+            f"none of the {len(images)} images has any contrast, the first being {images[0].name};"
+            " look at the files: an empty first page, full transparency or pixels of 0 and 1 look"
+            " like this"
+        )
     rows = np.array([i for i in range(len(images)) if i not in repeats | flat], dtype=np.int64)
 
     copies = find_copies(grays_NHW, [image.path for image in images], sizes, rows)
@@ -77,13 +86,20 @@ def audit(dataset: Dataset, settings: Settings) -> Audit:
     }
     skips = settings.on_bad_image == "skip"
     notes = warnings_of(dataset, left_out=skips, exact_copies=False)
+    blank = []
+    if flat:
+        first = images[min(flat)].name
+        blank = [f"images without contrast: {len(flat)} of {len(images)}, the first being {first}"]
+    notes += blank
     document["warnings"] = [*notes, *describe_findings(document)]
-    document = {"schema": document.pop("schema"), "verdict": verdict(document), **document}
+    said = [f"{note[0].upper()}{note[1:]}." for note in (*_several_pages(dataset), *blank)]
+    sentences = [*verdict(document), *said]
+    document = {"schema": document.pop("schema"), "verdict": sentences, **document}
     return Audit(document, {image.name: image.path for image in images})
 
 
 def audit_document(dataset: Dataset, probe: LeakProbe) -> dict[str, Any]:
-    """Return the part of `audit.json` that needs no second look at the pictures."""
+    """Return the part of `audit.json` that needs no second look at the images."""
     return {
         "schema": "alexmri.audit/1",
         "synthetic": dataset.synthetic,
@@ -134,6 +150,7 @@ def warnings_of(dataset: Dataset, *, left_out: bool = True, exact_copies: bool =
             f"{len(dataset.cache.enlarged)} images are smaller than the network's input and were"
             f" enlarged, the first being {dataset.cache.enlarged[0]}"
         )
+    notes += _several_pages(dataset)
     images, probed = len(dataset.folder.images), len(probed_rows(dataset))
     if probed < images:
         notes.append(f"the most similar slices were looked for among {probed} of {images} images")
@@ -142,6 +159,17 @@ def warnings_of(dataset: Dataset, *, left_out: bool = True, exact_copies: bool =
         if any(counts.values()) and missing:
             notes.append(f"no {split} image of class {', '.join(missing)}")
     return notes
+
+
+def _several_pages(dataset: Dataset) -> list[str]:
+    frames = dataset.cache.frames
+    if not frames:
+        return []
+    name, count = next(iter(frames.items()))
+    return [
+        "files that hold several pages or frames, of which only the first is used:"
+        f" {len(frames)}, the first being {name} with {count} pages"
+    ]
 
 
 def _near(
@@ -230,8 +258,8 @@ def _content(dataset: Dataset, row: int) -> str:
     found = read_image(dataset.folder.images[row].path)
     if isinstance(found, str):
         return dataset.cache.sha256[row]
-    picture = found[1].convert("RGB")
-    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
+    image = found[1].convert("RGB")
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
 
 
 def _sizes(dataset: Dataset, sizes: Sequence[Size]) -> dict[str, dict[str, int]]:
@@ -240,14 +268,3 @@ def _sizes(dataset: Dataset, sizes: Sequence[Size]) -> dict[str, dict[str, int]]
     for image, (width, height) in zip(dataset.folder.images, sizes, strict=True):
         found[image.label][f"{width} x {height}"] += 1
     return {label: dict(counts.most_common()) for label, counts in found.items()}
-
-
-def _size(path: Path) -> Size:
-    """Return width and height of a picture that was readable a moment ago, upright."""
-    with Image.open(path, formats=FORMATS) as picture:
-        width, height = picture.size
-        try:
-            sideways = picture.getexif().get(ORIENTATION, 1) >= 5
-        except Exception:  # a damaged EXIF block says nothing, as in `read_picture`
-            sideways = False
-    return (height, width) if sideways else (width, height)

@@ -18,7 +18,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations  # noqa: E402
 import cv2  # noqa: E402
 
-# Pictures are small and batches come one at a time: OpenCV's own threads only get in the way.
+# Images are small and batches come one at a time: OpenCV's own threads only get in the way.
 cv2.setNumThreads(0)
 
 

@@ -2,7 +2,7 @@
 
 The transform is albumentations' ShiftScaleRotate (its Affine): scale and rotate about the centre,
 then shift by whole pixels, bilinear with a black border. Given the same parameters no pixel differs
-by more than one grey level from what albumentations returns; the draws themselves are other ones.
+by more than one gray value from what albumentations returns; the draws themselves are other ones.
 """
 
 from dataclasses import dataclass

@@ -1,24 +1,23 @@
-"""Decode the pictures of a data set in parallel, and tell which of them cannot be read."""
+"""Decode the images of a data set in parallel, and tell which of them cannot be read."""
 
 import ctypes
 import hashlib
 import multiprocessing
 import os
 import signal
-import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from alexmri.contract.resources import free_disk_bytes, size_text
 from alexmri.data.folders import Folder
-from alexmri.data.pixels import fit, read_picture
+from alexmri.data.pixels import count_frames, fit, read_bytes, read_picture
 from alexmri.errors import UserError, option
 from alexmri.files import appearing
 from alexmri.terminal import Terminal
@@ -48,7 +47,9 @@ def decode_all(
     """Write the pixels of the readable images to `array_path`, one after the other.
 
     Returns:
-        `sha256` of their files and names of those `enlarged`, in order; `skipped`: name -> reason.
+        `sha256` and `sizes` of their files and names of those `enlarged`, in order; `skipped`:
+        name -> reason;
+        `frames`: name -> how many frames or pages, where that is more than one.
 
     Raises:
         UserError: images that cannot be read, by name; with "skip", too many of them; a disk
@@ -56,8 +57,10 @@ def decode_all(
     """
     images = len(folder.images)
     sha256: list[str] = []
+    sizes: list[tuple[int, int]] = []
     enlarged: list[str] = []
     skipped: dict[str, str] = {}
+    frames: dict[str, int] = {}
     require_disk(array_path.parent, images * channels * image_size**2)
     with appearing(array_path) as temporary:
         shape = (images, channels, image_size, image_size)
@@ -78,17 +81,25 @@ def decode_all(
                 if isinstance(result, str):
                     skipped[image.name] = result
                     continue
-                digest, small = result
-                sha256.append(digest)
-                if small:
+                sha256.append(result.sha256)
+                sizes.append(result.size)
+                if min(result.size) < image_size:
                     enlarged.append(image.name)
+                if result.frames > 1:
+                    frames[image.name] = result.frames
         finally:
-            # Where a signal ends the work, the pictures that wait are not decoded first.
+            # Where a signal ends the work, the images that wait are not decoded first.
             pool.shutdown(cancel_futures=True)
         refuse_unreadable(skipped, folder, bad_images)
         if skipped:
             _close_ranks(temporary, [image.name not in skipped for image in folder.images])
-    return {"sha256": sha256, "skipped": skipped, "enlarged": enlarged}
+    return {
+        "sha256": sha256,
+        "sizes": sizes,
+        "skipped": skipped,
+        "enlarged": enlarged,
+        "frames": frames,
+    }
 
 
 def _close_ranks(array_path: Path, readable: Sequence[bool]) -> None:
@@ -124,41 +135,43 @@ def _stay_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+class _Decoded(NamedTuple):
+    """The digest of a file, the width and height of its image upright, and how many it holds."""
+
+    sha256: str
+    size: tuple[int, int]
+    frames: int
+
+
 def _decode_chunk(
     start: int, paths: Sequence[Path], *, array_path: Path, image_size: int, channels: int
-) -> list[tuple[str, bool] | str]:
+) -> list[_Decoded | str]:
     """Decode `paths` into the rows of the array from `start` on.
 
     Returns:
-        For each: the digest of its bytes and whether it has fewer pixels than the network takes,
-        or what is wrong with it.
+        For each what is to be known of it, or what is wrong with it.
     """
     pixels_NCHW = np.load(array_path, mmap_mode="r+")
-    results: list[tuple[str, bool] | str] = []
+    results: list[_Decoded | str] = []
     for row, path in enumerate(paths, start):
         read = read_image(path)
         if isinstance(read, str):
             results.append(read)
             continue
-        data, picture = read
-        pixels_NCHW[row] = fit(picture, image_size=image_size, channels=channels)
-        results.append((hashlib.sha256(data).hexdigest(), min(picture.size) < image_size))
+        data, image = read
+        pixels_NCHW[row] = fit(image, image_size=image_size, channels=channels)
+        digest = hashlib.sha256(data).hexdigest()
+        results.append(_Decoded(digest, image.size, count_frames(data)))
     return results
 
 
 def read_image(path: Path) -> tuple[bytes, Image.Image] | str:
-    """Return the bytes of a file and the picture in them, or why it cannot be read."""
+    """Return the bytes of a file and the image in them, or why it cannot be read."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may never end
-            return "is no file"
-        data = path.read_bytes()
-        if not data:
-            return "is empty (0 bytes); it was probably not copied whole"
+        data = read_bytes(path)
         return data, read_picture(data)
     except UserError as error:
-        return str(error).removeprefix("the picture ")
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        return str(error).removeprefix(f"{path} ").removeprefix("the image ")
 
 
 def refuse_unreadable(skipped: Mapping[str, str], folder: Folder, bad_images: BadImages) -> None:

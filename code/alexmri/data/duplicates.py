@@ -1,8 +1,8 @@
-"""Find pictures that are copies of others: turned, flipped, tinted or saved anew.
+"""Find images that are copies of others: rotated, flipped, with other intensities or saved anew.
 
-Candidates come from descriptions of 32 x 32 pixels that no turn, flip or tint changes
-(`audit_turned`). Two screens follow, the second on the files themselves at up to 96 pixels, where a
-neighbouring slice of the same person differs clearly from a copy.
+Candidates come from descriptions of 32 x 32 pixels that no rotation, flip or change of intensities
+alters (`rotation_invariant`). Two screens follow, the second on the files themselves at up to 96
+pixels, where a neighbouring slice of the same person differs clearly from a copy.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from PIL import Image
 
 from alexmri.data.decode import read_image
 from alexmri.data.nearest import Rows, Vectors, pairs_above
-from alexmri.data.rotation_invariant import Turned, describe, tint_blind
+from alexmri.data.rotation_invariant import RingSpectra, describe, intensity_invariant_correlation
 
 Size = tuple[int, int]
 
@@ -24,34 +24,34 @@ Size = tuple[int, int]
 # degrees and by quarters, flips, gamma 0.6 and 1.6, brightness 1.3, contrast 0.6 and 1.3.
 CANDIDATE = 0.96
 # The first screen only has to save reading files. Neighbouring slices, which lie straight to each
-# other, reach 0.9976 in it, straight copies 0.9984 or more; turned ones, resampled, 0.9955 or more.
-SCREEN_STRAIGHT, SCREEN_TURNED, STRAIGHT = 0.9975, 0.994, 1.5
-# At 96 pixels neighbouring slices of the public set reach 0.993 with any curve of grey levels
-# between them, copies 0.9965 or more. Small pictures hold less to tell them apart by.
+# other, reach 0.9976 in it, straight copies 0.9984 or more; rotated and so resampled ones 0.9955.
+SCREEN_STRAIGHT, SCREEN_ROTATED, STRAIGHT = 0.9975, 0.994, 1.5
+# At 96 pixels neighbouring slices of the public set reach 0.993 with any curve of gray values
+# between them, copies 0.9965 or more. Small images hold less to tell them apart by.
 SIDE, COPY = 96, 0.9955
 SMALL_SIDE, COPY_OF_SMALL = 64, 0.9985
-# Turns are tried so many degrees around the one found at 32 x 32.
+# Rotations are tried so many degrees around the one found at 32 x 32.
 ANGLES = (-0.5, 0.0, 0.5)
 DISC = 0.93
-# A turn of less is none, and grey levels that differ by less on average (of 255) are no tint.
-NO_TURN, NO_TINT = 1.0, 4.0
+# A rotation by less is none, and gray values that differ by less on average (of 255) are the same.
+MIN_DEGREES, MIN_DIFFERENCE = 1.0, 4.0
 KEPT_IN_MEMORY = 2048
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Image `second` is `first` again, turned clockwise by so many degrees, flipped, tinted."""
+    """Image `second` is `first` again, rotated clockwise, flipped, with other intensities."""
 
     first: int
     second: int
     correlation: float
     degrees: float
     flipped: bool
-    tinted: bool
+    other_intensities: bool
 
     @property
     def how(self) -> str:
-        """What was done to the picture, in words."""
+        """What was done to the image, in words."""
         done = []
         degrees = self.degrees
         if self.flipped:
@@ -59,18 +59,18 @@ class Copy:
             other = abs(degrees) > 90
             done.append(f"flipped {'left to right' if other else 'top to bottom'}")
             degrees = degrees - np.copysign(180, degrees) if other else degrees
-        if abs(degrees) >= NO_TURN:
-            done.append(f"turned by {abs(degrees):.0f} degrees")
-        if self.tinted:
-            done.append("tinted")
+        if abs(degrees) >= MIN_DEGREES:
+            done.append(f"rotated by {abs(degrees):.0f} degrees")
+        if self.other_intensities:
+            done.append("with other intensities")
         return " and ".join(done) or "saved anew"
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Which part of a picture the circle for turning is drawn in: a radius in pixels, or none.
+    """Which part of an image the circle for rotating is drawn in: a radius in pixels, or none.
 
-    None: the picture is taken as a square, whatever its sides.
+    None: the image is taken as a square, whatever its sides.
     """
 
     radius: float | None
@@ -86,10 +86,12 @@ class Frame:
 def find_copies(
     grays_NHW: Vectors, paths: Sequence[Path], sizes: Sequence[Size], rows: Rows
 ) -> list[Copy]:
-    """Return the copies among `rows` of the images, at most one pair less than pictures alike.
+    """Return the copies among `rows` of the images, at most one pair less than images alike.
 
     `grays_NHW` are all images at 32 x 32, `sizes` their widths and heights in the files.
     """
+    if len(rows) < 2:
+        return []
     reader = _Reader(paths)
     copies: list[Copy] = []
     parent = np.arange(len(paths))
@@ -99,10 +101,10 @@ def find_copies(
             image = int(parent[image])
         return image
 
-    for frame, turned, i, j, mirrored in _candidates(grays_NHW, sizes, rows):
-        degrees, alike = turned.align(i, j, mirrored=mirrored)
+    for frame, rings, i, j, mirrored in _candidates(grays_NHW, sizes, rows):
+        degrees, alike = rings.align(i, j, mirrored=mirrored)
         straight = (np.abs(degrees) < STRAIGHT) & (not mirrored)
-        passed = alike >= np.where(straight, SCREEN_STRAIGHT, SCREEN_TURNED)
+        passed = alike >= np.where(straight, SCREEN_STRAIGHT, SCREEN_ROTATED)
         for at in np.flatnonzero(passed)[np.argsort(-alike[passed], kind="stable")]:
             first, second = int(rows[i[at]]), int(rows[j[at]])
             if leader(first) == leader(second):
@@ -116,11 +118,11 @@ def find_copies(
 
 def _candidates(
     grays_NHW: Vectors, sizes: Sequence[Size], rows: Rows
-) -> Iterator[tuple[Frame, Turned, Rows, Rows, bool]]:
+) -> Iterator[tuple[Frame, RingSpectra, Rows, Rows, bool]]:
     """Yield pairs of places in `rows` that may be copies, with the frame that showed it.
 
-    Pictures of another size than most are also compared at the scale of most, since some programs
-    enlarge the canvas when they turn, and stretched, since others make every picture a square.
+    Images of another size than most are also compared at the scale of most, since some programs
+    enlarge the canvas when they rotate, and stretched, since others make every image a square.
     """
     own_sizes = [sizes[row] for row in rows]
     usual = Counter(own_sizes).most_common(1)[0][0]
@@ -130,12 +132,12 @@ def _candidates(
         frames += [(Frame(float("inf")), unusual), (Frame(None), unusual)]
     for frame, queries in frames:
         radii = np.array([frame.radii(size) for size in own_sizes], dtype=np.float32)
-        turned = describe(grays_NHW[rows], radii)
-        plain, mirrored = turned.vectors()
+        rings = describe(grays_NHW[rows], radii)
+        plain, mirrored = rings.vectors()
         for vectors, is_mirrored in ((plain, False), (mirrored, True)):
             i, j, _ = pairs_above(vectors, plain, CANDIDATE, queries=queries)
             if len(i):
-                yield frame, turned, i, j, is_mirrored
+                yield frame, rings, i, j, is_mirrored
 
 
 class _Reader:
@@ -153,46 +155,50 @@ class _Reader:
         self, first: int, second: int, frame: Frame, degrees: float, mirrored: bool
     ) -> Copy | None:
         """Return what `second` is a copy of `first` by, or None where it is none."""
-        pictures = self._read(first), self._read(second)
-        if pictures[0] is None or pictures[1] is None:
+        images = self._read(first), self._read(second)
+        if images[0] is None or images[1] is None:
             return None
-        shortest = min(min(picture.size) for picture in pictures if picture)
-        side, least = (SIDE, COPY) if shortest >= SMALL_SIDE else (SMALL_SIDE, COPY_OF_SMALL)
-        square_a, square_b = (_square(picture, frame, 2 * side) for picture in pictures if picture)
+        shortest = min(min(image.size) for image in images if image)
+        side, min_correlation = (
+            (SIDE, COPY) if shortest >= SMALL_SIDE else (SMALL_SIDE, COPY_OF_SMALL)
+        )
+        square_a, square_b = (_square(image, frame, 2 * side) for image in images if image)
         if mirrored:
             square_b = square_b.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
         inside = _disc(side)
         a = _reduced(square_a, side)[inside]
         tries = np.stack(
             [
-                # Pillow turns against the clock.
+                # Pillow rotates against the clock.
                 _reduced(square_b.rotate(-degrees - more, Image.Resampling.BICUBIC), side)[inside]
                 for more in ANGLES
             ]
         )
-        alike = tint_blind(
+        alike = intensity_invariant_correlation(
             np.repeat(a[None], len(ANGLES), axis=0), tries, np.ones(len(a), dtype=np.float32)
         )
         best = int(alike.argmax())
-        if alike[best] < least:
+        if alike[best] < min_correlation:
             return None
-        tinted = float(np.abs(a - tries[best]).mean()) > NO_TINT or _is_coloured(
-            pictures[0]
-        ) != _is_coloured(pictures[1])
-        return Copy(first, second, float(alike[best]), -degrees - ANGLES[best], mirrored, tinted)
+        other_intensities = float(np.abs(a - tries[best]).mean()) > MIN_DIFFERENCE or _is_coloured(
+            images[0]
+        ) != _is_coloured(images[1])
+        return Copy(
+            first, second, float(alike[best]), -degrees - ANGLES[best], mirrored, other_intensities
+        )
 
 
-def _square(picture: Image.Image, frame: Frame, side: int) -> Image.Image:
+def _square(image: Image.Image, frame: Frame, side: int) -> Image.Image:
     """Return the square around the circle of `frame`, gray, with `side` pixels."""
-    across, down = frame.radii(picture.size)
-    width, height = picture.size
+    across, down = frame.radii(image.size)
+    width, height = image.size
     box = (
         width * (0.5 - across),
         height * (0.5 - down),
         width * (0.5 + across),
         height * (0.5 + down),
     )
-    return picture.convert("L").resize((side, side), Image.Resampling.BILINEAR, box=box)
+    return image.convert("L").resize((side, side), Image.Resampling.BILINEAR, box=box)
 
 
 def _reduced(square: Image.Image, side: int) -> Vectors:
@@ -205,9 +211,9 @@ def _disc(side: int) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
     return inside
 
 
-def _is_coloured(picture: Image.Image) -> bool:
+def _is_coloured(image: Image.Image) -> bool:
     """Whether any colour differs from gray by more than what saving as JPEG leaves behind."""
-    if picture.mode == "L":
+    if image.mode == "L":
         return False
-    pixels = np.asarray(picture, dtype=np.int16)
-    return bool((pixels.max(axis=2) - pixels.min(axis=2)).mean() > NO_TINT)
+    pixels = np.asarray(image, dtype=np.int16)
+    return bool((pixels.max(axis=2) - pixels.min(axis=2)).mean() > MIN_DIFFERENCE)

@@ -13,7 +13,7 @@ from alexmri.data.batches import Indices
 from alexmri.data.dataset import Part
 from alexmri.data.pixels import Pixels
 
-# The largest share of the device's free memory that images may take.
+# How much of the device's free memory images may take.
 MAX_MEMORY_SHARE = 0.5
 # How many batches are read from disk before they are needed.
 AHEAD = 2

@@ -1,7 +1,7 @@
-"""Compare pictures by the correlation of their 32 x 32 pixels, and find those that are alike.
+"""Compare images by the correlation of their 32 x 32 pixels, and find those that are alike.
 
 What grey values mean in MRI, up to gain and offset, a correlation does not care about. All work is
-blocked matrix products in float32: n against m pictures cost n x m x 2,048 operations.
+blocked matrix products in float32: n against m images cost n x m x 2,048 operations.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ Rows = NDArray[np.int64]
 
 
 def small_grays(pixels_NCHW: PixelRows) -> Vectors:
-    """Return pictures of any size as (N, 32, 32): colours averaged, other sizes box-filtered."""
+    """Return images of any size as (N, 32, 32): colours averaged, other sizes box-filtered."""
     grays_NHW = np.empty((len(pixels_NCHW), SIDE, SIDE), dtype=np.float32)
     for start in range(0, len(grays_NHW), BLOCK):
         block = pixels_NCHW[start : start + BLOCK].mean(axis=1, dtype=np.float32)
@@ -35,9 +35,9 @@ def small_grays(pixels_NCHW: PixelRows) -> Vectors:
 
 
 def unit_vectors(pixels_NCHW: PixelRows) -> Vectors:
-    """Return pictures of any size as vectors (N, 1024) with mean 0 and length 1.
+    """Return images of any size as vectors (N, 1024) with mean 0 and length 1.
 
-    A picture of one grey level becomes the zero vector, which is like nothing.
+    An image of one gray value becomes the zero vector, which is like nothing.
     """
     return normalised(small_grays(pixels_NCHW).reshape(len(pixels_NCHW), -1))
 
@@ -66,24 +66,27 @@ def nearest(query_MD: Vectors, reference_ND: Vectors) -> tuple[Rows, Vectors]:
 
 
 def pairs_above(
-    query_ND: Vectors, reference_ND: Vectors, least: float, *, queries: Rows | None = None
+    query_ND: Vectors, reference_ND: Vectors, min_product: float, *, queries: Rows | None = None
 ) -> tuple[Rows, Rows, Vectors]:
-    """Return the pairs i, j, i < j, with query_i . reference_j >= `least`, and these products.
+    """Return the pairs i < j with query_i . reference_j >= `min_product`, and these products.
 
     Both have N vectors no longer than 1, and the product of i and j is that of j and i. With
     `queries`, only pairs of which one is among these rows. A query is given its best 32 at most:
-    of 10,000 pictures that are all alike 50 million pairs would tell no more.
+    of 10,000 images that are all alike 50 million pairs would tell no more.
 
     The products are first bounded from above: on the main axes of the vectors they are computed,
     in what is left they are at most the product of the lengths. No pair is lost by that.
     """
+    if not len(query_ND):
+        nothing = np.empty(0, dtype=np.int64)
+        return nothing, nothing, np.empty(0, dtype=np.float32)
     coarse_query, coarse_reference = _coarse(query_ND, reference_ND)
     rows = np.arange(len(query_ND)) if queries is None else queries
     found: list[tuple[Rows, Rows, Vectors]] = []
     for chunk in _chunks(rows):
         first = int(chunk[0]) if queries is None else 0
         bound = coarse_query[chunk] @ coarse_reference[first:].T
-        at, j = np.nonzero(bound >= least)
+        at, j = np.nonzero(bound >= min_product)
         i, j = chunk[at], j + first
         keep = i < j if queries is None else i != j
         i, j = i[keep], j[keep]
@@ -91,7 +94,7 @@ def pairs_above(
             product = bound[at[keep], j - first]
         else:
             product = np.einsum("pd,pd->p", query_ND[i], reference_ND[j])
-            i, j, product = (part[product >= least] for part in (i, j, product))
+            i, j, product = (part[product >= min_product] for part in (i, j, product))
         found.append(_best(i, j, product))
     i, j, product = (np.concatenate(parts) for parts in zip(*found, strict=True))
     low, high = np.minimum(i, j), np.maximum(i, j)
@@ -121,14 +124,14 @@ def _coarse(query_ND: Vectors, reference_ND: Vectors) -> tuple[Vectors, Vectors]
     return reduced(query_ND), reduced(reference_ND)
 
 
-def _best(i: Rows, j: Rows, product: Vectors, most: int = 32) -> tuple[Rows, Rows, Vectors]:
-    """Return the `most` best pairs of each i."""
+def _best(i: Rows, j: Rows, product: Vectors, max_pairs: int = 32) -> tuple[Rows, Rows, Vectors]:
+    """Return the `max_pairs` best pairs of each i."""
     order = np.lexsort((-product, i))
     i, j, product = i[order], j[order], product[order]
     rank = np.arange(len(i)) - np.searchsorted(i, i)
-    return i[rank < most], j[rank < most], product[rank < most]
+    return i[rank < max_pairs], j[rank < max_pairs], product[rank < max_pairs]
 
 
 def _reduced(gray_HW: Vectors) -> Vectors:
-    picture = Image.fromarray(gray_HW).resize((SIDE, SIDE), Image.Resampling.BOX)
-    return np.asarray(picture, dtype=np.float32)
+    image = Image.fromarray(gray_HW).resize((SIDE, SIDE), Image.Resampling.BOX)
+    return np.asarray(image, dtype=np.float32)

@@ -1,17 +1,22 @@
-"""Turn the bytes of one picture into the `uint8` pixels the network sees, in training and serving.
+"""Turn the bytes of one image into the `uint8` pixels the network sees, in training and serving.
 
-The same function runs on both sides, so that a served picture meets the network it was trained
+The same function runs on both sides, so that a served image meets the network it was trained
 for. Importing this module costs numpy and Pillow, nothing else.
 """
 
 import io
-from collections.abc import Callable
+import re
+import stat
+import sys
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL.PngImagePlugin import MAX_TEXT_CHUNK, MAX_TEXT_MEMORY
 
 from alexmri.errors import UserError
 
@@ -22,7 +27,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 # A slice has 0.04 megapixels, a scanned film 20; what is larger is a mistake or an attack.
 MAX_PIXELS = 64_000_000
 ORIENTATION = 0x0112
-TURNS = {
+TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -31,6 +36,31 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# TIFF tags: bits per sample, what 0 means (0 = white), how samples lie, whether they have a sign.
+BITS, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT = 258, 262, 284, 339
+UNSIGNED, SEPARATE_PLANES = 1, 2
+# Pillow's layouts that have 16 bits in the file and lose the lower 8 when they are decoded.
+CUT_TO_8_BITS = re.compile(r"(LA|RGB|RGBA|RGBX|RGBa);16[BLN]")
+NATIVE = "L" if sys.byteorder == "little" else "B"
+SWAPPED = {"I;16BS": "I;16S", "I;32BS": "I;32S"} if NATIVE == "L" else {}
+# Rows of such an image that are put together at a time.
+ROWS = 256
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_TEXTS = (b"zTXt", b"iTXt", b"tEXt", b"iCCP")
+# How a file begins, or what stands in it, where it may hold several images.
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+FRAME_MARKS = (b"acTL", b"ANMF", b"MPF\0")
+# What Pillow raises for files that are damaged; of the last three kinds, in words for nobody.
+FAULTS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    Image.DecompressionBombError,
+    TypeError,
+    ArithmeticError,
+    LookupError,
+)
 
 Pixels = NDArray[np.uint8]
 
@@ -50,9 +80,9 @@ def decode(
     channels: int,
     admit: Callable[[int, int], None] | None = None,
 ) -> Pixels:
-    """Decode one picture to `uint8` pixels of shape (channels, image_size, image_size).
+    """Decode one image to `uint8` pixels of shape (channels, image_size, image_size).
 
-    One channel is ITU-R 601 luma. The picture is stretched to the square by an antialiased bilinear
+    One channel is ITU-R 601 luma. The image is stretched to the square by an antialiased bilinear
     filter. What `read_picture` says holds here too.
     """
     return fit(read_picture(source, admit), image_size=image_size, channels=channels)
@@ -61,21 +91,25 @@ def decode(
 def read_picture(
     source: bytes | Path, admit: Callable[[int, int], None] | None = None
 ) -> Image.Image:
-    """Return one picture, upright, with 8 bits per value, gray or in colour (mode L or RGB).
+    """Return one image, upright, with 8 bits per value, gray or in colour (mode L or RGB).
 
-    EXIF rotation is applied; transparency lies on black; palettes and CMYK become RGB; 16-bit
-    pictures are scaled so that their brightest pixel becomes 255, because MR intensities have no
-    unit; of several frames the first counts. `admit` is called with width and height before there
-    are pixels, and refuses by an exception of its own.
+    EXIF rotation is applied; transparency lies on black; palettes and CMYK become RGB. Images with
+    more than 8 bits per value, gray or in colour, are scaled so that their brightest value becomes
+    255, because MR intensities have no unit. Of several frames or pages the first counts. `admit`
+    is called with width and height before there are pixels, and refuses by an exception of its own.
 
     Raises:
-        UserError: not a picture in one of FORMATS, truncated, too large, or floating point.
+        UserError: not an image in one of FORMATS, truncated, too large, or floating point.
     """
-    name = str(source) if isinstance(source, Path) else "the picture"
-    opened = io.BytesIO(source) if isinstance(source, bytes) else source
+    name = str(source) if isinstance(source, Path) else "the image"
+    # Pillow decodes some TIFF files differently by name: bytes are the one door.
+    data = read_bytes(source) if isinstance(source, Path) else source
+    if not data:
+        raise UserError(f"{name} is empty (0 bytes); it was probably not copied whole")
+    data = _without_long_texts(data)
     try:
-        with Image.open(opened, formats=FORMATS) as picture:
-            width, height = picture.size
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UserError(
                     f"{name} has {width} x {height} pixels; at most {MAX_PIXELS // 10**6}"
@@ -83,55 +117,229 @@ def read_picture(
                 )
             if admit is not None:
                 admit(width, height)
-            picture.load()
-            eight_bit = _to_eight_bit(_upright(picture), name)
-            return eight_bit if eight_bit.mode in ("L", "RGB") else eight_bit.convert("L")
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name} cannot be read as a picture: {_reason(error, name)}") from None
+            return _upright(_to_eight_bit(image, data, name), image)
+    except FAULTS as error:
+        raise UserError(
+            f"{name} cannot be read as an image: {_reason(error, name, data)}"
+        ) from None
 
 
-def fit(picture: Image.Image, *, image_size: int, channels: int) -> Pixels:
-    """Return a picture of `read_picture` as `uint8` pixels (channels, image_size, image_size)."""
-    plain = picture.convert("L" if channels == 1 else "RGB")
+def read_bytes(path: Path) -> bytes:
+    """Return what is in a file; UserError where it is no file, or cannot be read."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may never end
+            raise UserError(f"{path} is no file")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def count_frames(data: bytes) -> int:
+    """Return how many frames or pages the bytes of a readable image hold."""
+    if not data.startswith(TIFF_STARTS) and not any(mark in data for mark in FRAME_MARKS):
+        return 1
+    try:
+        with Image.open(io.BytesIO(_without_long_texts(data)), formats=FORMATS) as image:
+            return int(getattr(image, "n_frames", 1))
+    except Exception:  # a damaged second page is none, as a damaged EXIF block says nothing
+        return 1
+
+
+def fit(image: Image.Image, *, image_size: int, channels: int) -> Pixels:
+    """Return an image of `read_picture` as `uint8` pixels (channels, image_size, image_size)."""
+    plain = image.convert("L" if channels == 1 else "RGB")
     resized = plain.resize((image_size, image_size), Image.Resampling.BILINEAR)
     pixels = np.asarray(resized, dtype=np.uint8).reshape(image_size, image_size, channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    """Turn a picture as its EXIF orientation says; a damaged EXIF block says nothing.
+def _upright(decoded: Image.Image, image: Image.Image) -> Image.Image:
+    """Rotate as the EXIF orientation of the loaded file says; a damaged EXIF block says nothing.
 
-    Pillow's own exif_transpose also writes the block anew, and fails where that is damaged.
+    Pillow's own exif_transpose also writes the block anew, and fails where that is damaged. TIFF
+    files it has rotated while loading, and their block no longer says so.
     """
     try:
-        turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
+        transpose = TRANSPOSES.get(image.getexif().get(ORIENTATION, 1))
     except Exception:
-        return picture
-    return picture if turn is None else picture.transpose(turn)
+        return decoded
+    return decoded if transpose is None else decoded.transpose(transpose)
 
 
-def _to_eight_bit(picture: Image.Image, name: str) -> Image.Image:
-    if picture.mode == "F":
+def _to_eight_bit(image: ImageFile.ImageFile, data: bytes, name: str) -> Image.Image:
+    """Load an opened image and return it in mode L or RGB."""
+    if image.mode == "F":
         raise UserError(f"{name} has floating-point pixels; save it with 8 or 16 bits per pixel")
-    if picture.mode.startswith("I"):
-        values = np.asarray(picture)
-        least, most = int(values.min()), int(values.max())
-        if least < 0:
-            raise UserError(f"{name} has negative pixels; save it with 8 or 16 bits per pixel")
-        # A table of the levels there may be: the same numbers, in a tenth of the memory.
-        levels = np.arange(most + 1) if most < 2**16 else values
-        scaled = levels * (255 / max(most, 1))
-        eight_bit: Pixels = np.rint(scaled, out=scaled).astype(np.uint8)
-        return Image.fromarray(eight_bit[values] if most < 2**16 else eight_bit)
-    if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer).convert("RGB")
-    return picture.convert("RGB") if picture.mode in ("P", "CMYK", "YCbCr", "LAB") else picture
+    if layout := _cut_to_8_bits(image, name):
+        return _wide_colour(image, data, layout)
+    if image.mode.startswith("I"):
+        return _wide_gray(image, name)
+    image.load()
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        flat = Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer)
+        return flat.convert("RGB")
+    if image.mode in ("P", "CMYK", "YCbCr", "LAB"):
+        return image.convert("RGB")
+    return image if image.mode in ("L", "RGB") else image.convert("L")
 
 
-def _reason(error: Exception, name: str) -> str:
+def _wide_gray(image: ImageFile.ImageFile, name: str) -> Image.Image:
+    """Scale a gray image with 16 or 32 bits per pixel."""
+    layout = _layout(image)
+    if image.tile and image.tile[0].codec_name == "libtiff" and layout in SWAPPED:
+        # libtiff gives this machine's order of bytes; Pillow takes it for that of the file.
+        layout = SWAPPED[layout]
+    values: NDArray[np.integer] = _loaded_as(image, image.mode, layout)
+    tags = getattr(image, "tag_v2", {})
+    if values.dtype.itemsize == 4 and tags.get(SAMPLE_FORMAT, (UNSIGNED,))[0] == UNSIGNED:
+        values = values.view(np.uint32)
+    if int(values.min()) < 0:
+        raise UserError(f"{name} has negative pixels; save it with 8 or 16 bits per pixel")
+    if values.dtype.itemsize == 2 and tags.get(PHOTOMETRIC) == 0:
+        values = np.uint16(2**16 - 1) - values  # Pillow inverts 8 bits where 0 is white, not 16
+    if "transparency" in image.info:
+        values = np.where(values == image.info["transparency"], 0, values).astype(values.dtype)
+    max_value = int(values.max())
+    if max_value < 2**16:
+        # A table of the values there may be: the same numbers, in a tenth of the memory.
+        return Image.fromarray(_scaled_to_255(np.arange(max_value + 1), max_value)[values])
+    return Image.fromarray(_scaled_to_255(values, max_value))
+
+
+def _scaled_to_255(values: NDArray[np.integer], max_value: int) -> Pixels:
+    scaled = values * (255 / max(max_value, 1))
+    eight_bit: Pixels = np.rint(scaled, out=scaled).astype(np.uint8)
+    return eight_bit
+
+
+def _layout(image: ImageFile.ImageFile) -> str:
+    """Return how Pillow has found the bytes of an opened image to be arranged."""
+    args = image.tile[0].args if image.tile else ""
+    return str(args[0] if isinstance(args, tuple) else args)
+
+
+def _cut_to_8_bits(image: ImageFile.ImageFile, name: str) -> str | None:
+    """Return the layout of an opened image whose 16 bits per channel Pillow would cut to 8.
+
+    Raises:
+        UserError: its 16 bits cannot be had from Pillow.
+    """
+    layout, tags = _layout(image), getattr(image, "tag_v2", {})
+    bits = tags.get(BITS, (8,))
+    planar = tags.get(PLANAR) == SEPARATE_PLANES and len(bits) > 1 and max(bits) > 8
+    if planar or layout.startswith("CMYK;16"):
+        how = "in separate planes" if planar else "as CMYK"
+        raise UserError(
+            f"{name} has 16 bits per channel, stored {how}, which cannot be read without loss;"
+            " save it as 16-bit grayscale or RGB"
+        )
+    return layout if CUT_TO_8_BITS.fullmatch(layout) else None
+
+
+def _wide_colour(image: ImageFile.ImageFile, data: bytes, layout: str) -> Image.Image:
+    """Scale an image of several channels with 16 bits each, by the brightest of them.
+
+    Pillow keeps the higher byte of each value; told that the bytes come the other way round, it
+    keeps the lower one.
+    """
+    kind, order = layout.split(";16")
+    if kind == "LA":  # four bytes: gray and alpha, the higher byte first
+        bytes_HWC = _loaded_as(image, "RGBA", "RGBA")
+        high_HWC, low_HWC = bytes_HWC[..., 0::2], bytes_HWC[..., 1::2]
+    else:
+        # Premultiplied by alpha is as it lies on black: alpha itself is not needed.
+        kind, mode = ("RGBX", "RGB") if kind == "RGBa" else (kind, image.mode)
+        order = NATIVE if order == "N" else order
+        other = "L" if order == "B" else "B"
+        high_HWC = _loaded_as(image, mode, f"{kind};16{order}")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as again:
+            low_HWC = _loaded_as(again, mode, f"{kind};16{other}")
+    transparent = image.info.get("transparency")
+
+    def blocks() -> Iterator[tuple[slice, NDArray[Any]]]:
+        for start in range(0, len(high_HWC), ROWS):
+            rows = slice(start, start + ROWS)
+            values: NDArray[Any] = (high_HWC[rows].astype(np.uint32) << 8) | low_HWC[rows].astype(
+                np.uint32
+            )
+            if values.shape[2] in (2, 4):
+                values = values[..., :-1] * values[..., -1:] // np.uint32(2**16 - 1)
+            if isinstance(transparent, tuple):
+                values[(values == transparent).all(axis=2)] = 0
+            yield rows, values
+
+    max_value = max(int(values.max()) for _, values in blocks())
+    table = _scaled_to_255(np.arange(max_value + 1), max_value)
+    channels = high_HWC.shape[2] - (high_HWC.shape[2] in (2, 4))
+    eight_bit = np.empty((*high_HWC.shape[:2], channels), dtype=np.uint8)
+    for rows, values in blocks():
+        eight_bit[rows] = table[values]
+    return Image.fromarray(eight_bit[..., 0] if channels == 1 else eight_bit)
+
+
+def _loaded_as(image: ImageFile.ImageFile, mode: str, layout: str) -> Pixels:
+    """Load an opened image with another layout of its bytes than Pillow has found."""
+    image._mode = mode
+    image.tile = [
+        tile._replace(args=(layout, *tile.args[1:]) if isinstance(tile.args, tuple) else layout)
+        for tile in image.tile
+    ]
+    image.load()
+    return np.asarray(image)
+
+
+def _without_long_texts(data: bytes) -> bytes:
+    """Return a PNG file without its texts and colour profiles that are longer than Pillow reads.
+
+    Pillow refuses a whole file for one of more than 1 MB, or for 64 MB of them together, since
+    texts are stored compressed. Nobody needs them here but for an orientation, which is short.
+    """
+    if not data.startswith(PNG_SIGNATURE) or not any(kind in data for kind in PNG_TEXTS):
+        return data
+    kept = [PNG_SIGNATURE]
+    start, budget = len(PNG_SIGNATURE), MAX_TEXT_MEMORY
+    while start + 8 <= len(data):
+        length, kind = int.from_bytes(data[start : start + 4]), data[start + 4 : start + 8]
+        end = start + 12 + length
+        if kind in PNG_TEXTS:
+            size = _text_size(kind, data[start + 8 : end - 4]) if budget > 0 else MAX_TEXT_CHUNK + 1
+            budget -= size
+            if size > MAX_TEXT_CHUNK or budget < 0:
+                start = end
+                continue
+        kept.append(data[start:end])
+        start = end
+    whole = b"".join(kept) + data[start:]
+    return data if len(whole) == len(data) else whole
+
+
+def _text_size(kind: bytes, chunk: bytes) -> int:
+    """Return how long the text of a PNG chunk is; beyond Pillow's limit it is not unpacked."""
+    value = chunk.partition(b"\0")[2]
+    if kind == b"iTXt":
+        packed, value = value[:1] == b"\1", b"\0".join(value[2:].split(b"\0", 2)[2:])
+    else:
+        packed, value = kind != b"tEXt", value[1:]
+    if not packed:
+        return len(value)
+    try:
+        return len(zlib.decompressobj().decompress(value, MAX_TEXT_CHUNK + 1))
+    except zlib.error:  # Pillow takes it for no text
+        return 0
+
+
+def _reason(error: Exception, name: str, data: bytes) -> str:
     """Return Pillow's reason without the file name and the object addresses it puts in."""
     text = str(error)
-    if isinstance(error, UnidentifiedImageError) or not text:
+    unidentified = isinstance(error, UnidentifiedImageError) or not text
+    if (unidentified and data.startswith(TIFF_STARTS)) or "unknown raw mode" in text:
+        return (
+            "it is a kind of TIFF that is not supported, or damaged; save it as PNG with 8 or 16"
+            " bits per pixel"
+        )
+    if isinstance(error, (TypeError, ArithmeticError, LookupError)):
+        return "it is damaged"
+    if unidentified:
         return f"it is none of {', '.join(FORMATS)}, or damaged"
     return text.replace(name, "the file").strip("'\" ")

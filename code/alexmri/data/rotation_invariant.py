@@ -1,10 +1,11 @@
-"""Describe pictures so that turned, flipped and tinted copies get the same description.
+"""Describe images so that rotated, flipped and recoloured copies get the same description.
 
-A picture is read along rings around its centre, where a turn is a shift, and its grey levels are
-replaced by their ranks, which no tint changes. The Fourier coefficients along the rings then differ
-between turned copies in their phases alone, by the angle times the frequency. Per frequency the
-phase of the part that all pictures have in common is set to 0: what remains is the same for every
-angle. A flip conjugates the coefficients. So all angles and flips cost two products of vectors.
+An image is read along rings around its centre, where a rotation is a shift, and its gray values
+are replaced by their ranks, which no monotone change of intensities alters. The Fourier
+coefficients along the rings then differ between rotated copies in their phases alone, by the angle
+times the frequency. Per frequency the phase of the part that all images have in common is set to 0:
+what remains is the same for every angle. A flip conjugates the coefficients. So all angles and
+flips cost two products of vectors.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ RINGS, STEPS, FREQUENCIES = 14, 64, 21
 # Pixels darker than this, of 255, are background: its noise has no ranks.
 DARK = 8
 ANGLES = 512
-# Knots of the curve of grey levels that `tint_blind` fits.
+# Knots of the curve of gray values that `intensity_invariant_correlation` fits.
 KNOTS = 8
 
 Spectra = NDArray[np.complex64]
@@ -26,14 +27,14 @@ RADII = (np.arange(RINGS, dtype=np.float32) + 0.5) / RINGS
 
 
 @dataclass(frozen=True, slots=True)
-class Turned:
-    """Rings (N, rings, steps) of pictures, and their spectra (N, rings, frequencies)."""
+class RingSpectra:
+    """Rings (N, rings, steps) of images, and their spectra (N, rings, frequencies)."""
 
     rings_NRT: Vectors
     spectra_NRF: Spectra
 
     def vectors(self) -> tuple[Vectors, Vectors]:
-        """Return vectors of length 1 that do not change by a turn, of pictures and their mirrors.
+        """Return vectors of length 1 that no rotation changes, of images and their mirrors.
 
         The product of two is about the greatest correlation over all angles.
         """
@@ -45,9 +46,9 @@ class Turned:
         )
 
     def align(self, i: Rows, j: Rows, *, mirrored: bool) -> tuple[Vectors, Vectors]:
-        """Return the angles (degrees) that bring pictures j, or their mirrors, onto pictures i.
+        """Return the angles (degrees) that bring images j, or their mirrors, onto images i.
 
-        Also how alike they are then, whatever their tint.
+        Also how alike they are then, whatever their intensities.
         """
         angles, alike = np.empty(len(i), dtype=np.float32), np.empty(len(i), dtype=np.float32)
         for start in range(0, len(i), BLOCK):
@@ -62,15 +63,15 @@ class Turned:
             bend = np.minimum(left - 2 * top + right, -1e-9)
             shift = (best + 0.5 * (left - right) / bend) / ANGLES
             angles[rows] = 360 * ((shift + 0.5) % 1 - 0.5)
-            turned = self._turned(j[rows], shift, mirrored)
+            rotated = self._rotated(j[rows], shift, mirrored)
             weights = np.repeat(RADII, STEPS).astype(np.float32)
-            alike[rows] = tint_blind(
-                self.rings_NRT[i[rows]].reshape(len(best), -1), turned, weights
+            alike[rows] = intensity_invariant_correlation(
+                self.rings_NRT[i[rows]].reshape(len(best), -1), rotated, weights
             )
         return angles, alike
 
-    def _turned(self, j: Rows, shift: NDArray[np.float64], mirrored: bool) -> Vectors:
-        """Return the rings of pictures j, mirrored first if so, turned by `shift` full turns."""
+    def _rotated(self, j: Rows, shift: NDArray[np.float64], mirrored: bool) -> Vectors:
+        """Return the rings of images j, mirrored first if so, rotated by `shift` full turns."""
         rings = self.rings_NRT[j]
         place = (np.arange(STEPS) - shift[:, None] * STEPS) * (-1 if mirrored else 1)
         low = np.floor(place).astype(np.int64)
@@ -80,10 +81,10 @@ class Turned:
         return (before * (1 - part) + after * part).reshape(len(j), -1)
 
 
-def describe(grays_NHW: Vectors, radii_N2: Vectors) -> Turned:
-    """Describe pictures (N, 32, 32); `radii_N2` are those of the outer ring across and down.
+def describe(grays_NHW: Vectors, radii_N2: Vectors) -> RingSpectra:
+    """Describe images (N, 32, 32); `radii_N2` are those of the outer ring across and down.
 
-    As shares of the picture's sides: a picture stretched to 32 x 32 has an ellipse for a circle.
+    As shares of the image's sides: an image stretched to 32 x 32 has an ellipse for a circle.
     """
     rings = np.empty((len(grays_NHW), RINGS, STEPS), dtype=np.float32)
     spectra = np.empty((len(grays_NHW), RINGS, FREQUENCIES), dtype=np.complex64)
@@ -96,13 +97,16 @@ def describe(grays_NHW: Vectors, radii_N2: Vectors) -> Turned:
             flat = grays_NHW[rows].reshape(len(rows), -1) @ sampler
             rings[rows] = flat.reshape(-1, RINGS, STEPS)
             spectra[rows] = _spectra(flat)
-    return Turned(rings, spectra)
+    return RingSpectra(rings, spectra)
 
 
-def tint_blind(first_PD: Vectors, second_PD: Vectors, weights_D: Vectors) -> Vectors:
-    """Return the correlation of pairs after a curve of grey levels is fitted, the better way round.
+def intensity_invariant_correlation(
+    first_PD: Vectors, second_PD: Vectors, weights_D: Vectors
+) -> Vectors:
+    """Return the correlation of pairs after a curve of gray values is fitted, the better way round.
 
-    Where a tint has cut off the brightest pixels, one is a function of the other, not vice versa.
+    Where a change of intensities has cut off the brightest pixels, one is a function of the other,
+    not vice versa.
     """
     ways = (_fitted(first_PD, second_PD, weights_D), _fitted(second_PD, first_PD, weights_D))
     return np.maximum(*ways)
@@ -150,7 +154,7 @@ def _spectra(flat_PD: Vectors) -> Spectra:
 
 
 def _ranks(flat_PD: Vectors) -> Vectors:
-    """Return the ranks of pixels in their picture; all dark ones have the highest rank of these."""
+    """Return the ranks of pixels in their image; all dark ones have the highest rank of these."""
     order = np.argsort(flat_PD, axis=1)
     ranks = np.empty_like(flat_PD)
     places = np.broadcast_to(np.arange(flat_PD.shape[1], dtype=np.float32), flat_PD.shape)

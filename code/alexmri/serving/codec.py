@@ -218,7 +218,7 @@ def _decode(
         raise
     except Exception:
         # Pillow's decoders raise whatever comes when a file is damaged.
-        raise unreadable("the picture cannot be read as a picture: it is damaged") from None
+        raise unreadable("the image cannot be read as an image: it is damaged") from None
 
 
 def _from_json(body: bytes) -> Sequence[Record]:
