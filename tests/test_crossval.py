@@ -10,7 +10,12 @@ from typing import Any
 
 import pytest
 
+from alexmri.contract.signals import StopRequest
+from alexmri.data import audit
 from alexmri.data.phantom import write_demo_data
+from alexmri.settings import Layer, resolve
+from alexmri.terminal import PlainTerminal
+from alexmri.training.crossval import Crossval, run_crossval
 
 COMMAND = [sys.executable, "-c", "from alexmri.cli import main; main()"]
 TINY = ("--folds", "2", "--epochs", "3", "--batch-size", "4", "--wandb-mode", "disabled")
@@ -133,6 +138,18 @@ def test_the_bench_measures_its_opponents_on_the_same_splits(
     for figure in ("accuracy", "macro_f1"):
         assert theirs[figure]["value"] == pytest.approx(ours[figure]["value"])
     assert "| subject | resnet18 | " in done.stdout
+
+
+def test_images_are_compared_once_for_all_folds(
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    real = audit.find_copies
+    monkeypatch.setattr(audit, "find_copies", lambda *each: calls.append(1) or real(*each))
+    settings = {"epochs": 1, "batch_size": 4, "wandb_mode": "disabled", "split_by": "subject"}
+    plan = Crossval(few, resolve([Layer("test", settings)]).settings, tmp_path / "out", 2)
+    assert run_crossval(plan, PlainTerminal(), StopRequest())
+    assert len(calls) == 1
 
 
 def test_stopped_in_a_fold_it_goes_on_and_ends_as_if_it_had_not_been(

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from alexmri.data.audit_subjects import misfiled, near_pairs
 from alexmri.data.dataset import Dataset
 from alexmri.data.decode import read_image, shortened
 from alexmri.data.duplicates import Copy, Size, find_copies
-from alexmri.data.nearest import Rows, normalised, small_grays
+from alexmri.data.nearest import Rows, Vectors, normalised, small_grays
 from alexmri.data.split import subjects_between, subjects_shared
-from alexmri.data.subjects_from_pixels import infer_subjects
+from alexmri.data.subjects_from_pixels import Inferred, infer_subjects
 from alexmri.errors import UserError
 from alexmri.settings import Settings
 
@@ -37,16 +37,41 @@ class Audit:
     paths: Mapping[str, Path]
 
 
-def audit(dataset: Dataset, settings: Settings) -> Audit:
-    """Look for everything in docs/audit.md; reads some of the files again.
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What comparing all images with one another found, however they are split.
+
+    Attributes:
+        exact: rows of images with equal pixels, group by group, those with equal bytes included.
+        flat: rows of images without contrast.
+        rows: all but those and repeated copies; `vectors_MD` are their pixels, normalised.
+        copies: images that are others again, rotated, flipped or with other intensities.
+        inferred: who is on the images, by their pixels.
+    """
+
+    exact: Sequence[Sequence[int]]
+    flat: Collection[int]
+    rows: Rows
+    vectors_MD: Vectors
+    copies: Sequence[Copy]
+    inferred: Inferred
+
+    @property
+    def repeats(self) -> set[int]:
+        """All images but the first of each group of exact copies."""
+        return {row for rows in self.exact for row in rows[1:]}
+
+
+def compare_images(dataset: Dataset) -> Comparison:
+    """Compare all images with one another; reads some of the files again.
 
     Raises:
         UserError: no image has any contrast.
     """
     images, cache = dataset.folder.images, dataset.cache
     grays_NHW = small_grays(cache.pixels_NCHW)
-    sizes = cache.sizes
-    exact, repeats = _exact(dataset)
+    exact = _exact(dataset)
+    repeats = {row for rows in exact for row in rows[1:]}
     flat = set(np.flatnonzero(grays_NHW.std(axis=(1, 2)) < FLAT).tolist())
     if len(flat) == len(images):
         raise UserError(
@@ -56,20 +81,35 @@ def audit(dataset: Dataset, settings: Settings) -> Audit:
         )
     rows = np.array([i for i in range(len(images)) if i not in repeats | flat], dtype=np.int64)
 
-    copies = find_copies(grays_NHW, [image.path for image in images], sizes, rows)
+    copies = find_copies(grays_NHW, [image.path for image in images], cache.sizes, rows)
     vectors_ND = normalised(grays_NHW.reshape(len(images), -1))
-    inferred = infer_subjects(vectors_ND)
-    inferred_groups = inferred.subjects(cache.sha256) if inferred.believed else None
-    people = dataset.subjects or inferred_groups
-    copied = {image for copy in copies for image in (copy.first, copy.second)}
-    near, counts = _near(dataset, vectors_ND[rows], rows, copies)
-    probe = probe_leak(dataset, settings, inferred=inferred_groups)
-    strays = misfiled(images, dataset.subjects, inferred, repeats | copied)
+    return Comparison(exact, flat, rows, vectors_ND[rows], copies, infer_subjects(vectors_ND))
+
+
+def audit(dataset: Dataset, settings: Settings, compared: Comparison | None = None) -> Audit:
+    """Look for everything in docs/audit.md.
+
+    `compared` is what `compare_images` returned for the same images, perhaps split otherwise.
+
+    Raises:
+        UserError: as `compare_images`.
+    """
+    compared = compared or compare_images(dataset)
+    images, inferred, flat = dataset.folder.images, compared.inferred, compared.flat
+    from_pixels = inferred.subjects(dataset.cache.sha256) if inferred.believed else None
+    people = dataset.subjects or from_pixels
+    copied = {image for copy in compared.copies for image in (copy.first, copy.second)}
+    near, counts = _near(dataset, compared.vectors_MD, compared.rows, compared.copies)
+    probe = probe_leak(dataset, settings, inferred=from_pixels)
+    strays = misfiled(images, dataset.subjects, inferred, compared.repeats | copied)
 
     document = audit_document(dataset, probe)
     document |= {
-        "sizes": _sizes(dataset, sizes),
-        "exact_duplicates": exact,
+        "sizes": _sizes(dataset, dataset.cache.sizes),
+        "exact_duplicates": sorted(
+            (_described(dataset, rows, _kind(dataset, rows)) for rows in compared.exact),
+            key=lambda group: list(group["paths"]),
+        ),
         "near_duplicates": near,
         "near_duplicate_counts": counts,
         "misfiled": strays,
@@ -233,24 +273,25 @@ def _equal_bytes(dataset: Dataset) -> list[list[int]]:
     return [rows for rows in same.values() if len(rows) > 1]
 
 
-def _exact(dataset: Dataset) -> tuple[list[dict[str, Any]], set[int]]:
-    """Return groups of files with equal bytes or equal pixels, and all but the first of each."""
+def _kind(dataset: Dataset, rows: Sequence[int]) -> str:
+    """Return what the exact copies `rows` have in common, bytes or only pixels."""
+    return "bytes" if len({dataset.cache.sha256[i] for i in rows}) == 1 else "pixels"
+
+
+def _exact(dataset: Dataset) -> list[list[int]]:
+    """Return groups of rows whose files have equal bytes or equal pixels."""
     pixels, sha256 = dataset.cache.pixels_NCHW, dataset.cache.sha256
     small: dict[bytes, list[int]] = defaultdict(list)
     for i in range(len(pixels)):
         small[hashlib.blake2b(pixels[i].tobytes(), digest_size=16).digest()].append(i)
-    groups, repeats = [], set()
+    groups: list[list[int]] = []
     for candidates in small.values():
         whole = len({sha256[i] for i in candidates}) > 1  # else their bytes tell all
         by_content: dict[str, list[int]] = defaultdict(list)
         for i in candidates:
             by_content[_content(dataset, i) if whole else sha256[i]].append(i)
-        for rows in by_content.values():
-            if len(rows) > 1:
-                kind = "bytes" if len({sha256[i] for i in rows}) == 1 else "pixels"
-                groups.append(_described(dataset, rows, kind))
-                repeats.update(rows[1:])
-    return sorted(groups, key=lambda group: group["paths"]), repeats
+        groups += [rows for rows in by_content.values() if len(rows) > 1]
+    return groups
 
 
 def _content(dataset: Dataset, row: int) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from alexmri.contract.resources import cpu_cores
 from alexmri.contract.signals import Stopped, StopRequest
+from alexmri.data.audit import Comparison, compare_images
 from alexmri.data.dataset import Dataset, load_dataset
 from alexmri.data.folders import discover
 from alexmri.data.folds import Fold
@@ -46,7 +47,7 @@ class Crossval:
     start_anew: bool = False
     keep_all_checkpoints: bool = False
 
-    def job(self, number: int) -> Job:
+    def job(self, number: int, compared: Comparison) -> Job:
         """Return the training of fold `number` (from 1)."""
         output = self.output / f"fold-{number}"
         settings = self.settings
@@ -62,6 +63,7 @@ class Crossval:
             # What stands here is gone by then; what stands in S3 is not.
             start_anew=self.start_anew,
             fold=Fold(number, self.folds),
+            compared=compared,
         )
 
 
@@ -103,8 +105,10 @@ def run_crossval(plan: Crossval, terminal: Terminal, stop: StopRequest) -> dict[
                 )
                 find_negative_class(dataset.classes, plan.settings.negative_class)
             _take_up(plan, dataset)
+            with stop.interrupts(at=1):
+                compared = compare_images(dataset)
             for number in range(1, plan.folds + 1):
-                if not _finish_fold(plan, number, terminal, stop):
+                if not _finish_fold(plan, number, compared, terminal, stop):
                     return None
             with stop.interrupts(at=1):
                 return pool_folds(plan.output, plan.folds, plan.settings)
@@ -143,9 +147,11 @@ def _take_up(plan: Crossval, dataset: Dataset) -> None:
         )
 
 
-def _finish_fold(plan: Crossval, number: int, terminal: Terminal, stop: StopRequest) -> bool:
+def _finish_fold(
+    plan: Crossval, number: int, compared: Comparison, terminal: Terminal, stop: StopRequest
+) -> bool:
     """Train fold `number` unless that was done before; return whether it is finished now."""
-    job = plan.job(number)
+    job = plan.job(number, compared)
     if is_finished(job.output) and (job.output / PREDICTIONS).is_file():
         terminal.say(f"fold {number} of {plan.folds} is finished")
     else:

@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from alexmri.contract.metric_lines import metric_line
 from alexmri.contract.resources import ask_for_large_pages, cpu_cores
 from alexmri.contract.signals import Stopped, StopRequest
-from alexmri.data.audit import Audit, audit
+from alexmri.data.audit import Audit, Comparison, audit
 from alexmri.data.augment import choose_augment
 from alexmri.data.dataset import Dataset, load_dataset
 from alexmri.data.folds import Fold
@@ -64,7 +64,7 @@ class Job:
 
     A run that stands there is resumed. A finished one is moved below `archive` where that is given;
     with `start_anew` any run is removed. Neither happens before the data has been read. With `fold`
-    that fold of all images is the test split.
+    that fold of all images is the test split, and `compared` what all folds know of the images.
     """
 
     channels: Mapping[str, Path]
@@ -75,6 +75,7 @@ class Job:
     start_anew: bool = False
     archive: Path | None = None
     fold: Fold | None = None
+    compared: Comparison | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,7 @@ def _run(
     with workers.interrupts(stop):
         dataset = _load(job, terminal)
         if workers.is_first:
-            audited = audit(dataset, job.settings)
+            audited = audit(dataset, job.settings, job.compared)
             run_facts = _begin(job, dataset, audited, compute, sync, terminal, workers)
     if workers.agree_to_stop(stop):
         raise Stopped
