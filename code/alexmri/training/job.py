@@ -195,6 +195,8 @@ def _run(
     workers.meet("data", stop)
     with workers.interrupts(stop):
         run = _prepare_run(job, dataset, compute, terminal, workers)
+    with stop.interrupts(at=1):
+        sync.claim()
     wandb = _train(job, run, dataset, sync, terminal, stop)
     stopped = bool(stop) and not run.is_over()
     wanted = model_when_stopped or stop.signal is signal.SIGTERM

@@ -12,13 +12,14 @@ from alexmri.contract.failure import report_failure
 from alexmri.contract.paths import Paths
 from alexmri.contract.process_one import PARENT_VARIABLE
 from alexmri.contract.signals import Stopped, StopRequest
-from alexmri.terminal import PlainTerminal, SilentTerminal
+from alexmri.terminal import PlainTerminal, SilentTerminal, prepare_output
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def main() -> int:
     """Train the job below the paths of the environment; return the exit code."""
+    prepare_output()
     die_with_parent()
     faulthandler.enable()
     paths, terminal = Paths.of(os.environ), PlainTerminal()
