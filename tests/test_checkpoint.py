@@ -54,8 +54,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
     tmp_path: Path, damage: str
 ) -> None:
     checkpoint(tmp_path, 1)
-    document = checkpoint(tmp_path, 2)
-    tensors = document.with_suffix(".safetensors")
+    json_file = checkpoint(tmp_path, 2)
+    tensors = json_file.with_suffix(".safetensors")
     data = bytearray(tensors.read_bytes())
     if damage == "truncate":
         tensors.write_bytes(data[:-1])
@@ -65,9 +65,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
     elif damage == "remove":
         tensors.unlink()
     elif damage == "garble":
-        document.write_text("{")
+        json_file.write_text("{")
     else:  # still JSON, but another number
-        document.write_text(document.read_text().replace('"epoch": 1.0', '"epoch": 3.0'))
+        json_file.write_text(json_file.read_text().replace('"epoch": 1.0', '"epoch": 3.0'))
     warnings: list[str] = []
     found = load_newest(tmp_path, warnings.append)
     assert found is not None
@@ -85,15 +85,15 @@ def test_no_checkpoint_is_none_and_a_future_one_is_refused(tmp_path: Path) -> No
 
 
 def test_safetensors_reads_a_checkpoint_without_us(tmp_path: Path) -> None:
-    document = checkpoint(tmp_path, 1)
-    assert set(load_file(document.with_suffix(".safetensors"))) == {"network/w", "scale"}
+    json_file = checkpoint(tmp_path, 1)
+    assert set(load_file(json_file.with_suffix(".safetensors"))) == {"network/w", "scale"}
 
 
 def test_any_flipped_bit_and_any_cut_is_noticed(tmp_path: Path) -> None:
     checkpoint(tmp_path, 1)
-    document = checkpoint(tmp_path, 2)
+    json_file = checkpoint(tmp_path, 2)
     generator = random.Random(0)  # noqa: S311
-    for path in (document, document.with_suffix(".safetensors")):
+    for path in (json_file, json_file.with_suffix(".safetensors")):
         whole = path.read_bytes()
         for _ in range(200):
             data = bytearray(whole)

@@ -6,6 +6,7 @@ second one at the same step is `step-00000123-1`: no file of a checkpoint is eve
 """
 
 import copy
+import json
 import re
 import shutil
 import time
@@ -65,7 +66,7 @@ class Progress:
         if missing:
             raise UserError(f"its progress lacks '{missing[0]}'")
         try:
-            _CHECKED.validate_python(values)
+            _CHECKED.validate_json(json.dumps(values))  # strictly it takes only JSON for a dict
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))

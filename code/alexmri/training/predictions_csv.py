@@ -76,7 +76,9 @@ def read_predictions(path: Path) -> Predictions:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (csv.Error, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} does not hold predictions as alexmri writes them: {error}") from None
+        raise UserError(
+            f"{path} does not hold predictions as alexmri writes them: {error}"
+        ) from None
 
 
 def _parsed(columns: Sequence[str], rows: Sequence[dict[str, str]]) -> Predictions:
