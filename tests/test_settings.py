@@ -138,3 +138,29 @@ def test_every_setting_is_described_and_survives_json() -> None:
     assert all(field.description for field in Settings.model_fields.values())
     values = json.loads(json.dumps(settings_of().model_dump(mode="json")))
     assert Settings.model_validate(values) == settings_of()
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("model_dir", "SageMaker's TensorFlow estimator adds it: pass it model_dir=False"),
+        ("epocs", "did you mean 'epochs'?"),
+        ("num_epochs", "did you mean 'epochs'?"),
+        ("batchsize", "did you mean 'batch_size'?"),
+        ("learning_rte", "did you mean 'learning_rate'?"),
+        ("early_stopping", "did you mean 'early_stopping_"),
+        ("optim", "did you mean 'optimizer'?"),
+    ],
+)
+def test_an_unknown_setting_is_explained(key: str, hint: str) -> None:
+    with pytest.raises(UserError) as raised:
+        settings_of(**{key: "1"})
+    assert hint in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["model_dir", "output_dir", "data_dir", "region", "job_name"])
+def test_a_setting_of_others_is_not_taken_for_a_slip(key: str) -> None:
+    with pytest.raises(UserError) as raised:
+        settings_of(**{key: "1"})
+    assert "did you mean" not in str(raised.value)
+    assert f"unknown setting '{key}'" in str(raised.value)
