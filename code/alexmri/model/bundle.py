@@ -228,7 +228,7 @@ def _checked(folder: Path, document: Mapping[str, Any]) -> _ModelJson:
             raise UserError(f"{path} has no '{place}'; copy the model again") from None
         wish = first["msg"][0].lower() + first["msg"][1:]
         raise UserError(
-            f"{path} has {str(first['input'])[:60]!r} as '{place}': {wish}; copy the model again"
+            f"{path} has {repr(first['input'])[:60]} as '{place}': {wish}; copy the model again"
         ) from None
 
 

@@ -1,7 +1,6 @@
 """What a model said about every test image, as a CSV that gives back the very same numbers."""
 
 import csv
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,8 +35,9 @@ def write_predictions(
     if predictions.uncalibrated_NK is not None:
         probabilities.append((UNCALIBRATED, predictions.uncalibrated_NK))
     known = predictions.nearest_N is not None
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    lines = _Lines()
+    # With "\r" in what ends a line, names that hold one are quoted.
+    writer = csv.writer(lines, lineterminator="\r\n")
     writer.writerow(
         [
             *("path", "subject", "label", *(["fold"] if folds else []), "predicted"),
@@ -63,14 +63,21 @@ def write_predictions(
                 ),
             ]
         )
-    write_atomically(path, text.getvalue())
+    write_atomically(path, "".join(lines))
+
+
+class _Lines(list[str]):
+    """The lines that a csv.writer writes, each ended by a line feed alone."""
+
+    def write(self, line: str) -> None:
+        self.append(line.removesuffix("\r\n") + "\n")
 
 
 def read_predictions(path: Path) -> Predictions:
     """Return what `write_predictions` wrote; UserError where it is something else."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
+            reader = csv.DictReader(file, restval="", strict=True)
             columns = reader.fieldnames or ()
             return _parsed(columns, list(reader))
     except OSError as error:
