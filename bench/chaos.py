@@ -208,7 +208,7 @@ def main() -> None:
                 f" {'; '.join(['OTHER BYTES', *others]) if others else 'the same bytes'}",
                 flush=True,
             )
-    document = {
+    figures = {
         "kills": tally.kills,
         "identical": identical,
         "resumes": tally.resumes,
@@ -220,9 +220,9 @@ def main() -> None:
         "seed": options.seed,
         "machine": machine_document(compute.device, compute.precision),
     }
-    print(json.dumps(document, indent=2))
+    print(json.dumps(figures, indent=2))
     if options.json:
-        write_json(options.json, document)
+        write_json(options.json, figures)
     raise SystemExit(0 if identical else 1)
 
 
