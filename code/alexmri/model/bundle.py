@@ -59,6 +59,7 @@ class _Architecture(_Strict):
     image_size: Side
     channels: Literal[1, 3]
     dropout: Annotated[float, Field(ge=0, lt=1)]
+    parameters: int
 
 
 class _Preprocessing(_Strict):
@@ -69,6 +70,11 @@ class _Preprocessing(_Strict):
     std: float
 
 
+class _Data(_Strict):
+    counts: dict[str, dict[str, int]] = {}
+    fingerprint: str = ""
+
+
 class _ModelJson(_Strict):
     """What of model.json the code relies on."""
 
@@ -77,6 +83,14 @@ class _ModelJson(_Strict):
     preprocessing: _Preprocessing
     temperature: Annotated[float, Field(gt=0)]
     files: dict[str, str]
+    intended_use: str
+    # Facts about the training; a model without them answers too.
+    settings: dict[str, Any] = {}
+    split: dict[str, Any] = {}
+    data: _Data = _Data()
+    code: dict[str, Any] = {}
+    leak_probe: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
