@@ -21,11 +21,14 @@ from itertools import zip_longest
 from pathlib import Path
 
 from alexmri.data.phantom import write_demo_data
-from alexmri.files import KILL_VARIABLE, write_json
+from alexmri.files import write_json
 from alexmri.model.forward import choose_compute
+from alexmri.training.checkpoint import checkpoints_in
 from alexmri.training.provenance import machine_document
 
 TRAIN = Path(__file__).parents[1] / "container" / "train"
+# Its sitecustomize.py kills a process of the training in the middle of a write.
+KILLER = Path(__file__).with_name("kill_in_write")
 KILLS_PER_ROUND = 30
 # The longest a run lives before it is killed, counted from when its steps begin.
 LIFE_SECONDS = 3.0
@@ -76,6 +79,11 @@ class Job:
             text=True,
         )
 
+    def start_dying_at(self, write: str) -> "subprocess.Popen[str]":
+        """Start; the process that comes to `write` (PATTERN:COUNT:before|after) dies there."""
+        path = os.pathsep.join(filter(None, (str(KILLER), os.environ.get("PYTHONPATH"))))
+        return self.start(PYTHONPATH=path, KILL_IN_WRITE=write)
+
     def finish(self) -> tuple[float, float]:
         """Train to the end; return after how many seconds the steps began, and it was done."""
         began = ready = time.monotonic()
@@ -111,7 +119,7 @@ def kill_often(
         if in_write:
             pattern, when = chance.choice(WRITES), chance.choice(("before", "after"))
             number = chance.randint(1, 3) if pattern in CHECKPOINTS else 1
-            process = job.start(**{KILL_VARIABLE: f"{pattern}:{number}:{when}"})
+            process = job.start_dying_at(f"{pattern}:{number}:{when}")
             moment = None  # however slow the machine: the write comes, or the run's end
         else:
             process = job.start()
@@ -149,10 +157,10 @@ def differences(expected: dict[str, object], found: dict[str, object]) -> list[s
 
 def damage_newest(checkpoints: Path, chance: random.Random) -> bool:
     """Flip a bit of the newest checkpoint, or cut it short, where another one is behind it."""
-    documents = sorted(checkpoints.glob("step-*.json"))
-    if len(documents) < 2:
+    json_files = checkpoints_in(checkpoints)
+    if len(json_files) < 2:
         return False
-    path = documents[-1].with_suffix(chance.choice((".json", ".safetensors")))
+    path = json_files[-1].with_suffix(chance.choice((".json", ".safetensors")))
     if chance.random() < 0.5:
         os.truncate(path, chance.randrange(path.stat().st_size))
         return True
@@ -200,7 +208,7 @@ def main() -> None:
                 f" {'; '.join(['OTHER BYTES', *others]) if others else 'the same bytes'}",
                 flush=True,
             )
-    document = {
+    figures = {
         "kills": tally.kills,
         "identical": identical,
         "resumes": tally.resumes,
@@ -212,9 +220,9 @@ def main() -> None:
         "seed": options.seed,
         "machine": machine_document(compute.device, compute.precision),
     }
-    print(json.dumps(document, indent=2))
+    print(json.dumps(figures, indent=2))
     if options.json:
-        write_json(options.json, document)
+        write_json(options.json, figures)
     raise SystemExit(0 if identical else 1)
 
 

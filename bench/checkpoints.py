@@ -76,7 +76,7 @@ def main() -> None:
             stalls.append(stalled / count)
             print(f"{bare:.2f} s without, {full:.2f} s with {count} checkpoints", flush=True)
         size = max(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
-    document = {
+    figures = {
         "seconds_per_checkpoint": statistics.median(costs),
         "seconds_per_checkpoint_runs": costs,
         "stall_seconds_per_checkpoint": statistics.median(stalls),
@@ -85,9 +85,9 @@ def main() -> None:
         "checkpoint_bytes": size,
         "machine": machine_document(compute.device, compute.precision),
     }
-    print(json.dumps(document, indent=2))
+    print(json.dumps(figures, indent=2))
     if options.json:
-        write_json(options.json, document)
+        write_json(options.json, figures)
 
 
 if __name__ == "__main__":

@@ -225,6 +225,51 @@ def test_a_header_that_leads_astray_is_refused(tmp_path: Path, content: bytes, r
         unpack(packed, tmp_path)
 
 
+def nested(depth: int) -> list[tuple[tarfile.TarInfo, bytes]]:
+    return [(entry("/".join("a" * k), tarfile.DIRTYPE), b"") for k in range(1, depth + 1)]
+
+
+@pytest.mark.parametrize("members", [nested(900), [a_file("a/" * 2000 + "file")]])
+def test_folders_within_folders_without_end_are_refused(
+    tmp_path: Path, members: list[tuple[tarfile.TarInfo, bytes]]
+) -> None:
+    packed = pack(tmp_path / "model.tar.gz", *members)
+    with pytest.raises(UserError, match="it holds folders within folders, more than 16 deep"):
+        unpack(packed, tmp_path / "target")
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, b"L", b"K"]
+)
+@pytest.mark.parametrize("count", [100, 3000, 100_000])
+def test_headers_about_headers_without_end_are_refused(
+    tmp_path: Path, kind: bytes, count: int
+) -> None:
+    content = b"name\0" if kind in (b"L", b"K") else b"13 comment=ab\n"
+    header_of_a_header = entry("a", kind)
+    header_of_a_header.size = len(content)
+    block = header_of_a_header.tobuf() + content.ljust(512, b"\0")
+    packed = tmp_path / "model.tar.gz"
+    packed.write_bytes(gzip.compress(block * count + entry("b").tobuf() + bytes(1024)))
+    with pytest.raises(UserError, match="it has more headers than a model needs"):
+        unpack(packed, tmp_path / "target")
+    packed.write_bytes(gzip.compress(block * 2 + entry("b").tobuf() + bytes(1024)))
+    unpack(packed, tmp_path / "target")
+
+
+def test_a_model_of_another_framework_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    with pytest.raises(UserError, match=r"no model\.json, it is empty; give a folder or"):
+        model_folder(folder).__enter__()
+    for name in ("model.pth", "code", "config.pbtxt", "x", "y"):
+        (folder / name).touch()
+    with pytest.raises(UserError) as raised:
+        model_folder(folder).__enter__()
+    assert "but code, config.pbtxt, model.pth and 2 more; give a folder" in str(raised.value)
+    assert "with model.json and model.safetensors" in str(raised.value)
+
+
 def test_sparse_files_are_refused(tmp_path: Path) -> None:
     with (tmp_path / "a").open("wb") as file:
         file.truncate(64 << 20)

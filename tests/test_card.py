@@ -1,5 +1,6 @@
 """The model card says what the figures are worth and which classes have too few people."""
 
+import html
 import re
 from typing import Any
 
@@ -74,3 +75,29 @@ def test_every_table_is_whole() -> None:
         if block.startswith("|"):
             assert len({line.count("|") for line in block.splitlines()}) == 1
             assert set(block.splitlines()[1]) <= set("|-: ")
+
+
+HOSTILE = (
+    *("<script>alert(1)</script>", "a|b", "**bold**", "_it_", "[x](javascript:1)", "`code`"),
+    *("# head", "- item", "1. one", "a\nb", "&lt;", "\\*", "NonDemented", "Very_Mild"),
+)
+
+
+def test_a_name_stands_for_itself_in_the_card() -> None:
+    hostile = metrics.measure(predictions(HOSTILE), negative_class="NonDemented", replicates=5)
+    given = facts(HOSTILE, test=hostile, settings=SETTINGS)
+    given["data"] |= {
+        "people": {s: dict.fromkeys(HOSTILE, 1) for s in ("train", "validation", "test", "all")},
+        "warnings": ["<img src=x onerror=alert(1)> cannot be read."],
+    }
+    text = model_card(given)
+    shown = html.unescape(text)
+    for name in HOSTILE:
+        assert name.replace("\n", "\\u000a") in shown
+    assert "<" not in text
+    for raw in ("**bold**", "](", "a|b", " _it_", "`code`", "\n# head", "- - item", "\nb"):
+        assert raw not in text
+    assert "Very_Mild" in text  # nothing is escaped that needs no escape
+    for block in text.split("\n\n"):
+        if block.startswith("|"):
+            assert len({line.count("|") for line in block.splitlines()}) == 1

@@ -4,16 +4,15 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from alexmri import s3_lease
-from alexmri.errors import UserError
-from alexmri.s3_lease import LEASE
+from alexmri.s3 import Prefix, S3Error
 from alexmri.terminal import PlainTerminal
 from alexmri.training.checkpoint import Progress, load_newest, save_checkpoint
-from alexmri.training.checkpoint_sync import S3CheckpointSync, open_checkpoint_sync
+from alexmri.training.checkpoint_sync import WRITER, S3CheckpointSync, open_checkpoint_sync
 
 from .conftest import Bucket
 
@@ -44,22 +43,22 @@ class Notes(PlainTerminal):
 
 
 class Machine:
-    """A folder of checkpoints and its mirror."""
+    """A folder of checkpoints, and what keeps it in S3."""
 
     def __init__(self, folder: Path, url: str) -> None:
         folder.mkdir()
         self.folder = folder
         self.notes = Notes()
-        self.mirror = S3CheckpointSync(url, folder, self.notes)
+        self.sync = S3CheckpointSync(url, folder, self.notes)
 
     def save(self, step: int, keep: int = 2) -> Path:
         tensors = {"network/w": torch.full((3,), float(step))}
         path = save_checkpoint(self.folder, Progress(step=step), tensors, {}, keep=keep)
-        self.mirror.saved(path)
+        self.sync.saved(path)
         return path
 
     def close(self) -> None:
-        self.mirror.close(within=PATIENCE)
+        self.sync.close(within=PATIENCE)
 
     def newest(self) -> int:
         found = load_newest(self.folder, pytest.fail)
@@ -95,10 +94,10 @@ def wait_until_there(bucket: Bucket, *steps: int) -> None:
         for name in names:
             if name.startswith("step-") and name.endswith(".json"):
                 assert name.replace(".json", ".safetensors") in names
-        if names == [*files(*steps), LEASE]:
+        if names == [*files(*steps), WRITER]:
             break
     timer.cancel()
-    assert names == [*files(*steps), LEASE]
+    assert names == [*files(*steps), WRITER]
 
 
 def test_another_machine_goes_on_where_the_first_stopped(
@@ -113,7 +112,7 @@ def test_another_machine_goes_on_where_the_first_stopped(
     assert bucket.names() == files(10, 15)
 
     second = machine("b")
-    second.mirror.restore()
+    second.sync.restore()
     assert sorted(path.name for path in second.folder.iterdir()) == files(15)
     assert second.newest() == 15
     assert second.notes.lines == [f"checkpoint step-00000015 is restored from {bucket.url}"]
@@ -128,7 +127,7 @@ def test_what_others_keep_below_the_prefix_stays(
     first.save(1)
     first.close()
     second = machine("b")
-    second.mirror.clear()
+    second.sync.clear()
     second.close()
     assert bucket.names() == ["model/step-1.json", "notes.txt"]
 
@@ -144,10 +143,10 @@ def test_the_folder_wins_unless_s3_knows_more(machine: Callable[[str], Machine])
         save_checkpoint(
             second.folder, Progress(step=step), {"network/w": torch.full((3,), step)}, {}, keep=2
         )
-        second.mirror.restore()
+        second.sync.restore()
         assert second.newest() == expected
     (second.folder / files(12)[1]).write_bytes(b"rot")
-    second.mirror.restore()
+    second.sync.restore()
     assert load_newest(second.folder, second.notes.warn).progress.step == 10
     assert second.notes.warnings[0].startswith("warning: checkpoint step-00000012.json is damaged")
 
@@ -161,12 +160,12 @@ def test_a_damaged_checkpoint_in_s3_is_named_and_the_one_before_taken(
         first.save(step)
         wait_until_there(bucket, *((5, 10) if step == 10 else (5,)))
     first.close()
-    document, tensors = files(10)
+    json_file, tensors = files(10)
     data = bytearray(bucket.read(tensors))
     if damage == "remove":
         bucket.remove(tensors)
     elif damage == "garble":
-        bucket.put(document, b"{")
+        bucket.put(json_file, b"{")
     elif damage == "truncate":
         bucket.put(tensors, data[:-1])
     else:
@@ -174,7 +173,7 @@ def test_a_damaged_checkpoint_in_s3_is_named_and_the_one_before_taken(
         bucket.put(tensors, bytes(data))
 
     second = machine("b")
-    second.mirror.restore()
+    second.sync.restore()
     assert second.newest() == 5
     assert sorted(path.name for path in second.folder.iterdir()) == files(5)
     assert f"checkpoint step-00000010 in {bucket.url} is damaged" in second.notes.warnings[0]
@@ -208,7 +207,7 @@ def test_while_s3_is_away_training_goes_on_and_says_so_once(
 def test_what_s3_refuses_stops_nothing(machine: Callable[[str], Machine], bucket: Bucket) -> None:
     first = machine("a")
     policy = {"Bucket": bucket.name}
-    bucket.remove(LEASE)
+    bucket.remove(WRITER)
     bucket.client.delete_bucket(**policy)
     first.save(5)
     first.notes.wait_for("is not in S3")
@@ -240,14 +239,14 @@ def test_the_end_waits_only_as_long_as_it_may(
     bucket.server.pause()
     try:
         first.save(10)
-        first.mirror.close(within=0.1)
+        first.sync.close(within=0.1)
     finally:
         bucket.server.resume()
     assert first.notes.warnings == [
         f"warning: the last checkpoint is not in {bucket.url}; the newest sent is step-00000005"
     ]
-    # It may still be writing, so it keeps the lease, which then runs out by itself.
-    assert LEASE in bucket.names()
+    # It may still be writing, so it keeps the prefix; the next training takes it over.
+    assert WRITER in bucket.names()
 
 
 def test_a_state_the_run_went_back_from_goes(
@@ -263,36 +262,154 @@ def test_a_state_the_run_went_back_from_goes(
     wait_until_there(bucket, 10, 12)
 
 
-def test_a_writer_that_lost_its_lease_uploads_no_more(
-    machine: Callable[[str], Machine], bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+def test_a_killed_training_makes_way_for_its_successor_at_once(
+    machine: Callable[[str], Machine], bucket: Bucket
+) -> None:
+    first = machine("a")
+    first.save(5)
+    wait_until_there(bucket, 5)  # and no more is heard of it: writer.json stays
+    second = machine("b")
+    second.sync.restore()
+    second.sync.claim()
+    assert second.newest() == 5
+    taken = [line for line in second.notes.lines if "is taken over from the training on" in line]
+    assert len(taken) == 1
+    assert " since 20" in taken[0]
+    second.save(6)
+    second.close()
+    assert bucket.names() == files(5, 6)
+
+
+def test_two_trainings_never_mix_their_checkpoints(
+    machine: Callable[[str], Machine], bucket: Bucket
 ) -> None:
     first = machine("a")
     first.save(5)
     wait_until_there(bucket, 5)
-    bucket.remove(LEASE)  # the way to take over, as the refusal says
     second = machine("b")
-    second.mirror.restore()
-    first.save(10)
-    first.notes.wait_for("was taken over by a training on ")
+    second.sync.restore()
+    second.sync.claim()
+    for step in (10, 15):
+        first.save(step)
+    first.notes.wait_for("was taken over by the training on ")
     second.save(6)
     wait_until_there(bucket, 5, 6)
-    first.save(15)
+    first.save(20)
     first.close()
+    assert len([line for line in first.notes.warnings if "taken over" in line]) == 1
     assert first.notes.warnings[0].endswith("this training goes on, and uploads nothing any more")
-    wait_until_there(bucket, 5, 6)
+    wait_until_there(bucket, 5, 6)  # also writer.json, which is the second one's
+    second.close()
+    assert bucket.names() == files(5, 6)
 
-    monkeypatch.setattr(s3_lease, "POLL_SECONDS", 0.1)
-    busy = threading.Thread(target=lambda: [second.save(step) for step in range(7, 60)])
-    busy.start()
-    with pytest.raises(UserError, match="is written by another training"):
-        machine("c")
-    busy.join()
+
+def test_who_only_looks_takes_nothing_over(
+    machine: Callable[[str], Machine], bucket: Bucket
+) -> None:
+    """A training that is refused for its settings has read the checkpoints, and no more."""
+    first = machine("a")
+    first.save(5)
+    wait_until_there(bucket, 5)
+    second = machine("b")
+    second.sync.restore()
+    second.close()
+    first.save(10)
+    wait_until_there(bucket, 5, 10)
+    assert first.notes.warnings == []
+
+
+def test_who_removes_the_writer_ends_its_uploads(
+    machine: Callable[[str], Machine], bucket: Bucket
+) -> None:
+    first = machine("a")
+    first.save(5)
+    wait_until_there(bucket, 5)
+    bucket.remove(WRITER)
+    first.save(10)
+    first.notes.wait_for("by somebody who removed writer.json; this training goes on")
+    first.close()
+    assert bucket.names() == files(5)
+
+
+@pytest.mark.parametrize("content", [b"<html>", b"[]", b"null", b"[" * 200_000, b'{"host": [1]}'])
+def test_a_writer_that_makes_no_sense_is_taken_over_too(
+    machine: Callable[[str], Machine], bucket: Bucket, content: bytes
+) -> None:
+    bucket.put(WRITER, content)
+    first = machine("a")
+    first.sync.claim()
+    assert "is taken over from the training on" in first.notes.lines[0]
+
+
+def test_a_claim_whose_answer_was_lost_is_recognised(
+    machine: Callable[[str], Machine], bucket: Bucket
+) -> None:
+    first = machine("a")
+    lost: list[int] = []
+
+    def lose_one_answer(response: object, **_: object) -> int | None:
+        lost.append(1)
+        return 0 if len(lost) == 1 else None  # botocore sends the request again
+
+    events = first.sync._s3._client.meta.events
+    events.register_first("needs-retry.s3.PutObject", lose_one_answer)
+    first.sync.claim()
+    assert len(lost) == 2
+    assert first.notes.lines == []
+    first.save(5)
+    wait_until_there(bucket, 5)
+
+
+def test_there_is_one_conditional_write_in_a_run(
+    machine: Callable[[str], Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    real = Prefix.write
+
+    def write(self: Prefix, name: str, data: bytes, *, replacing: str | None = None) -> str:
+        written.append(name)
+        return real(self, name, data, replacing=replacing)
+
+    monkeypatch.setattr(Prefix, "write", write)
+    first = machine("a")
+    first.sync.claim()
+    for step in (5, 10, 15):
+        first.save(step)
+        first.sync.claim()
+    first.close()
+    assert written == [WRITER]
+
+
+def test_s3_holds_a_whole_checkpoint_while_one_of_the_same_step_is_sent(
+    machine: Callable[[str], Machine],
+    bucket: Bucket,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a kill between the upload of the tensors and that of the JSON file leaves it."""
+    first = machine("a")
+    first.save(5, keep=1)
+    wait_until_there(bucket, 5)
+    real = Prefix.upload
+
+    def dies(self: Prefix, file: Any, name: str) -> None:
+        if name.endswith(".json"):
+            raise S3Error("the machine is gone")
+        real(self, file, name)
+
+    monkeypatch.setattr(Prefix, "upload", dies)
+    first.save(5, keep=1)
+    first.notes.wait_for("the machine is gone")
+    second = machine("b")
+    second.sync.restore()
+    assert second.newest() == 5
+    assert second.notes.warnings == []
 
 
 def test_without_the_setting_nothing_happens(tmp_path: Path) -> None:
-    mirror = open_checkpoint_sync(None, tmp_path, PlainTerminal())
-    mirror.restore()
-    mirror.saved(tmp_path / "step-1.json")
-    mirror.clear()
-    mirror.close(within=0)
+    sync = open_checkpoint_sync(None, tmp_path, PlainTerminal())
+    sync.restore()
+    sync.saved(tmp_path / "step-1.json")
+    sync.clear()
+    sync.close(within=0)
     assert list(tmp_path.iterdir()) == []

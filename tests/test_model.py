@@ -1,19 +1,25 @@
 """The network at every size, its table of layers, and the model directory."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from alexmri.data.pixels import Pixels
 from alexmri.errors import UserError
+from alexmri.files import sha256_of, sha256_of_json, write_json
 from alexmri.model.alexnet import AlexNet, build
 from alexmri.model.bundle import load_bundle
 from alexmri.model.forward import Compute, choose_compute, predict_logits, to_input
 from alexmri.model.predictor import Predictor, log_softmax, ranked, softmax, subject_mean
 from alexmri.model.summary import summarise
+from alexmri.model.unlike import UnlikeTraining, fit_unlike
 
 from . import bundles
 
@@ -192,11 +198,227 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is no model: it has no model\.json"):
         load_bundle(tmp_path)
     (tmp_path / "model.json").write_text("{")
-    with pytest.raises(UserError, match=r"model\.json cannot be read"):
+    with pytest.raises(UserError, match=r"model\.json is not valid JSON"):
         load_bundle(tmp_path)
     (tmp_path / "model.json").write_text("[]")
-    with pytest.raises(UserError, match="has schema None; this version reads"):
+    with pytest.raises(UserError, match="must hold one JSON object, not list"):
         load_bundle(tmp_path)
+
+
+# --- a folder that contradicts itself
+
+
+@pytest.fixture(scope="module")
+def with_ood(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole model with a file about the training data."""
+    folder = tmp_path_factory.mktemp("with-ood")
+    for path in bundle.iterdir():
+        (folder / path.name).hardlink_to(path)
+    features_NF = np.random.default_rng(0).random((40, 736), dtype=np.float32)
+    fit_unlike(features_NF, features_NF[:20]).save(folder / "unlike.safetensors")
+    return folder
+
+
+@pytest.fixture
+def folder(with_ood: Path, tmp_path: Path) -> Path:
+    """A model to spoil; its weights of a hundred megabytes are a link."""
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    (folder / "model.safetensors").hardlink_to(with_ood / "model.safetensors")
+    for name in ("model.json", "golden.npz", "unlike.safetensors"):
+        shutil.copy(with_ood / name, folder)
+    seal(folder)
+    return folder
+
+
+def seal(folder: Path, edit: Callable[[dict[str, Any]], object] = lambda content: None) -> None:
+    """Edit model.json and give all checksums the values that belong to what is there."""
+    content = json.loads((folder / "model.json").read_text())
+    content["files"] = {
+        path.name: checksum(path)
+        for path in sorted(folder.iterdir())
+        if path.suffix in (".safetensors", ".npz")
+    }
+    edit(content)
+    content.pop("checksum", None)
+    write_json(folder / "model.json", content | {"checksum": sha256_of_json(content)})
+
+
+def checksum(path: Path) -> str:
+    version = (path.stat().st_ino, path.stat().st_mtime_ns)
+    if version not in CHECKSUMS:
+        CHECKSUMS[version] = sha256_of(path)
+    return CHECKSUMS[version]
+
+
+CHECKSUMS: dict[tuple[int, int], str] = {}
+
+
+def put(*path: str, value: object) -> Callable[[dict[str, Any]], object]:
+    def edit(content: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            content = content[key]
+        content[path[-1]] = value
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (put("classes", value=["A", "B"]), "names 2 classes, and the network answers for 3"),
+        (put("classes", value=["A", "B", "A"]), "names the class 'A' twice"),
+        (put("classes", value=["A", "B", 3]), "has 3 as 'classes.2'"),
+        (put("classes", value="ABC"), "has 'ABC' as 'classes'"),
+        (put("classes", value=["A", "B", ""]), "has '' as 'classes.2'"),
+        (put("architecture", "classes", value=7), "model.safetensors does not fit: classifier.7"),
+        (put("architecture", "classes", value=-1), "has -1 as 'architecture.classes'"),
+        (put("architecture", value=[]), "has [] as 'architecture'"),
+        (put("architecture", "name", value="vgg"), "has 'vgg' as 'architecture.name'"),
+        (put("architecture", "dropout", value=2), "has 2 as 'architecture.dropout'"),
+        (put("architecture", "image_size", value=64), "does not fit"),
+        (put("temperature", value=-1), "has -1 as 'temperature'"),
+        (put("temperature", value=0), "has 0 as 'temperature'"),
+        (put("temperature", value="1.5"), "has '1.5' as 'temperature'"),
+        (put("temperature", value=None), "has None as 'temperature'"),
+        (put("preprocessing", "image_size", value=0), "has 0 as 'preprocessing.image_size'"),
+        (put("preprocessing", "image_size", value=48), "image_size is 32 in 'architecture' and 48"),
+        (put("preprocessing", "channels", value=2), "has 2 as 'preprocessing.channels'"),
+        (put("preprocessing", "channels", value=3), "channels is 1 in 'architecture' and 3"),
+        (put("preprocessing", "mean", value=0.45), "was trained with mean 0.45 of the pixels"),
+        (put("preprocessing", "std", value=0.2), "was trained with std 0.2 of the pixels"),
+        (put("preprocessing", value=None), "has None as 'preprocessing'"),
+        (put("files", value=[]), "has [] as 'files'"),
+        (put("settings", value=[]), "has [] as 'settings'"),
+        (put("metrics", value="good"), "has 'good' as 'metrics'"),
+        (put("data", value={"counts": []}), "has [] as 'data.counts'"),
+        (put("files", value={}), "does not list model.safetensors among its files"),
+        (lambda c: c["files"].pop("model.safetensors"), "does not list model.safetensors"),
+        (lambda c: c["files"].pop("golden.npz"), "does not list golden.npz"),
+        (lambda c: c["files"].pop("unlike.safetensors"), "does not list unlike.safetensors"),
+        (put("files", "../copy/golden.npz", value="00"), "which is not in its folder"),
+        (put("files", "golden.npz", value=5), "as 'files.golden.npz'"),
+        (lambda c: c.pop("temperature"), "has no 'temperature'"),
+        (lambda c: c.pop("schema"), "has schema None"),
+    ],
+)
+def test_a_model_that_contradicts_itself_is_refused(
+    folder: Path, edit: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    seal(folder, edit)
+    with pytest.raises(UserError) as raised:
+        load_bundle(folder)
+    assert words in str(raised.value)
+    assert str(folder) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_model_json_that_was_altered_is_refused(folder: Path) -> None:
+    change(folder, temperature=1.0)
+    with pytest.raises(UserError, match=r"model\.json is damaged: its checksum does not match"):
+        load_bundle(folder)
+    content = json.loads((folder / "model.json").read_text())
+    del content["checksum"]  # as version 0.1.0 wrote it
+    (folder / "model.json").write_text(json.dumps(content))
+    assert load_bundle(folder).temperature == 1
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "null", '{"temperature": NaN}', "", "\0", '"x"'])
+def test_a_model_json_that_is_none_is_refused(folder: Path, text: str) -> None:
+    (folder / "model.json").write_text(text)
+    with pytest.raises(UserError, match=r"model\.json"):
+        load_bundle(folder)
+
+
+def in_weights(edit: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        edit(weights)
+        save_file(weights, folder / "model.safetensors")
+
+    return spoil
+
+
+def in_ood(**values: Any) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        path = folder / "unlike.safetensors"
+        arrays = load_file(path, device="cpu")
+        for name, edit in values.items():
+            arrays[name] = edit(arrays[name]).contiguous()
+        save_file(arrays, path)
+
+    return spoil
+
+
+def in_golden(**values: Any) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        with np.load(folder / "golden.npz") as golden:
+            arrays = dict(golden)
+        np.savez(
+            folder / "golden.npz", **{k: values.get(k, lambda x: x)(arrays[k]) for k in arrays}
+        )
+
+    return spoil
+
+
+def replace(path: Path, data: bytes) -> None:
+    path.unlink()
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (
+            in_weights(lambda w: w.update({k: v.half() for k, v in w.items()})),
+            "is float16 [96, 1, 11, 11], and the network of model.json has float32 [96, 1, 11, 11]",
+        ),
+        (in_weights(lambda w: w["features.0.0.weight"][0].fill_(torch.nan)), "no finite numbers"),
+        (in_weights(lambda w: w["classifier.7.bias"].fill_(torch.inf)), "no finite numbers"),
+        (in_weights(lambda w: w["features.0.1.running_var"].neg_()), "negative variances"),
+        (in_weights(lambda w: w.pop("classifier.7.bias")), "it lacks 'classifier.7.bias'"),
+        (
+            in_weights(lambda w: w.update(more=torch.ones(1))),
+            "has, and the network has not, 'more'",
+        ),
+        (in_ood(mean_F=lambda a: a * torch.nan), "mean_F holds values that are no finite numbers"),
+        (in_ood(mean_F=lambda a: a.double()), "mean_F is float64 [736], not float32 [736]"),
+        (in_ood(mean_F=lambda a: a[:40], directions_DF=lambda a: a[:, :40]), "by 40 numbers"),
+        (in_ood(directions_DF=lambda a: a.T), "directions_DF is float32"),
+        (in_ood(variance_D=lambda a: -a), "variances that are not positive"),
+        (in_ood(rest=lambda a: a * 0), "variances that are not positive"),
+        (in_ood(distances_V=lambda a: a[:0]), "distances_V is empty"),
+        (in_ood(distances_V=lambda a: a.flip(0)), "distances_V is not sorted"),
+        (in_golden(pixels=lambda a: a[:0]), "golden.npz does not fit"),
+        (in_golden(pixels=lambda a: a.astype(float)), "golden.npz does not fit"),
+        (in_golden(logits=lambda a: a[:, :2]), "golden.npz does not fit"),
+        (in_golden(logits=lambda a: a * np.nan), "does not reproduce its stored example"),
+        (lambda f: (f / "golden.npz").write_bytes(b"PK"), "golden.npz cannot be read"),
+        (lambda f: replace(f / "model.safetensors", b"x" * 99), "cannot be read"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused_though_their_checksums_do(
+    folder: Path, spoil: Callable[[Path], object], words: str
+) -> None:
+    spoil(folder)
+    seal(folder)
+    with pytest.raises(UserError) as raised:
+        load_bundle(folder)
+    assert words in str(raised.value)
+    assert str(folder) in str(raised.value)
+
+
+def test_weights_beside_the_model_must_be_listed(folder: Path) -> None:
+    (folder / "other.safetensors").hardlink_to(folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"does not list other\.safetensors among its files"):
+        load_bundle(folder)
+
+
+def test_a_file_about_the_training_data_comes_back(folder: Path) -> None:
+    loaded = load_bundle(folder).unlike
+    assert loaded
+    stored = UnlikeTraining.load(folder / "unlike.safetensors")
+    assert np.array_equal(loaded.distances_V, stored.distances_V)
 
 
 def test_probabilities_survive_large_logits() -> None:

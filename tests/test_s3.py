@@ -1,4 +1,4 @@
-"""S3 as a place for files: whole transfers, one writer at a time, refusals in one sentence."""
+"""S3 as a place for files: whole transfers, conditional writes, refusals in one sentence."""
 
 import io
 import threading
@@ -8,11 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from alexmri import s3_lease
-from alexmri.errors import UserError
 from alexmri.s3 import ConflictError, Prefix, S3Error
-from alexmri.s3_lease import LEASE, Lease, LeaseLostError
-from alexmri.terminal import PlainTerminal
 
 from .conftest import Bucket
 
@@ -112,7 +108,7 @@ def test_every_refusal_is_one_sentence(
 ) -> None:
     refusal.status, refusal.code = status, code
     with pytest.raises(S3Error) as first:
-        Lease(Prefix(bucket.url), PlainTerminal())
+        Prefix(bucket.url).write("file", b"x")
     with pytest.raises(S3Error) as second:
         Prefix(bucket.url).upload(io.BytesIO(b"x"), "file")
     with pytest.raises(S3Error) as third:
@@ -126,7 +122,7 @@ def test_every_refusal_is_one_sentence(
 
 def test_a_missing_bucket_is_named(bucket: Bucket) -> None:
     with pytest.raises(S3Error, match="s3://no-such-bucket/run: there is no such bucket"):
-        Lease(Prefix("s3://no-such-bucket/run"), PlainTerminal())
+        Prefix("s3://no-such-bucket/run").names()
 
 
 def test_missing_credentials_are_named(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,88 +139,3 @@ def test_a_network_that_is_gone_is_named(bucket: Bucket, monkeypatch: pytest.Mon
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     with pytest.raises(S3Error, match=r"S3 cannot be reached \(EndpointConnectionError\)"):
         Prefix(bucket.url).names()
-
-
-# --- one writer
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_lease, "RENEW_SECONDS", 0.2)
-    monkeypatch.setattr(s3_lease, "POLL_SECONDS", 0.1)
-    monkeypatch.setattr(s3_lease, "LEASE_SECONDS", 3.0)
-
-
-def kill(lease: Lease) -> None:
-    """Have the writer show no more life, as one whose machine is gone."""
-    lease._over.set()
-
-
-@pytest.mark.usefixtures("quick")
-def test_a_second_writer_is_refused_while_the_first_lives(
-    bucket: Bucket, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first = Lease(Prefix(bucket.url), PlainTerminal())
-    with pytest.raises(UserError) as raised:
-        Lease(Prefix(bucket.url), PlainTerminal())
-    assert f"{bucket.url} is written by another training, on " in str(raised.value)
-    assert " since 20" in str(raised.value)
-    assert f"take it over by removing {bucket.url}/{LEASE}" in str(raised.value)
-    assert "waiting up to" in capsys.readouterr().out
-    first.release()
-    assert bucket.names() == []
-    Lease(Prefix(bucket.url), PlainTerminal()).release()
-
-
-@pytest.mark.usefixtures("quick")
-def test_a_dead_writer_is_replaced_and_stays_out(
-    bucket: Bucket, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first = Lease(Prefix(bucket.url), PlainTerminal())
-    kill(first)
-    second = Lease(Prefix(bucket.url), PlainTerminal())
-    assert f"{bucket.url} is taken over from the training on " in capsys.readouterr().out
-    second.renew()
-    for _ in range(2):
-        with pytest.raises(LeaseLostError, match=r"was taken over by a training on .* since 20"):
-            first.renew()
-    first.release()  # takes nothing from the second
-    second.renew()
-    second.release()
-
-
-@pytest.mark.usefixtures("quick")
-def test_who_removes_the_lease_ends_the_writer(bucket: Bucket) -> None:
-    lease = Lease(Prefix(bucket.url), PlainTerminal())
-    kill(lease)
-    bucket.remove(LEASE)
-    with pytest.raises(LeaseLostError, match="by somebody who removed writer.json"):
-        lease.renew()
-
-
-@pytest.mark.usefixtures("quick")
-def test_a_lease_that_is_no_json_is_still_a_lease(
-    bucket: Bucket, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bucket.put(LEASE, b"<html>")
-    Lease(Prefix(bucket.url), PlainTerminal()).release()
-    assert "an unknown host" in capsys.readouterr().out
-
-
-@pytest.mark.usefixtures("quick")
-def test_a_renewal_whose_answer_was_lost_is_recognised(bucket: Bucket) -> None:
-    s3 = Prefix(bucket.url)
-    lease = Lease(s3, PlainTerminal())
-    kill(lease)
-    lost: list[int] = []
-
-    def lose_one_answer(response: object, **_: object) -> int | None:
-        lost.append(1)
-        return 0 if len(lost) == 1 else None  # botocore sends the request again
-
-    s3._client.meta.events.register_first("needs-retry.s3.PutObject", lose_one_answer)
-    lease.renew()
-    assert len(lost) == 2
-    lease.renew()
-    lease.release()
-    assert bucket.names() == []

@@ -97,8 +97,14 @@ def test_old_spellings_still_work_and_platform_keys_are_ignored() -> None:
         ({"epochs": True}, "'epochs' is 'True'"),
         ({"epochs": "9" * 5000}, "'epochs' is '999"),
         ({"channels": "²"}, "'channels' is '²'"),
-        ({"image_size": 32, "image-size": 64}, "gives 'image_size' twice, also as 'image-size'"),
-        ({"image_size": 32, "resize": 64}, "gives 'image_size' twice, also as 'resize'"),
+        (
+            {"image_size": 32, "image-size": 64},
+            "gives 'image_size' twice, as 'image_size' and as 'image-",
+        ),
+        (
+            {"image_size": 32, "resize": 64},
+            "twice, as 'image_size' and as 'resize'; keep one",
+        ),
         ({"learning_rate": "nan"}, "'learning_rate' is 'nan'"),
         ({"optimizer": "adam"}, "'optimizer' is 'adam' .*'sgd' or 'adamw'"),
         ({"image_size": "31"}, "'image_size' is '31' .*greater than or equal to 32"),
@@ -186,3 +192,29 @@ def test_every_setting_is_described_and_survives_json() -> None:
     assert all(field.description for field in Settings.model_fields.values())
     values = json.loads(json.dumps(settings_of().model_dump(mode="json")))
     assert Settings.model_validate(values) == settings_of()
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("model_dir", "SageMaker's TensorFlow estimator adds it: pass it model_dir=False"),
+        ("epocs", "did you mean 'epochs'?"),
+        ("num_epochs", "did you mean 'epochs'?"),
+        ("batchsize", "did you mean 'batch_size'?"),
+        ("learning_rte", "did you mean 'learning_rate'?"),
+        ("early_stopping", "did you mean 'early_stopping_"),
+        ("optim", "did you mean 'optimizer'?"),
+    ],
+)
+def test_an_unknown_setting_is_explained(key: str, hint: str) -> None:
+    with pytest.raises(UserError) as raised:
+        settings_of(**{key: "1"})
+    assert hint in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["model_dir", "output_dir", "data_dir", "region", "job_name"])
+def test_a_setting_of_others_is_not_taken_for_a_slip(key: str) -> None:
+    with pytest.raises(UserError) as raised:
+        settings_of(**{key: "1"})
+    assert "did you mean" not in str(raised.value)
+    assert f"unknown setting '{key}'" in str(raised.value)

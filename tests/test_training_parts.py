@@ -1,5 +1,6 @@
 """Order, augmentation, learning rates, averages, checkpoints: the parts of a training."""
 
+import errno
 import math
 import os
 import signal
@@ -13,6 +14,7 @@ from torch import nn
 from alexmri.contract.metric_lines import metric_line
 from alexmri.contract.signals import StopRequest
 from alexmri.data.batches import epoch_order, steps_per_epoch, train_batches
+from alexmri.errors import UserError
 from alexmri.files import appearing, write_atomically, write_json
 from alexmri.model.alexnet import build
 from alexmri.settings import Layer, Settings, resolve
@@ -134,9 +136,9 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     def fail_half_way() -> None:
         with appearing(path) as temporary:
             temporary.write_text("ne")
-            raise OSError("disk full")
+            raise OSError(errno.ENOSPC, "disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"file\.txt cannot be written: No space left on device"):
         fail_half_way()
     assert path.read_text() == "old"
     assert list(path.parent.iterdir()) == [path]

@@ -14,6 +14,7 @@ from alexmri.commands.data import audit, demo_data
 from alexmri.commands.model import evaluate, export, predict, serve
 from alexmri.commands.training import config, crossval, train
 from alexmri.errors import UserError
+from alexmri.terminal import prepare_output
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -34,6 +35,7 @@ for command in (
 
 def main() -> NoReturn:
     """Run the command line; a user's mistake ends in one sentence and exit code 2."""
+    prepare_output()
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as stop:

@@ -1,21 +1,36 @@
 """Write files so that they appear whole or not at all, and prove what is in them."""
 
+import errno
 import hashlib
 import json
 import os
 import re
 import secrets
-import signal
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# The temporary names of `appearing`.
-LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
-KILL_VARIABLE = "ALEXMRI_TEST_KILL_IN_WRITE"
-_written: list[Path] = []
+from alexmri.errors import UserError
+
+# What a killed process leaves: the temporary names of `appearing`, and those of safetensors.
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp|\.tmp[0-9A-Za-z]{6}")
+# How safetensors and others tell the number of an error of the operating system.
+ERROR_NUMBER = re.compile(r"(?:os error |code: )(\d+)|StorageFull")
+RUN_AGAIN = "and run the same command again"
+REMEDIES = {
+    errno.ENOSPC: f"make room {RUN_AGAIN}",
+    errno.EDQUOT: f"make room within the quota {RUN_AGAIN}",
+    errno.EFBIG: f"raise the limit for the size of a file (ulimit -f) {RUN_AGAIN}",
+    errno.EROFS: "choose a folder on a disk that can be written",
+}
+
+
+class WriteError(UserError):
+    """A file cannot be written; the message names it, the reason and the remedy."""
 
 
 @contextmanager
@@ -24,44 +39,113 @@ def appearing(path: Path) -> Iterator[Path]:
 
     The bytes are on disk (fsync of the file) before the name is (rename, then fsync of the
     folder), so a crash or a kill leaves the old file or the new one, never half of one.
+
+    Raises:
+        WriteError: it cannot be written; what stood there before still does.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # The umask of the user says who may read it. safetensors replaces the file by one
+            # that only its owner can read, so the mode is set again at the end.
+            temporary.touch()
+            mode = stat.S_IMODE(temporary.stat().st_mode)
+            yield temporary
+            temporary.chmod(mode)
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while `path` is written into one sentence.
+
+    Errors that name a file elsewhere, such as one that is read meanwhile, pass unchanged.
+
+    Raises:
+        WriteError: the disk is full, read-only or broken, or it is somebody else's.
+    """
     try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        # safetensors makes files only their owner can read; a model is for whoever owns the folder.
-        temporary.chmod(0o644)
-        _die_if_told(path, "before")
-        temporary.replace(path)
-        _die_if_told(path, "after")
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        yield
+    except Exception as error:
+        number = _error_number(error)
+        if number is None or not _is_about(error, path):
+            raise
+        raise WriteError(f"{path} cannot be written: {_reason(error, number, path)}") from error
+
+
+def _error_number(error: Exception) -> int | None:
+    """Return the errno of a failed write, 0 for one without a number, None for other errors."""
+    if type(error).__name__ == "SafetensorError":  # without importing safetensors for it
+        found = ERROR_NUMBER.search(str(error))
+        return int(found[1] or errno.ENOSPC) if found else None
+    if isinstance(error, shutil.Error):
+        return 0
+    # Libraries for networks derive their errors from OSError too.
+    if type(error).__module__ != "builtins" or isinstance(error, ConnectionError | TimeoutError):
+        return None
+    return (error.errno or 0) if isinstance(error, OSError) else None
+
+
+def _is_about(error: Exception, path: Path) -> bool:
+    named = [getattr(error, "filename", None), getattr(error, "filename2", None)]
+    names = [Path(os.fsdecode(name)) for name in named if isinstance(name, str | bytes)]
+    return (
+        not names
+        or any(name == path or path.parent in name.parents for name in names)
+        or any(name in path.parents for name in names)
+    )
+
+
+def _reason(error: Exception, number: int, path: Path) -> str:
+    folder = next(each for each in (path.parent, *path.parent.absolute().parents) if each.is_dir())
+    free = shutil.disk_usage(folder).free
+    # numpy tells how many items it wrote, and not why it wrote no more.
+    if number == 0:
+        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        return f"{first} ({free / 1e6:.1f} MB free); {REMEDIES[errno.ENOSPC]}"
+    why = os.strerror(number)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        inodes = os.statvfs(folder)
+        full = inodes.f_files > 0 and inodes.f_favail == 0
+        why += " (no file more fits)" if full else f" ({free / 1e6:.1f} MB free)"
+    if number in (errno.EACCES, errno.EPERM):
+        return f"{why}; let user {os.getuid()} write to {folder}, or choose another folder"
+    return f"{why}; {REMEDIES.get(number, 'check the disk, or choose another folder')}"
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add `text` to a file; it is on disk when this returns.
+
+    Raises:
+        WriteError: it cannot be written; then nothing of it stands there.
+    """
+    rest = memoryview(text.encode())
+    with writing(path), path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what a killed process had not finished writing; nobody else may be writing there."""
-    for path in folder.glob(".*.tmp"):
-        if LEFTOVER.fullmatch(path.name):
+    for path in folder.glob(".*"):
+        if LEFTOVER.fullmatch(path.name) and not path.is_dir():
             path.unlink(missing_ok=True)
-
-
-def _die_if_told(path: Path, moment: str) -> None:
-    """Kill this process where tests and bench/chaos.py want it killed: `PATTERN:COUNT:MOMENT`."""
-    told = os.environ.get(KILL_VARIABLE)
-    if not told:
-        return
-    pattern, count, when = told.split(":")
-    if when == moment and path.match(pattern):
-        _written.append(path)
-        if len(_written) == int(count):
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager
@@ -69,25 +153,29 @@ def filling(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder; what was put there appears in `folder`, new or not, at the end.
 
     A folder that exists is kept and filled from within: it may be a mount, which cannot be renamed.
+
+    Raises:
+        WriteError: it cannot be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    exists = folder.is_dir()
-    with tempfile.TemporaryDirectory(
-        prefix=f".{folder.name}-", dir=folder if exists else folder.parent
-    ) as temporary:
-        # One level deeper, because TemporaryDirectory's own mode shuts out every other user.
-        new = Path(temporary) / "new"
-        new.mkdir()
-        yield new
-        if exists:
-            for path in new.iterdir():
-                path.replace(folder / path.name)
-        else:
-            new.rename(folder)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        exists = folder.is_dir()
+        with tempfile.TemporaryDirectory(
+            prefix=f".{folder.name}-", dir=folder if exists else folder.parent
+        ) as temporary:
+            # One level deeper, because TemporaryDirectory's own mode shuts out every other user.
+            new = Path(temporary) / "new"
+            new.mkdir()
+            yield new
+            if exists:
+                for path in new.iterdir():
+                    path.replace(folder / path.name)
+            else:
+                new.rename(folder)
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write `data` (text as UTF-8) to `path` in one piece."""
+    """Write `data` (text as UTF-8) to `path` in one piece; WriteError where that cannot be."""
     with appearing(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
@@ -98,7 +186,7 @@ def to_json(value: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON to `path` in one piece."""
+    """Write `value` as JSON to `path` in one piece; WriteError where that cannot be."""
     write_atomically(path, to_json(value))
 
 
@@ -106,3 +194,8 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_json(value: Any) -> str:
+    """Return the SHA-256 of a JSON value, however its file is laid out."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -89,8 +89,10 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON (or TOML, named .toml): {error}") from None
+    except RecursionError:
+        raise UserError(f"{path} holds no settings: it is nested too deeply") from None
     if not isinstance(content, dict):
         raise UserError(f'{path} must hold one object of settings, such as {{"epochs": 40}}')
     return content

@@ -6,7 +6,6 @@ boto3 finds credentials, region and endpoint as everywhere: AWS_* variables, ~/.
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any
@@ -47,11 +46,10 @@ class ConflictError(S3Error):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An object read: its bytes, its version (ETag), its age in seconds by the clock of S3."""
+    """An object read: its bytes and its version (ETag)."""
 
     data: bytes
     etag: str
-    age: float
 
 
 class Prefix:
@@ -64,7 +62,7 @@ class Prefix:
         self.url = url
         self._bucket, _, prefix = url.removeprefix("s3://").partition("/")
         self._prefix = f"{prefix}/"
-        with self._told():
+        with self._translate_errors():
             import boto3  # half a second that only who uses S3 should pay
             from boto3.s3.transfer import TransferConfig
             from botocore.config import Config
@@ -83,7 +81,7 @@ class Prefix:
 
     def names(self) -> set[str]:
         """Return the names of the objects directly below the prefix."""
-        with self._told():
+        with self._translate_errors():
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=self._prefix, Delimiter="/"
             )
@@ -95,12 +93,12 @@ class Prefix:
 
     def download(self, name: str, path: Path) -> None:
         """Make `path` from the object `name`, whole or not at all."""
-        with self._told(), appearing(path) as temporary, temporary.open("wb") as file:
+        with self._translate_errors(), appearing(path) as temporary, temporary.open("wb") as file:
             self._client.download_fileobj(**self._at(name), Fileobj=file)
 
     def upload(self, file: BufferedReader | BytesIO, name: str) -> None:
         """Make the object `name` from `file`, in parts where it is large; S3 checks what came."""
-        with self._told():
+        with self._translate_errors():
             self._client.upload_fileobj(
                 file,
                 **self._at(name),
@@ -110,7 +108,7 @@ class Prefix:
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove the objects `names`, one after the other."""
-        with self._told():
+        with self._translate_errors():
             for name in names:
                 self._client.delete_object(**self._at(name))
 
@@ -118,18 +116,14 @@ class Prefix:
         """Return the small object `name`, or None where there is none."""
         from botocore.exceptions import ClientError
 
-        with self._told():
+        with self._translate_errors():
             try:
                 answer = self._client.get_object(**self._at(name))
             except ClientError as error:
                 if error.response["Error"]["Code"] == "NoSuchKey":
                     return None
                 raise
-            now = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
-            age = parsedate_to_datetime(now) - answer["LastModified"] if now else None
-            return Found(
-                answer["Body"].read(), answer["ETag"], max(0.0, age.total_seconds()) if age else 0.0
-            )
+            return Found(answer["Body"].read(), answer["ETag"])
 
     def write(self, name: str, data: bytes, *, replacing: str | None = None) -> str:
         """Make the object `name` where none is, or in place of the version `replacing`.
@@ -141,7 +135,7 @@ class Prefix:
             ConflictError: another version stands there, or any where none should.
         """
         condition = {"IfMatch": replacing} if replacing else {"IfNoneMatch": "*"}
-        with self._told(conditional=True):
+        with self._translate_errors(conditional=True):
             answer = self._client.put_object(
                 **self._at(name),
                 Body=data,
@@ -153,14 +147,14 @@ class Prefix:
 
     def delete_version(self, name: str, etag: str) -> None:
         """Remove the object `name` while it is the version `etag`, else raise ConflictError."""
-        with self._told(conditional=True):
+        with self._translate_errors(conditional=True):
             self._client.delete_object(**self._at(name), IfMatch=etag)
 
     def _at(self, name: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._prefix + name}
 
     @contextmanager
-    def _told(self, *, conditional: bool = False) -> Iterator[None]:
+    def _translate_errors(self, *, conditional: bool = False) -> Iterator[None]:
         """Turn what boto3 raises into one sentence."""
         from botocore.exceptions import BotoCoreError, ClientError
         from s3transfer.exceptions import RetriesExceededError

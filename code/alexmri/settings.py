@@ -29,7 +29,6 @@ SWITCHES = {
     "ALEXMRI_DEMO_DATA": "1: `train` makes demo data where the data folder is empty",
     "ALEXMRI_STOP_GRACE_SECONDS": "how long a stopped `train` waits for the platform to fetch"
     " checkpoints (default: 10 where the folder was there before, else 0)",
-    "ALEXMRI_TEST_KILL_IN_WRITE": "PATTERN:COUNT:before|after: die while such a file is written",
     "ALEXMRI_WORKERS_FOLDER": "where the workers that `train` starts say that they are ready",
     "ALEXMRI_CUDA_COMPAT": "on, off: use NVIDIA's cuda-compat libraries or not (default: auto)",
     "ALEXMRI_WORKERS": "processes of `serve` that hold the model (default: one per GPU; on CPUs one"
@@ -46,6 +45,11 @@ OLD_SPELLINGS = {"resize": "image_size"}
 AUGMENT_LIMITS = ("shift_limit", "scale_limit", "rotate_limit")
 SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", flags=re.ASCII)
 PLATFORM_PREFIXES = ("sagemaker_", "_tuning")
+# Hyperparameters that estimators of other frameworks add by themselves.
+FOREIGN = {
+    "model_dir": "SageMaker's TensorFlow estimator adds it: pass it model_dir=False, or use"
+    " sagemaker.estimator.Estimator"
+}
 
 
 def _ratios(value: object) -> object:
@@ -322,21 +326,34 @@ def _first(layers: Sequence[Layer], key: str) -> Any:
 
 def _known_keys(layer: Layer) -> dict[str, Any]:
     known: dict[str, Any] = {}
+    spelled: dict[str, str] = {}
     for original, value in layer.values.items():
         key = OLD_SPELLINGS.get(original.replace("-", "_"), original.replace("-", "_"))
         if key.startswith(PLATFORM_PREFIXES):
             continue
         if key not in Settings.model_fields:
-            nearest = difflib.get_close_matches(key, Settings.model_fields, n=1, cutoff=0.5)
-            hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
             raise UserError(
-                f"unknown setting '{original}' in {layer.name}{hint}"
+                f"unknown setting '{original}' in {layer.name}{_hint(key)}"
                 " (`alexmri config` lists all settings)"
             )
         if key in known:
-            raise UserError(f"{layer.name} gives '{key}' twice, also as '{original}'; keep one")
+            raise UserError(
+                f"{layer.name} gives '{key}' twice, as '{spelled[key]}' and as '{original}'; keep"
+                " one"
+            )
         known[key] = _decode(key, value)
+        spelled[key] = original
     return known
+
+
+def _hint(key: str) -> str:
+    """Return what somebody may have meant by a setting that there is not, or nothing."""
+    if key in FOREIGN:
+        return f"; {FOREIGN[key]}"
+    likely = difflib.get_close_matches(key, Settings.model_fields, n=1, cutoff=0.72)
+    begun = [name for name in Settings.model_fields if len(key) > 3 and name.startswith(key)]
+    nearest = next(iter(likely or begun), None)
+    return f"; did you mean '{nearest}'?" if nearest else ""
 
 
 def _decode(key: str, value: Any) -> Any:

@@ -1,5 +1,7 @@
 """What a run says to the person who watches it: plain lines, and progress bars on a terminal."""
 
+import io
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
@@ -24,8 +26,13 @@ class PlainTerminal:
     """One line per record on standard output, flushed at once: for logs and for platforms."""
 
     def say(self, line: str) -> None:
-        # In one piece, so that lines of several threads do not mix.
-        print(f"{line}\n", end="", flush=True)
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        try:
+            # In one piece, so that lines of several threads do not mix.
+            text = f"{line}\n".encode(encoding, "replace").decode(encoding)
+            print(text, end="", flush=True)
+        except (OSError, ValueError):
+            return  # nobody listens any more, and a run does not end for that
 
     def warn(self, line: str) -> None:
         self.say(f"warning: {line}")
@@ -50,10 +57,16 @@ class RichTerminal(PlainTerminal):
         self._console = Console(highlight=False)
 
     def say(self, line: str) -> None:
-        self._console.print(line, markup=False, soft_wrap=True)
+        self._print(line, style=None)
 
     def warn(self, line: str) -> None:
-        self._console.print(f"warning: {line}", style="bold yellow", markup=False, soft_wrap=True)
+        self._print(f"warning: {line}", style="bold yellow")
+
+    def _print(self, line: str, style: str | None) -> None:
+        try:
+            self._console.print(line, style=style, markup=False, soft_wrap=True)
+        except (OSError, ValueError):
+            return  # as in PlainTerminal.say
 
     def track(self, items: Iterable[T], total: int, description: str) -> Iterator[T]:
         from rich.progress import (
@@ -80,4 +93,50 @@ class RichTerminal(PlainTerminal):
 
 def choose_terminal() -> Terminal:
     """Return a terminal with progress bars where a person watches, plain lines otherwise."""
-    return RichTerminal() if sys.stdout.isatty() else PlainTerminal()
+    return RichTerminal() if sys.stdout and sys.stdout.isatty() else PlainTerminal()
+
+
+class _Output(io.TextIOWrapper):
+    """Standard output or error that outlives its reader.
+
+    A terminal that was closed, a pipe without a reader and a full disk take no more lines; then
+    what is printed is dropped.
+    """
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except (OSError, ValueError):
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except (OSError, ValueError):
+            self._drop()
+
+    def _drop(self) -> None:
+        """Send what still waits in buffers, and all that comes, nowhere."""
+        try:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            super().flush()
+        except (OSError, ValueError):
+            return
+
+
+def prepare_output() -> None:
+    """Let standard output and error take any text, and go on where nobody listens any more.
+
+    Called first by every program. A letter that the terminal's encoding lacks becomes "?".
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed before the start; the next file opened would take its place
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif type(stream) is io.TextIOWrapper:
+            stream.flush()
+            kept = (stream.encoding, "replace", None, stream.line_buffering, stream.write_through)
+            setattr(sys, name, _Output(stream.detach(), *kept))

@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alexmri.files import write_atomically
-from alexmri.secret import fetch_wandb_key
+from alexmri.files import append_text, write_atomically
 from alexmri.settings import Settings
 
+# ARN of a secret in AWS Secrets Manager: the key alone, or a JSON object with WANDB_API_KEY.
+SECRET_VARIABLE = "ALEXMRI_WANDB_SECRET"  # noqa: S105
+KEY_VARIABLE = "WANDB_API_KEY"
+SECRET_TIMEOUT_S = 5
 ONLINE_TIMEOUT_S = 20
 # Without a limit the end of a run waits for a lost network, and a stopped one has 85 s in all.
 FINISH_TIMEOUT_S = 15
@@ -26,10 +29,7 @@ class MetricsFile:
 
     def append(self, row: Mapping[str, float]) -> None:
         """Add one epoch; it is on disk when this returns."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(_line(row))
-            file.flush()
-            os.fsync(file.fileno())
+        append_text(self._path, _line(row))
 
 
 class WandbSink:
@@ -145,13 +145,54 @@ class WandbSink:
             self._run = None
 
 
+def fetch_wandb_key(environment: Mapping[str, str], warn: Callable[[str], None]) -> None:
+    """Put the key into this process's environment, where W&B looks for it, and nowhere else.
+
+    Nothing is done where there is a key already or no secret is named. Where it cannot be had, one
+    line says why, and the run is kept offline: a training does not end for that.
+    """
+    arn = environment.get(SECRET_VARIABLE)
+    if not arn or environment.get(KEY_VARIABLE):
+        return
+    try:
+        key = _read_secret(arn)
+    except Exception as error:
+        # Never the text of the answer, which may be the key; botocore's errors do not hold it.
+        told = type(error).__name__
+        warn(f"the W&B key cannot be had from Secrets Manager ({told}); the run is kept offline")
+        return
+    os.environ[KEY_VARIABLE] = key
+
+
+def _read_secret(arn: str) -> str:
+    import boto3
+    from botocore.config import Config
+
+    # An ARN is arn:aws:secretsmanager:REGION:ACCOUNT:secret:NAME.
+    client = boto3.session.Session().client(
+        "secretsmanager",
+        region_name=arn.split(":")[3],
+        config=Config(
+            retries={"mode": "standard", "total_max_attempts": 2},
+            connect_timeout=SECRET_TIMEOUT_S,
+            read_timeout=SECRET_TIMEOUT_S,
+        ),
+    )
+    text = str(client.get_secret_value(SecretId=arn)["SecretString"]).strip()
+    if text.startswith("{"):
+        text = str(json.loads(text)[KEY_VARIABLE]).strip()
+    if not text:
+        raise ValueError("empty")
+    return text
+
+
 def _mode(settings: Settings) -> str:
     if settings.wandb_mode != "auto":
         return settings.wandb_mode
     chosen = os.environ.get("WANDB_MODE", "")
     if chosen in ("online", "offline", "disabled"):
         return chosen
-    return "online" if os.environ.get("WANDB_API_KEY") else "offline"
+    return "online" if os.environ.get(KEY_VARIABLE) else "offline"
 
 
 def _remove_links(folder: Path) -> None:

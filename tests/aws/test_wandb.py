@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from alexmri.secret import fetch_wandb_key
+from alexmri.tracking import fetch_wandb_key
 
 from .conftest import BUCKET, SECRET, Cloud, Run, client, error_of, keys, put
 

@@ -1,6 +1,5 @@
 """Versions of the model: registered with what they are worth and where they come from."""
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from alexmri.aws.training import describe, fetch, results_address
 from alexmri.aws.training_request import fingerprint_in
 from alexmri.aws.upload import encryption
 from alexmri.contract.archive import unpack
+from alexmri.contract.json_files import parse_json_object, read_json_object
 from alexmri.errors import UserError
 from alexmri.terminal import Terminal
 
@@ -147,10 +147,7 @@ def facts_of(described: Mapping[str, Any], results: Path) -> dict[str, str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return document
+    return read_json_object(path) or {}
 
 
 def _keep(aws: Aws, job: str, results: Path) -> dict[str, str]:
@@ -263,5 +260,4 @@ def _document_at(aws: Aws, address: str) -> dict[str, Any] | None:
     found = aws.find("s3", "get_object", {"Bucket": bucket, "Key": key})
     if found is None:
         return None
-    document: dict[str, Any] = json.loads(found["Body"].read())
-    return document
+    return parse_json_object(found["Body"].read(), address)

@@ -8,8 +8,8 @@ from alexmri.aws.configuration import AwsConfig
 from alexmri.aws.endpoint_request import has_local_disk
 from alexmri.aws.metric_definitions import METRIC_DEFINITIONS
 from alexmri.aws.names import digest_of
-from alexmri.secret import SECRET_VARIABLE
 from alexmri.settings import Resolved
+from alexmri.tracking import SECRET_VARIABLE
 
 LOCAL_CHECKPOINTS = "/opt/ml/checkpoints"
 

@@ -15,6 +15,14 @@ from alexmri.errors import UserError
 # The largest model there is (224 x 224, three channels, with its ONNX twin) fills half a gigabyte.
 MAX_BYTES = 2 << 30
 MAX_MEMBERS = 1000
+MAX_DEPTH = 16
+# Headers that tell about the next one: two for each file are usual, its times and a long name.
+MAX_HEADERS = 4 * MAX_MEMBERS
+MAX_CHAINED_HEADERS = 16
+TELLING_TYPES = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
 CHUNK = 1 << 20
 
 
@@ -54,7 +62,7 @@ def unpack(archive: Path, folder: Path) -> None:
         with (
             gzip.open(archive) as packed,
             _OnceThrough(packed) as stream,
-            tarfile.open(fileobj=stream, mode="r:") as tar,
+            tarfile.open(fileobj=stream, mode="r:", tarinfo=_counting_headers()) as tar,
         ):
             for count, member in enumerate(tar, 1):
                 if count > MAX_MEMBERS:
@@ -67,6 +75,8 @@ def unpack(archive: Path, folder: Path) -> None:
             f"{archive} is not accepted: {error}; pack a model directory with"
             " `tar czf model.tar.gz -C DIRECTORY .`"
         ) from None
+    except RecursionError:
+        raise UserError(f"{archive} is not accepted: its headers are nested too deeply") from None
     except OSError as error:
         raise UserError(
             f"{archive} cannot be unpacked to {folder}: {error.strerror} (TMPDIR names another"
@@ -76,6 +86,8 @@ def unpack(archive: Path, folder: Path) -> None:
 
 def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
     path = PurePosixPath(member.name)
+    if len(path.parts) > MAX_DEPTH:
+        raise tarfile.ReadError(f"it holds folders within folders, more than {MAX_DEPTH} deep")
     if path.is_absolute() or ".." in path.parts or "\0" in member.name:
         raise tarfile.ReadError(f"it holds {member.name!r}, a name that leads out of its folder")
     plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
@@ -91,6 +103,28 @@ def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) 
                 shutil.copyfileobj(content, written, CHUNK)
     except (FileExistsError, NotADirectoryError):
         raise tarfile.ReadError(f"it holds {member.name!r} twice") from None
+
+
+def _counting_headers() -> type[tarfile.TarInfo]:
+    """Return what reads headers, and refuses more of those that only tell about the next one.
+
+    tarfile calls itself for each of them, and keeps what global ones say.
+    """
+
+    class Counting(tarfile.TarInfo):
+        count = chained = 0
+
+        @classmethod
+        def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Counting":
+            found = super().frombuf(buf, encoding, errors)
+            tells = found.type in TELLING_TYPES
+            cls.chained = cls.chained + 1 if tells else 0
+            cls.count += tells
+            if cls.chained > MAX_CHAINED_HEADERS or cls.count > MAX_HEADERS:
+                raise tarfile.ReadError("it has more headers than a model needs")
+            return found
+
+    return Counting
 
 
 class _OnceThrough(io.RawIOBase):
@@ -142,8 +176,20 @@ def _model_in(folder: Path) -> Path:
         return folder
     inner = sorted(path.parent for path in folder.glob("[!.]*/model.json"))
     if not inner:
-        raise UserError(f"{folder} is no model: it has no model.json")
+        raise UserError(
+            f"{folder} is no model: it has no model.json, {_contents(folder)}; give a folder or"
+            " model.tar.gz that `alexmri train` wrote, with model.json and model.safetensors"
+        )
     if len(inner) > 1:
         names = ", ".join(path.name for path in inner)
         raise UserError(f"{folder} holds several models ({names}); pass one of them")
     return inner[0]
+
+
+def _contents(folder: Path) -> str:
+    """Say in a few words what is in a folder."""
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if not names:
+        return "it is empty"
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"but {', '.join(name[:60] for name in names[:3])}{more}"

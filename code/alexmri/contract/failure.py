@@ -61,5 +61,5 @@ def _write(text: str, path: Path) -> None:
     """A platform that cannot take the file still gets the log and the exit code."""
     try:
         write_atomically(path, text)
-    except OSError as refused:
-        print(f"warning: {path} cannot be written: {refused.strerror}", file=sys.stderr, flush=True)
+    except UserError as refused:
+        print(f"warning: {refused}", file=sys.stderr, flush=True)

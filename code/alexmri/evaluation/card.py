@@ -1,5 +1,6 @@
 """Write MODEL_CARD.md: what a model is for, what it was trained on, what it reached."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ AVERAGES = (
     ("balanced accuracy", "balanced_accuracy"),
     ("macro F1", "macro_f1"),
 )
+# What Markdown or HTML takes for more than itself; an underscore within a word is itself.
+SPECIAL = re.compile(r"[\\`*\[\]<>|~]|(?<![^\W_])_|_(?![^\W_])|&(?=[#\w])|^[#+=\-]|^\d+(?=[.)]\s)")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def model_card(facts: Mapping[str, Any]) -> str:
@@ -22,8 +26,9 @@ def model_card(facts: Mapping[str, Any]) -> str:
 
     `facts` has protocol, leak_probe, audit, test, validation (as `metrics.measure` returns them),
     data (classes, counts, subjects, fingerprint, warnings), settings and model (parameters,
-    temperature).
+    temperature). Every text in it is escaped: classes and files are named by whoever made the data.
     """
+    facts = escaped(facts)
     test = facts["test"]
     measured = test or facts["validation"]
     blocks = [
@@ -58,6 +63,18 @@ def model_card(facts: Mapping[str, Any]) -> str:
         ],
     ]
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
+
+
+def escaped(value: Any) -> Any:
+    """Return `value` with every text in it, keys too, made to stand for itself in Markdown."""
+    if isinstance(value, str):
+        text = SPECIAL.sub(lambda found: "".join(f"&#{ord(each)};" for each in found[0]), value)
+        return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    if isinstance(value, Mapping):
+        return {escaped(key): escaped(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [escaped(each) for each in value]
+    return value
 
 
 def _figures(measured: Mapping[str, Any], split: str) -> Iterator[Sequence[str]]:

@@ -2,7 +2,8 @@
 
     model.safetensors   the weights
     model.json          schema alexmri.model/1: architecture, classes, preprocessing, temperature,
-                        settings, split, fingerprints, metrics, checksums of the other files
+                        settings, split, fingerprints, metrics, checksums of the other files, and
+                        its own (`checksum`, over the rest; version 0.1.0 wrote none)
     golden.npz          a few made-up inputs and the logits the network gave for them
     unlike.safetensors  what training slices look like, to tell other pictures from them; models
                         made before there was such a file lack it
@@ -14,31 +15,82 @@ Nothing in it depends on clock, host or duration: equal runs give equal bytes. N
 
 import copy
 import io
-import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from alexmri.contract.json_files import read_json_object
 from alexmri.data.pixels import MEAN, PREPROCESSING, STD, Pixels
 from alexmri.errors import UserError
-from alexmri.files import appearing, sha256_of, write_atomically, write_json
-from alexmri.model.alexnet import AlexNet
+from alexmri.files import appearing, sha256_of, sha256_of_json, write_atomically, write_json
+from alexmri.model.alexnet import WIDTHS, AlexNet
 from alexmri.model.forward import Compute, predict_logits
-from alexmri.model.unlike import UnlikeTraining
+from alexmri.model.unlike import DESCRIBING_BLOCKS, UnlikeTraining
 
 SCHEMA = "alexmri.model/1"
+WEIGHTS = "model.safetensors"
+GOLDEN = "golden.npz"
 UNLIKE = "unlike.safetensors"
 ONNX = "model.onnx"
+FEATURES = sum(WIDTHS[:DESCRIBING_BLOCKS])
 GOLDEN_IMAGES = 4
 # Other processors and other arithmetic round differently; a wrong weight is off by far more.
 GOLDEN_TOLERANCE = 0.02
+
+Side = Annotated[int, Field(ge=32, le=1024)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+class _Architecture(_Strict):
+    name: Literal["alexnet"]
+    classes: Annotated[int, Field(ge=1, le=10_000)]
+    image_size: Side
+    channels: Literal[1, 3]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    parameters: int
+
+
+class _Preprocessing(_Strict):
+    name: str
+    image_size: Side
+    channels: Literal[1, 3]
+    mean: float
+    std: float
+
+
+class _Data(_Strict):
+    counts: dict[str, dict[str, int]] = {}
+    fingerprint: str = ""
+
+
+class _ModelJson(_Strict):
+    """What of model.json the code relies on."""
+
+    architecture: _Architecture
+    classes: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    preprocessing: _Preprocessing
+    temperature: Annotated[float, Field(gt=0)]
+    files: dict[str, str]
+    intended_use: str
+    # Facts about the training; a model without them answers too.
+    settings: dict[str, Any] = {}
+    split: dict[str, Any] = {}
+    data: _Data = _Data()
+    code: dict[str, Any] = {}
+    leak_probe: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +122,7 @@ class Bundle:
     @property
     def version(self) -> str:
         """A short name of these very weights: the start of their checksum."""
-        return str(self.document["files"]["model.safetensors"])[:12]
+        return str(self.document["files"][WEIGHTS])[:12]
 
 
 def save_bundle(
@@ -96,15 +148,15 @@ def save_bundle(
     # A copy: a stopped training measures the network once more, on the device it trained on.
     network = copy.deepcopy(network).cpu().eval()
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
-    with appearing(folder / "model.safetensors") as temporary:
+    with appearing(folder / WEIGHTS) as temporary:
         save_file(weights, temporary)
     golden_NCHW = _golden_pixels(image_size, channels)
     logits_NK = predict_logits(network, golden_NCHW, Compute(torch.device("cpu"), "fp32"))
     buffer = io.BytesIO()
     np.savez(buffer, pixels=golden_NCHW, logits=logits_NK)
-    write_atomically(folder / "golden.npz", buffer.getvalue())
+    write_atomically(folder / GOLDEN, buffer.getvalue())
     write_atomically(folder / "MODEL_CARD.md", card)
-    names = ["model.safetensors", "golden.npz", *also]
+    names = [WEIGHTS, GOLDEN, *also]
     if unlike:
         with appearing(folder / UNLIKE) as temporary:
             unlike.save(temporary)
@@ -112,7 +164,7 @@ def save_bundle(
     for name in {UNLIKE, ONNX}.difference(names):
         (folder / name).unlink(missing_ok=True)
     files = {name: sha256_of(folder / name) for name in names}
-    document = {
+    content = {
         "schema": SCHEMA,
         "architecture": {
             "name": "alexnet",
@@ -135,55 +187,142 @@ def save_bundle(
         "intended_use": "research and teaching; not a medical device, not for diagnosis",
         **facts,
     }
-    write_json(folder / "model.json", document)
+    write_json(folder / "model.json", {**content, "checksum": sha256_of_json(content)})
 
 
 def load_bundle(folder: Path) -> Bundle:
     """Read a model directory and prove it: checksums, schema, and the golden example.
 
     Raises:
-        UserError: not a model directory, of another schema or preprocessing, or damaged.
+        UserError: not a model directory, of another schema or preprocessing, damaged, or with
+            parts that contradict each other.
     """
-    try:
-        document = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} is no model: it has no model.json") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'model.json'} cannot be read: {error}") from None
-    _check_promises(folder, document)
-    architecture = document["architecture"]
-    with torch.device("meta"):
-        network = AlexNet(
-            architecture["classes"],
-            architecture["image_size"],
-            architecture["channels"],
-            architecture["dropout"],
+    document = read_json_object(folder / "model.json")
+    if document is None:
+        raise UserError(f"{folder} is no model: it has no model.json")
+    model = _checked(folder, document)
+    _check_files(folder, model.files)
+    network = _load_network(folder / WEIGHTS, model.architecture)
+    _check_agreement(folder, model)
+    golden_NCHW = _check_golden(folder, network, model)
+    unlike = UnlikeTraining.load(folder / UNLIKE) if UNLIKE in model.files else None
+    if unlike and unlike.mean_F.shape != (FEATURES,):
+        raise UserError(
+            f"{folder / UNLIKE} does not fit: it describes an image by {len(unlike.mean_F)}"
+            f" numbers, and the network by {FEATURES}; copy the model again"
         )
-    try:
-        network.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
-    except (SafetensorError, RuntimeError) as error:
-        raise UserError(f"{folder / 'model.safetensors'} does not fit: {error}") from None
-    network.eval().requires_grad_(False)
-    golden_NCHW = _check_golden(folder, network)
-    unlike = UnlikeTraining.load(folder / UNLIKE) if UNLIKE in document["files"] else None
+    # Last, since what is wrong is told better by what it contradicts.
+    content = {key: value for key, value in document.items() if key != "checksum"}
+    if "checksum" in document and document["checksum"] != sha256_of_json(content):
+        raise UserError(
+            f"{folder / 'model.json'} is damaged: its checksum does not match; copy the model again"
+        )
     return Bundle(network, document, golden_NCHW, unlike, _read_card(folder))
 
 
-def _check_promises(folder: Path, document: Mapping[str, Any]) -> None:
-    schema = document.get("schema") if isinstance(document, dict) else None
-    if schema != SCHEMA:
-        raise UserError(f"{folder} has schema {schema}; this version reads {SCHEMA}")
-    preprocessing = document["preprocessing"]["name"]
-    if preprocessing != PREPROCESSING:
+def _checked(folder: Path, document: Mapping[str, Any]) -> _ModelJson:
+    """Return what the code relies on in model.json; UserError where that has another form."""
+    path = folder / "model.json"
+    if document.get("schema") != SCHEMA:
         raise UserError(
-            f"{folder} was trained with preprocessing {preprocessing}; this version has"
-            f" {PREPROCESSING}"
+            f"{folder} has schema {document.get('schema')}; this version reads {SCHEMA}"
         )
-    for name, checksum in document["files"].items():
+    preprocessing = document.get("preprocessing")
+    name = preprocessing.get("name") if isinstance(preprocessing, dict) else None
+    if name is not None and name != PREPROCESSING:
+        raise UserError(
+            f"{folder} was trained with preprocessing {name}; this version has {PREPROCESSING}"
+        )
+    try:
+        return _ModelJson.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            raise UserError(f"{path} has no '{place}'; copy the model again") from None
+        wish = first["msg"][0].lower() + first["msg"][1:]
+        raise UserError(
+            f"{path} has {repr(first['input'])[:60]} as '{place}': {wish}; copy the model again"
+        ) from None
+
+
+def _check_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Refuse files that are missing, changed or not listed."""
+    for name, checksum in files.items():
+        if Path(name).name != name:
+            raise UserError(f"{folder / 'model.json'} lists {name!r}, which is not in its folder")
         if not (folder / name).is_file():
             raise UserError(f"{folder} is incomplete: {name} is missing")
         if sha256_of(folder / name) != checksum:
             raise UserError(f"{folder / name} is damaged: its checksum is not that of model.json")
+    there = {path.name for path in folder.glob("[!.]*.safetensors")}
+    for name in (WEIGHTS, GOLDEN, *sorted(there)):
+        if name not in files:
+            raise UserError(
+                f"{folder / 'model.json'} does not list {name} among its files, so nothing proves"
+                " that it belongs to the model; copy the model again, or remove the file"
+            )
+
+
+def _load_network(path: Path, architecture: _Architecture) -> AlexNet:
+    """Return the network with the weights of a file that has exactly these, all of them finite."""
+    with torch.device("meta"):
+        network = AlexNet(
+            architecture.classes,
+            architecture.image_size,
+            architecture.channels,
+            architecture.dropout,
+        )
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    wanted = network.state_dict()
+    if names := sorted(wanted.keys() ^ weights.keys()):
+        what = "lacks" if names[0] in wanted else "has, and the network has not,"
+        raise UserError(f"{path} does not fit: it {what} {names[0]!r}")
+    for name, expected in wanted.items():
+        found = weights[name]
+        if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+            raise UserError(
+                f"{path} does not fit: {name} is {_kind(found)}, and the network of model.json has"
+                f" {_kind(expected)}"
+            )
+        if not torch.isfinite(found).all():
+            raise UserError(f"{path} is damaged: {name} holds values that are no finite numbers")
+        if name.endswith("running_var") and (found < 0).any():
+            raise UserError(f"{path} is damaged: {name} holds negative variances")
+    network.load_state_dict(weights, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _check_agreement(folder: Path, model: _ModelJson) -> None:
+    """Refuse a model.json whose parts contradict each other or what the code does."""
+    path, classes = folder / "model.json", model.classes
+    if len(classes) != model.architecture.classes:
+        raise UserError(
+            f"{path} names {len(classes)} classes, and the network answers for"
+            f" {model.architecture.classes}; copy the model again"
+        )
+    if twice := [name for name in classes if classes.count(name) > 1]:
+        raise UserError(f"{path} names the class {twice[0]!r} twice; copy the model again")
+    for key in ("image_size", "channels"):
+        network, pixels = (getattr(part, key) for part in (model.architecture, model.preprocessing))
+        if network != pixels:
+            raise UserError(
+                f"{path} contradicts itself: {key} is {network} in 'architecture' and {pixels} in"
+                " 'preprocessing'; copy the model again"
+            )
+    for key, applied in (("mean", MEAN), ("std", STD)):
+        if getattr(model.preprocessing, key) != applied:
+            raise UserError(
+                f"{folder} was trained with {key} {getattr(model.preprocessing, key)} of the"
+                f" pixels; this version applies {applied}"
+            )
 
 
 def _read_card(folder: Path) -> str:
@@ -194,13 +333,26 @@ def _read_card(folder: Path) -> str:
         return ""
 
 
-def _check_golden(folder: Path, network: AlexNet) -> Pixels:
+def _check_golden(folder: Path, network: AlexNet, model: _ModelJson) -> Pixels:
     """Return the stored inputs after proving that the network still answers them as stored."""
+    path = folder / GOLDEN
     try:
-        with np.load(folder / "golden.npz", allow_pickle=False) as golden:
+        with np.load(path, allow_pickle=False) as golden:
             pixels_NCHW, expected_NK = golden["pixels"], golden["logits"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{folder / 'golden.npz'} cannot be read: {error}") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    side, shape = model.preprocessing.image_size, pixels_NCHW.shape
+    count = shape[0] if shape else 0
+    if (
+        not count
+        or shape != (count, model.preprocessing.channels, side, side)
+        or expected_NK.shape != (count, len(model.classes))
+        or (pixels_NCHW.dtype, expected_NK.dtype) != (np.uint8, np.float32)
+    ):
+        raise UserError(
+            f"{path} does not fit: it holds pixels {list(shape)} of {pixels_NCHW.dtype} and answers"
+            f" {list(expected_NK.shape)} of {expected_NK.dtype}; copy the model again"
+        )
     logits_NK = predict_logits(network, pixels_NCHW, Compute(torch.device("cpu"), "fp32"))
     scale = max(1.0, float(np.abs(expected_NK).max()))
     if not np.abs(logits_NK - expected_NK).max() <= GOLDEN_TOLERANCE * scale:

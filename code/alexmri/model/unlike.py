@@ -19,6 +19,8 @@ from safetensors.numpy import load_file, save_file
 from alexmri.errors import UserError
 
 Vector = NDArray[np.float32]
+# Blocks of the network whose channel means describe a picture.
+DESCRIBING_BLOCKS = 3
 DIRECTIONS = 32
 # Slices looked at in each split: 500 to 3,872 told foreign pictures equally well from slices of
 # unseen people, and a stopped run has little time to write its model.
@@ -59,9 +61,30 @@ class UnlikeTraining:
         """Read what `save` wrote; UserError where it is something else."""
         try:
             tensors = load_file(path)
-            return cls(**{name: tensors[name] for name in _NAMES})
-        except (OSError, SafetensorError, KeyError) as error:
+            found = cls(**{name: tensors[name] for name in _NAMES})
+        except (OSError, SafetensorError, KeyError, TypeError) as error:
             raise UserError(f"{path} cannot be read: {error}") from None
+        if fault := found._fault():
+            raise UserError(f"{path} is damaged: {fault}; copy the model again")
+        return found
+
+    def _fault(self) -> str | None:
+        """Say what of the arrays contradicts the others, or None."""
+        F, D, V = self.mean_F.size, self.variance_D.size, self.distances_V.size
+        shapes = {"mean_F": (F,), "directions_DF": (D, F), "variance_D": (D,), "rest": (1,)}
+        for name, shape in {**shapes, "distances_V": (V,)}.items():
+            array = getattr(self, name)
+            if array.shape != shape or array.dtype != np.float32:
+                return f"{name} is {array.dtype} {list(array.shape)}, not float32 {list(shape)}"
+            if not np.isfinite(array).all():
+                return f"{name} holds values that are no finite numbers"
+        if not V:
+            return "distances_V is empty"
+        if (np.diff(self.distances_V) < 0).any():
+            return "distances_V is not sorted"
+        if not (self.variance_D > 0).all() or self.rest[0] <= 0:
+            return "it holds variances that are not positive"
+        return None
 
 
 _NAMES = tuple(UnlikeTraining.__dataclass_fields__)

@@ -1,30 +1,37 @@
 """Save and find the state of a run: tensors as safetensors, the rest as JSON, no pickle.
 
 A checkpoint is two files, `step-00000123.safetensors` and `step-00000123.json`. The JSON appears
-last and carries the checksums of both, so a checkpoint is complete, or known to be damaged.
+last and carries the checksums of both, so a checkpoint is complete, or known to be damaged. A
+second one at the same step is `step-00000123-1`: no file of a checkpoint is ever replaced.
 """
 
 import copy
-import hashlib
 import json
+import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from alexmri.contract.json_files import require_json_object
 from alexmri.errors import UserError
-from alexmri.files import appearing, sha256_of, write_json
+from alexmri.files import appearing, sha256_of, sha256_of_json, write_json
 
 SCHEMA = "alexmri.checkpoint/2"
-# What reading a damaged checkpoint raises.
-DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)
+NAME = re.compile(r"step-(\d{8,})(?:-(\d+))?\.(json|safetensors)", flags=re.ASCII)
+Count = Annotated[int, Field(ge=0)]
+
+
+class DamagedCheckpointError(UserError):
+    """A checkpoint is not what was saved; the message says what is wrong, not which one."""
 
 
 @dataclass(slots=True)
@@ -35,18 +42,39 @@ class Progress:
     to the epoch under way.
     """
 
-    epoch: int = 1
-    step: int = 0
-    step_in_epoch: int = 0
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    epoch: Annotated[int, Field(ge=1)] = 1
+    step: Count = 0
+    step_in_epoch: Count = 0
     loss_sum: float = 0.0
-    right: int = 0
-    seconds: float = 0.0
+    right: Count = 0
+    seconds: Annotated[float, Field(ge=0)] = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
-    best_epoch: int = 0
+    best_epoch: Count = 0
     tracking_id: str | None = None
     # How often the loss ran away, and what the learning rate is multiplied by since.
-    recoveries: int = 0
-    learning_rate_factor: float = 1.0
+    recoveries: Count = 0
+    learning_rate_factor: Annotated[float, Field(gt=0)] = 1.0
+
+    @classmethod
+    def of(cls, values: object) -> "Progress":
+        """Return what `asdict` returned of another; UserError where that cannot be."""
+        if not isinstance(values, dict):
+            raise UserError(f"its progress is {type(values).__name__}, not a JSON object")
+        missing = [each.name for each in fields(cls) if each.name not in values]
+        if missing:
+            raise UserError(f"its progress lacks '{missing[0]}'")
+        try:
+            _CHECKED.validate_json(json.dumps(values))  # strictly it takes only JSON for a dict
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise UserError(f"its progress has a wrong '{place}': {first['msg']}") from None
+        return cls(**values)  # not pydantic's copy, which makes floats of whole numbers
+
+
+_CHECKED = TypeAdapter(Progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +95,11 @@ class CheckpointWriter:
         resume_check: Mapping[str, Any],
         *,
         keep: int,
-        saved: Callable[[Path], None] = lambda document: None,
+        saved: Callable[[Path], None] = lambda json_file: None,
     ) -> None:
         """Write into `folder`; `saved` is called with the JSON file of every new checkpoint."""
         self._folder = folder
-        self._manifest = resume_check
+        self._resume_check = resume_check
         self._keep = keep
         self._saved = saved
         self._pool = ThreadPoolExecutor(1, "checkpoint")
@@ -116,9 +144,11 @@ class CheckpointWriter:
         return writing.result()
 
     def _write(self, progress: Progress, tensors: Mapping[str, Tensor]) -> Path:
-        document = save_checkpoint(self._folder, progress, tensors, self._manifest, keep=self._keep)
-        self._saved(document)
-        return document
+        json_file = save_checkpoint(
+            self._folder, progress, tensors, self._resume_check, keep=self._keep
+        )
+        self._saved(json_file)
+        return json_file
 
 
 def save_checkpoint(
@@ -134,109 +164,152 @@ def save_checkpoint(
     Raises:
         UserError: it does not fit on the disk; the checkpoints that are there stay.
     """
-    name = f"step-{progress.step:08d}"
-    path, document = folder / f"{name}.safetensors", folder / f"{name}.json"
+    json_file = folder / _new_name(progress.step, [path.name for path in folder.glob("step-*")])
     _make_room(folder, sum(tensor.nbytes for tensor in tensors.values()))
+    tensor_file = json_file.with_suffix(".safetensors")
+    with appearing(tensor_file) as temporary:
+        save_file(_savable(tensors), temporary)
+        checksum = sha256_of(temporary)
+    content = {
+        "schema": SCHEMA,
+        "sha256": checksum,
+        "resume_check": dict(resume_check),
+        "progress": asdict(progress),
+    }
     try:
-        with appearing(path) as temporary:
-            save_file(_savable(tensors), temporary)
-            checksum = sha256_of(temporary)
-        content = {
-            "schema": SCHEMA,
-            "sha256": checksum,
-            "resume_check": dict(resume_check),
-            "progress": asdict(progress),
-        }
-        write_json(document, content | {"checksum": _checksum(content)})
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"the checkpoint {path} cannot be written: {_reason(error)}") from None
-    _remove_old(folder, progress.step, keep)
-    return document
+        write_json(json_file, content | {"checksum": sha256_of_json(content)})
+    except BaseException:
+        tensor_file.unlink(missing_ok=True)
+        raise
+    _remove_old(folder, json_file, keep)
+    return json_file
 
 
 def load_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     """Return the newest complete checkpoint in `folder`, or None; damaged ones are named."""
-    for document in sorted(folder.glob("step-*.json"), reverse=True):
+    for json_file in reversed(checkpoints_in(folder)):
         try:
-            return _load(document)
-        except DAMAGED as error:
-            warn(f"checkpoint {document.name} is damaged ({error}); trying the one before")
+            return _load(json_file)
+        except DamagedCheckpointError as error:
+            warn(f"checkpoint {json_file.name} is damaged ({error}); trying the one before")
     return None
 
 
-def read_document(document: Path) -> dict[str, Any]:
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the JSON files of the checkpoints in `folder`, the oldest first."""
+    return [folder / name for name in in_order(path.name for path in folder.glob("step-*.json"))]
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return those of `names` that are files of checkpoints, the oldest checkpoint first."""
+    return sorted((name for name in names if NAME.fullmatch(name)), key=age_of)
+
+
+def age_of(name: str) -> tuple[int, int]:
+    """Return what a checkpoint's file is sorted by: its step, and its number at this step."""
+    found = NAME.fullmatch(name)
+    assert found, f"{name} is no file of a checkpoint"  # noqa: S101 - see in_order
+    return int(found[1]), int(found[2] or 0)
+
+
+def kept(names: Iterable[str], newest: str, keep: int) -> set[str]:
+    """Return those of `names` that stay once the checkpoint of the file `newest` is complete.
+
+    These are the files of the newest `keep` checkpoints, one for each step. Later ones than
+    `newest` were damaged, or are of a state that the run has gone back from.
+    """
+    last = age_of(newest)
+    steps: dict[int, tuple[int, int]] = {}
+    files = in_order(names)
+    for age in (age_of(name) for name in files if name.endswith(".json")):
+        if age <= last:
+            steps[age[0]] = age
+    stay = [steps[step] for step in sorted(steps)][-keep:]
+    return {name for name in files if age_of(name) in stay}
+
+
+def read_checkpoint(json_file: Path) -> dict[str, Any]:
     """Return the content of a checkpoint's JSON file, once it and the tensors prove undamaged.
 
     Raises:
+        DamagedCheckpointError: they are not.
         UserError: it is of another version.
-        DAMAGED: it is.
     """
-    content: dict[str, Any] = json.loads(document.read_text(encoding="utf-8"))
-    told = content.pop("checksum")
-    if _checksum(content) != told:
-        raise ValueError(f"the checksum of {document.name} does not match")
-    if content["schema"] != SCHEMA:
+    try:
+        content = require_json_object(json_file)
+    except UserError as error:
+        raise DamagedCheckpointError(str(error)) from None
+    found = content.pop("checksum", None)
+    if sha256_of_json(content) != found:
+        raise DamagedCheckpointError(f"the checksum of {json_file.name} does not match")
+    if content.get("schema") != SCHEMA:
         raise UserError(
-            f"checkpoint {document} has schema {content['schema']}, this version reads {SCHEMA};"
-            " resume with the version that wrote it, or start anew with --overwrite"
+            f"checkpoint {json_file} has schema {content.get('schema')}, this version reads"
+            f" {SCHEMA}; resume with the version that wrote it, or start anew with --overwrite"
         )
-    path = document.with_suffix(".safetensors")
-    if sha256_of(path) != content["sha256"]:
-        raise ValueError(f"the checksum of {path.name} does not match")
+    tensor_file = json_file.with_suffix(".safetensors")
+    try:
+        whole = sha256_of(tensor_file) == content.get("sha256")
+    except OSError as error:
+        raise DamagedCheckpointError(f"{tensor_file.name}: {error.strerror}") from None
+    if not whole:
+        raise DamagedCheckpointError(f"the checksum of {tensor_file.name} does not match")
     return content
 
 
-def _load(document: Path) -> Checkpoint:
-    content = read_document(document)
-    tensors = load_file(document.with_suffix(".safetensors"))
-    return Checkpoint(Progress(**content["progress"]), tensors, content["resume_check"])
+def is_whole(json_file: Path) -> bool:
+    """Whether a checkpoint is undamaged; UserError where it is of another version."""
+    try:
+        read_checkpoint(json_file)
+    except DamagedCheckpointError:
+        return False
+    return True
 
 
-def _checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _load(json_file: Path) -> Checkpoint:
+    content = read_checkpoint(json_file)
+    try:
+        progress = Progress.of(content.get("progress"))
+        tensors = load_file(json_file.with_suffix(".safetensors"))
+    except (UserError, OSError, SafetensorError) as error:
+        raise DamagedCheckpointError(str(error)) from None
+    resume_check = content.get("resume_check")
+    if not isinstance(resume_check, dict) or not isinstance(resume_check.get("settings", {}), dict):
+        raise DamagedCheckpointError("it does not say what its run was about")
+    return Checkpoint(progress, tensors, resume_check)
+
+
+def _new_name(step: int, names: Iterable[str]) -> str:
+    """Return the name of the next checkpoint's JSON file: one that no file there has."""
+    numbers = [age_of(name)[1] for name in in_order(names) if age_of(name)[0] == step]
+    return f"step-{step:08d}{f'-{max(numbers) + 1}' if numbers else ''}.json"
 
 
 def _make_room(folder: Path, needed: int) -> None:
     """See that `needed` bytes fit beside the newest checkpoint; older ones may have to go first."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in sorted(folder.glob("step-*.json"))[:-1]:
-        if shutil.disk_usage(folder).free > needed * 1.02:
-            return
-        _remove(old)
+    if shutil.disk_usage(folder).free > needed * 1.02:
+        return
+    there = checkpoints_in(folder)
+    newest = next((each for each in reversed(there) if is_whole(each)), None)
+    for old in there:
+        if old != newest and shutil.disk_usage(folder).free <= needed * 1.02:
+            old.unlink(missing_ok=True)
+            old.with_suffix(".safetensors").unlink(missing_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed * 1.02:
-        newest = max(folder.glob("step-*.json"), default=None)
+        left = f"{newest.stem} is intact" if newest else "none was saved before"
         raise UserError(
             f"the disk of {folder} is full: a checkpoint needs {needed / 1e6:.0f} MB, and"
-            f" {free / 1e6:.0f} MB are free;"
-            f" {f'{newest.stem} is intact' if newest else 'none was saved before'}: make room and"
-            " run the same command again"
+            f" {free / 1e6:.0f} MB are free; {left}: make room and run the same command again"
         )
 
 
-def _remove_old(folder: Path, step: int, keep: int) -> None:
-    """Keep the newest `keep` up to `step`; later ones were damaged, or they had been loaded."""
-    documents = sorted(folder.glob("step-*.json"))
-    until = [document for document in documents if document.stem <= f"step-{step:08d}"]
-    for document in documents:
-        if document not in until[-keep:]:
-            _remove(document)
-    kept = {document.stem for document in until[-keep:]}
-    for path in folder.glob("step-*.safetensors"):
-        if path.stem not in kept:
-            path.unlink(missing_ok=True)
-
-
-def _remove(document: Path) -> None:
-    document.unlink(missing_ok=True)
-    document.with_suffix(".safetensors").unlink(missing_ok=True)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    full = "StorageFull" in str(error) or "code: 28" in str(error)
-    return "No space left on device" if full else str(error)
+def _remove_old(folder: Path, newest: Path, keep: int) -> None:
+    names = in_order(path.name for path in folder.glob("step-*"))
+    going = set(names) - kept(names, newest.name, keep)
+    for name in sorted(going):  # a JSON file before its tensors
+        (folder / name).unlink(missing_ok=True)
 
 
 def _savable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,15 +1,36 @@
 """Keep the newest checkpoints of a run in S3 too, so that another machine can go on with it."""
 
 import io
+import os
+import secrets
+import socket
 import threading
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
-from alexmri.s3 import Prefix, S3Error
-from alexmri.s3_lease import Lease, LeaseLostError
+from alexmri.contract.json_files import parse_json_object
+from alexmri.errors import UserError
+from alexmri.files import to_json
+from alexmri.s3 import ConflictError, Found, Prefix, S3Error
 from alexmri.terminal import Terminal
-from alexmri.training.checkpoint import DAMAGED, read_document
+from alexmri.training.checkpoint import (
+    DamagedCheckpointError,
+    checkpoints_in,
+    in_order,
+    is_whole,
+    kept,
+    read_checkpoint,
+)
+
+# The object that says which training writes below a prefix.
+WRITER = "writer.json"
+CLAIMS = 5
+
+
+class LostPrefixError(S3Error):
+    """Another training writes below the prefix now."""
 
 
 class CheckpointSync:
@@ -21,7 +42,10 @@ class CheckpointSync:
     def restore(self) -> None:
         """Put the newest whole checkpoint into the folder, unless one as new is there."""
 
-    def saved(self, document: Path) -> None:
+    def claim(self) -> None:
+        """Become the only writer; called once it is certain that this run will train."""
+
+    def saved(self, json_file: Path) -> None:
         """Take note of a new checkpoint, named by its JSON file; returns at once."""
 
     def close(self, within: float) -> None:
@@ -34,18 +58,23 @@ class S3CheckpointSync(CheckpointSync):
     A thread uploads the newest checkpoint, tensors first, and then removes older ones, so that S3
     holds a whole checkpoint at every moment. Where checkpoints come faster than they can be sent,
     those between are left out. Once the run has begun, nothing that goes wrong in S3 stops it.
+
+    The object writer.json names the training that writes. A killed one leaves it behind, so the
+    next training takes it over at once. Each looks at it before it writes: a training that is
+    alive and has lost it goes on, and uploads nothing any more.
     """
 
     def __init__(self, url: str, folder: Path, terminal: Terminal) -> None:
-        """Claim the prefix `url`.
+        """Look below the prefix `url`; nothing is written yet.
 
         Raises:
-            UserError: S3 cannot be used so, or another training writes there.
+            UserError: S3 cannot be used so.
         """
         self._folder = folder
         self._terminal = terminal
         self._s3 = Prefix(url)
-        self._lease = Lease(self._s3, terminal)
+        self._s3.names()
+        self._writer = _Writer(self._s3, terminal)
         self._changed = threading.Condition()
         self._waiting: Path | None = None
         self._missed: Path | None = None
@@ -56,25 +85,29 @@ class S3CheckpointSync(CheckpointSync):
         self._thread.start()
 
     def clear(self) -> None:
+        self.claim()
         self._remove(self._checkpoint_files())
+
+    def claim(self) -> None:
+        self._writer.claim()
 
     def restore(self) -> None:
         files = self._checkpoint_files()
         there = {name for name in files if name.endswith(".json")}
-        here = {path.name for path in self._folder.glob("step-*.json")}
-        for name in sorted(there | here, reverse=True):
-            document = self._folder / name
-            if name in here and _is_whole(document):
+        here = {path.name for path in checkpoints_in(self._folder)}
+        for name in reversed(in_order(there | here)):
+            json_file = self._folder / name
+            if name in here and is_whole(json_file):
                 return
-            if name in there and self._fetch(document, files):
-                self._terminal.say(f"checkpoint {document.stem} is restored from {self._s3.url}")
+            if name in there and self._fetch(json_file, files):
+                self._terminal.say(f"checkpoint {json_file.stem} is restored from {self._s3.url}")
                 return
         if not here:
             self._terminal.say(f"there is no checkpoint in {self._s3.url} yet")
 
-    def saved(self, document: Path) -> None:
+    def saved(self, json_file: Path) -> None:
         with self._changed:
-            self._waiting = document
+            self._waiting = json_file
             self._changed.notify()
 
     def close(self, within: float) -> None:
@@ -91,73 +124,65 @@ class S3CheckpointSync(CheckpointSync):
             self._terminal.say(f"checkpoint {self._newest} is in {self._s3.url}")
 
     def _work(self) -> None:
-        while document := self._next():
+        while json_file := self._next():
             try:
-                self._push(document)
-            except LeaseLostError as error:
+                self._push(json_file)
+            except LostPrefixError as error:
                 self._terminal.warn(f"{error}; this training goes on, and uploads nothing any more")
-                self._missed = document
+                self._missed = json_file
                 return
             except FileNotFoundError:  # a newer checkpoint has replaced it already
-                self._missed = document
+                self._missed = json_file
             except Exception as error:  # whatever it is, the training goes on
-                self._missed = document
+                self._missed = json_file
                 if not self._failing:
                     self._terminal.warn(
-                        f"checkpoint {document.stem} is not in S3: {error}; training goes on, and"
+                        f"checkpoint {json_file.stem} is not in S3: {error}; training goes on, and"
                         " uploading is tried again with the next checkpoint"
                     )
                 self._failing = True
             else:
                 self._missed = None
                 if self._failing:
-                    self._terminal.say(f"uploading works again: {document.stem} is in S3")
+                    self._terminal.say(f"uploading works again: {json_file.stem} is in S3")
                 self._failing = False
-        self._lease.release()
+        self._writer.release()
 
     def _next(self) -> Path | None:
         """Wait for a checkpoint to send; None when there will be no more."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
-            document, self._waiting = self._waiting, None
-            return document
+            json_file, self._waiting = self._waiting, None
+            return json_file
 
-    def _push(self, document: Path) -> None:
-        keep = len(list(self._folder.glob("step-*.json")))
+    def _push(self, json_file: Path) -> None:
+        keep = len(checkpoints_in(self._folder))
+        tensor_file = json_file.with_suffix(".safetensors")
         with ExitStack() as opened:
             # An open file can be read to its end though a newer checkpoint replaces it meanwhile.
-            tensors = {
-                path.name: opened.enter_context(path.open("rb"))
-                for path in sorted(self._folder.glob(f"{document.stem}.*"))
-                if path != document
-            }
-            content = io.BytesIO(document.read_bytes())
-            self._lease.renew()
-            for name, file in tensors.items():
-                self._s3.upload(file, name)
-        self._lease.renew()
-        self._s3.upload(content, document.name)
-        self._newest = document.stem
+            tensors = opened.enter_context(tensor_file.open("rb"))
+            content = io.BytesIO(json_file.read_bytes())
+            self._writer.check()
+            self._s3.upload(tensors, tensor_file.name)
+        self._writer.check()
+        self._s3.upload(content, json_file.name)
+        self._newest = json_file.stem
         with suppress(S3Error):  # what cannot be removed now is removed next time
-            self._remove_old(document, keep)
+            self._writer.check()
+            files = self._checkpoint_files()
+            self._remove(set(files) - kept(files, json_file.name, keep))
 
-    def _remove_old(self, document: Path, keep: int) -> None:
-        files = self._checkpoint_files()
-        # Later ones than the newest are of a state the run has gone back from.
-        stems = sorted({_stem(name) for name in files if _stem(name) <= document.stem})
-        self._remove(name for name in files if _stem(name) not in stems[-keep:])
-
-    def _fetch(self, document: Path, files: Iterable[str]) -> bool:
+    def _fetch(self, json_file: Path, files: Iterable[str]) -> bool:
         """Download one checkpoint; return whether it is whole."""
-        names = [name for name in files if _stem(name) == document.stem]
-        for name in sorted(names, key=_is_document):
+        names = [name for name in files if Path(name).stem == json_file.stem]
+        for name in sorted(names, key=_is_json):
             self._s3.download(name, self._folder / name)
         try:
-            read_document(document)
-        except DAMAGED as error:
+            read_checkpoint(json_file)
+        except DamagedCheckpointError as error:
             self._terminal.warn(
-                f"checkpoint {document.stem} in {self._s3.url} is damaged ({error}); trying the one"
-                " before"
+                f"checkpoint {json_file.stem} in {self._s3.url} is damaged ({error}); trying the"
+                " one before"
             )
             for name in names:
                 (self._folder / name).unlink(missing_ok=True)
@@ -165,29 +190,102 @@ class S3CheckpointSync(CheckpointSync):
         return True
 
     def _checkpoint_files(self) -> list[str]:
-        return sorted(name for name in self._s3.names() if name.startswith("step-"))
+        return in_order(self._s3.names())
 
     def _remove(self, names: Iterable[str]) -> None:
         """Remove objects, the JSON files first: without them the others are no checkpoint."""
-        self._s3.delete(sorted(names, key=_is_document, reverse=True))
+        self._s3.delete(sorted(names, key=_is_json, reverse=True))
+
+
+class _Writer:
+    """The object that says which training writes below a prefix: made once, then only read."""
+
+    def __init__(self, s3: Prefix, terminal: Terminal) -> None:
+        self._s3 = s3
+        self._terminal = terminal
+        self._token = secrets.token_hex(8)
+        self._etag: str | None = None
+        self._lock = threading.Lock()
+
+    def claim(self) -> None:
+        """Become the writer, in place of whoever was it; does nothing a second time.
+
+        Raises:
+            S3Error: S3 refuses, or trainings that start at the same moment get in the way.
+        """
+        with self._lock:
+            if self._etag:
+                return
+            for _ in range(CLAIMS):
+                before = self._s3.read(WRITER)
+                if before and self._is_ours(before):  # a write whose answer was lost
+                    self._etag = before.etag
+                    return
+                with suppress(ConflictError):  # somebody was faster
+                    self._etag = self._s3.write(
+                        WRITER, self._content(), replacing=before.etag if before else None
+                    )
+                    if before:
+                        self._terminal.say(
+                            f"{self._s3.url} is taken over from the training {_who(before)}; if"
+                            " that is alive, it uploads nothing any more"
+                        )
+                    return
+            raise S3Error(
+                f"{self._s3.url}: other trainings write there at this moment; choose another"
+                " checkpoint_s3, or stop them"
+            )
+
+    def check(self) -> None:
+        """Make sure that this training is the writer still.
+
+        Raises:
+            LostPrefixError: another one is, or the object was removed.
+        """
+        self.claim()
+        now = self._s3.read(WRITER)
+        if now is None or now.etag != self._etag:
+            by = f"the training {_who(now)}" if now else f"somebody who removed {WRITER}"
+            raise LostPrefixError(f"{self._s3.url} was taken over by {by}")
+
+    def release(self) -> None:
+        """Remove the object, unless it is another's by now."""
+        if self._etag:
+            with suppress(S3Error):
+                self._s3.delete_version(WRITER, self._etag)
+
+    def _is_ours(self, found: Found) -> bool:
+        return _content_of(found).get("token") == self._token
+
+    def _content(self) -> bytes:
+        return to_json(
+            {
+                "schema": "alexmri.writer/1",
+                "host": socket.gethostname(),
+                "process": os.getpid(),
+                "started": datetime.now(UTC).isoformat(timespec="seconds"),
+                "token": self._token,
+            }
+        ).encode()
 
 
 def open_checkpoint_sync(url: str | None, folder: Path, terminal: Terminal) -> CheckpointSync:
-    """Return the mirror of `folder` at `url`, or one that does nothing without a `url`."""
+    """Return what keeps the checkpoints of `folder` at `url`; without a `url` it does nothing."""
     return S3CheckpointSync(url, folder, terminal) if url else CheckpointSync()
 
 
-def _is_document(name: str) -> bool:
-    return name.endswith(".json")
-
-
-def _stem(name: str) -> str:
-    return name.partition(".")[0]
-
-
-def _is_whole(document: Path) -> bool:
+def _content_of(found: Found) -> dict[str, object]:
     try:
-        read_document(document)
-    except DAMAGED:
-        return False
-    return True
+        return parse_json_object(found.data, WRITER)
+    except UserError:
+        return {}
+
+
+def _who(found: Found) -> str:
+    content = _content_of(found)
+    host, started = (str(content.get(key, "unknown"))[:100] for key in ("host", "started"))
+    return f"on {host} since {started}"
+
+
+def _is_json(name: str) -> bool:
+    return name.endswith(".json")

@@ -4,13 +4,12 @@ The folder of a cross-validation holds fold-1, fold-2 …, each what `alexmri tr
 figures of all folds together. Whatever interrupts it, the same command goes on.
 """
 
-import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alexmri.contract.json_files import require_json_object
 from alexmri.contract.resources import cpu_cores
 from alexmri.contract.signals import Stopped, StopRequest
 from alexmri.data.audit import Comparison, compare_images
@@ -130,7 +129,7 @@ def _take_up(plan: Crossval, dataset: Dataset) -> None:
         write_json(path, now)
         return
     try:
-        before: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        before = require_json_object(path)
         differs = (
             []
             if before["folds"] == plan.folds
@@ -138,7 +137,7 @@ def _take_up(plan: Crossval, dataset: Dataset) -> None:
         )
         differs += settings_changed(before, now).values()
         differs = differs or images_changed(before, now)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, KeyError, AttributeError):
         raise UserError(f"{path} is damaged; start anew with --overwrite") from None
     if differs:
         raise UserError(

@@ -175,6 +175,7 @@ def _run(
         raise Stopped
     with workers.interrupts(stop):
         run = _prepare_run(job, dataset, compute, terminal, workers)
+        sync.claim()
     recorder = _Recorder(job, run, dataset, sync, terminal) if workers.is_first else None
     for metrics in run.epochs(stop, terminal, recorder.writer if recorder else None):
         if recorder:

@@ -269,8 +269,9 @@ def _was_saved(checkpoints: Path, since: float | None) -> bool:
 def main() -> int:
     """Be `train`, process 1 of a container, or one worker where torchrun started it."""
     from alexmri.contract.launcher import is_launched
-    from alexmri.terminal import PlainTerminal
+    from alexmri.terminal import PlainTerminal, prepare_output
 
+    prepare_output()
     if is_launched(os.environ):
         from alexmri.training.worker import main as be_worker
 

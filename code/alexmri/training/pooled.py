@@ -1,13 +1,14 @@
 """What the folds of a cross-validation say together: every image judged by a model not shown it."""
 
-import json
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alexmri.contract.json_files import require_json_object
 from alexmri.data.folds import classes_of_enough
+from alexmri.errors import UserError
 from alexmri.evaluation.metrics import measure
 from alexmri.evaluation.negative_class import find_negative_class
 from alexmri.evaluation.predictions import Predictions, pool, restrict
@@ -27,6 +28,14 @@ PER_FOLD = {
 # What is told without the classes that have too few people for the folds.
 WITHOUT = ("images", "subjects", "accuracy", "macro_f1", "balanced_accuracy", "auc", "baselines")
 
+# What is read of every fold: file -> the keys it must have.
+READ = {
+    "evaluation.json": ("protocol", "leak_probe", "test", "best_epoch"),
+    "audit.json": ("warnings",),
+    "run.json": ("started", "training_seconds", "total_seconds"),
+    "model/model.json": ("temperature", "data", "architecture", "code"),
+}
+
 
 def pool_folds(output: Path, folds: int, settings: Settings) -> dict[str, Any]:
     """Measure what the finished folds in `output` predicted; write it all and return the figures.
@@ -39,8 +48,7 @@ def pool_folds(output: Path, folds: int, settings: Settings) -> dict[str, Any]:
     folders = [output / f"fold-{number}" for number in range(1, folds + 1)]
     parts = [read_predictions(folder / PREDICTIONS) for folder in folders]
     evaluations, audits, runs, models = (
-        [_read(folder / name) for folder in folders]
-        for name in ("evaluation.json", "audit.json", "run.json", "model/model.json")
+        [_read(folder / name, keys) for folder in folders] for name, keys in READ.items()
     )
     predictions = pool(parts)
     negative_class = find_negative_class(predictions.classes, settings.negative_class)
@@ -190,5 +198,12 @@ def _subjects_by_split(predictions: Predictions) -> dict[str, dict[str, int]] | 
     return {"test": subjects, "all": subjects}
 
 
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _read(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    content = require_json_object(path)
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise UserError(
+            f"{path} is damaged: it has no '{missing[0]}'; remove its fold and run the same command"
+            " again"
+        )
+    return content

@@ -45,14 +45,14 @@ def resume_check_of(settings: Settings, dataset: Dataset) -> dict[str, Any]:
 
 
 def settings_changed(before: Mapping[str, Any], resume_check: Mapping[str, Any]) -> dict[str, str]:
-    """Return setting -> how it differs between two manifests, in words."""
+    """Return setting -> how it differs between two runs, in words."""
     then, now = before["settings"], resume_check["settings"]
     changed = [key for key, value in now.items() if then.get(key) != value]
     return {key: f"{key} was {then.get(key)}, is {now[key]}" for key in changed}
 
 
 def images_changed(before: Mapping[str, Any], resume_check: Mapping[str, Any]) -> list[str]:
-    """Return in words whether two manifests are about other images, or images split otherwise."""
+    """Return in words whether two runs have other images, or images split otherwise."""
     if before["data"] != resume_check["data"]:
         return ["the images are not the same"]
     if before["split"] != resume_check["split"]:
@@ -63,11 +63,16 @@ def images_changed(before: Mapping[str, Any], resume_check: Mapping[str, Any]) -
 def changes(
     before: Mapping[str, Any], resume_check: Mapping[str, Any], folder: Path, *, allowed: bool
 ) -> list[str]:
-    """Return in words which settings changed between two manifests, the first found in `folder`.
+    """Return in words which settings changed since `before`, which was found in `folder`.
 
     Raises:
         UserError: changes that were not allowed, or that no run can go on with.
     """
+    if not {"settings", "data", "split"} <= before.keys():
+        raise UserError(
+            f"the checkpoints in {folder} do not say what their run was about; start anew by"
+            " resume=never (--overwrite for `alexmri train`)"
+        )
     words = settings_changed(before, resume_check)
     fixed = [word for key, word in words.items() if key in FIXED_ON_RESUME]
     fixed += images_changed(before, resume_check)

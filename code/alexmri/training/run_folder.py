@@ -1,7 +1,6 @@
 """What stands in the folders a job writes to, before it writes: nothing, a run, a finished run."""
 
 import fcntl
-import json
 import os
 import shutil
 import time
@@ -9,27 +8,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from alexmri.contract.json_files import read_json_object
 from alexmri.errors import UserError
-from alexmri.files import remove_leftovers
+from alexmri.files import remove_leftovers, writing
+from alexmri.training.checkpoint import in_order
 
 # How long a killed training may take to be gone.
 DYING_SECONDS = 10.0
 
+# The plots that a run may leave, as PNG: see evaluation/plots.py.
+PLOTS = (
+    *("curves", "confusion", "confusion_subjects", "reliability", "roc", "roc_demented"),
+    "precision_recall",
+)
 # What a run leaves beside its model and its checkpoints.
 RESULTS = (
     *("audit.json", "split.json", "run.json", "metrics.jsonl", "evaluation.json"),
-    *("statistics.json", "report.html", "curves.png", "confusion.png", "reliability.png"),
-    *("roc.png", "predictions.csv"),
+    *("statistics.json", "report.html", "predictions.csv"),
+    *(f"{name}.png" for name in PLOTS),
 )
 
 
 def is_finished(output: Path) -> bool:
     """Whether `output` holds a run that came to its end."""
     try:
-        facts = json.loads((output / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        facts = read_json_object(output / "run.json")
+    except UserError:
         return False
-    return bool(facts.get("finished"))
+    return facts is not None and facts.get("finished") is True
 
 
 def clear(output: Path, model: Path, checkpoints: Path) -> None:
@@ -48,22 +54,24 @@ def archive_run(output: Path, model: Path, checkpoints: Path, archive: Path) -> 
     The model stays in its place too until the new one replaces it, since it may be in use. The
     checkpoints go: they belong to the finished run and would be taken for the new one's.
     """
-    facts = json.loads((output / "run.json").read_text(encoding="utf-8"))
-    started = "".join(c for c in facts["started"].partition("+")[0] if c.isalnum())
-    folder = archive / started
-    shutil.copytree(model, folder / "model", dirs_exist_ok=True)
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    # What is inside moves, not the folder: the folder may be a mount.
-    for path in sorted(output.iterdir()):
-        shutil.move(path, folder / "data" / path.name)
+    facts = read_json_object(output / "run.json") or {}
+    moment = str(facts.get("started", "")).partition("+")[0]
+    started = "".join(c for c in moment if c.isascii() and c.isalnum())[:40]
+    folder = archive / (started or "unknown-time")
+    with writing(folder):
+        shutil.copytree(model, folder / "model", dirs_exist_ok=True)
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        # What is inside moves, not the folder: the folder may be a mount.
+        for path in sorted(output.iterdir()):
+            shutil.move(path, folder / "data" / path.name)
     remove_checkpoints(checkpoints)
     return folder
 
 
 def remove_checkpoints(folder: Path) -> None:
     """Remove every checkpoint in `folder`, and nothing else there."""
-    for path in folder.glob("step-*"):
-        path.unlink()
+    for name in in_order(path.name for path in folder.glob("step-*")):
+        (folder / name).unlink()
 
 
 @contextmanager

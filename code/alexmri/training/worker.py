@@ -17,7 +17,7 @@ from alexmri.contract.failure import USER_ERROR_CODE, report_failure
 from alexmri.contract.paths import Paths
 from alexmri.contract.signals import Stopped, StopRequest, exit_code_of_stop
 from alexmri.errors import UserError
-from alexmri.terminal import PlainTerminal, SilentTerminal
+from alexmri.terminal import PlainTerminal, SilentTerminal, prepare_output
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 # torchrun takes the first worker that ends badly for the cause, so the others wait with their end.
@@ -26,6 +26,7 @@ PATIENCE_SECONDS = 2.0
 
 def main() -> int:
     """Train the job below the paths of the environment; return the exit code."""
+    prepare_output()
     die_with_parent()
     faulthandler.enable()
     paths, terminal = Paths.of(os.environ), PlainTerminal()
