@@ -30,7 +30,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from alexmri.data.dataset import Dataset, load_dataset
-from alexmri.data.folds import Fold, classes_of_enough
+from alexmri.data.split import Fold, classes_of_enough
 from alexmri.evaluation.baselines import one_nearest_neighbour
 from alexmri.evaluation.metrics import measure
 from alexmri.evaluation.negative_class import find_negative_class

@@ -119,7 +119,7 @@ def step_against_limit(check: Check) -> Figures:
     import arithmetic
     from engine import epochs_of, make_run
 
-    from alexmri.data.batches import steps_per_epoch
+    from alexmri.data.loader import steps_per_epoch
 
     bench = check.bench
     train = bench.dataset.part("train")

@@ -14,18 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from alexmri.training.validation import best_epoch, validation_metrics
 from torch import nn
 from torchvision.models import resnet18
 
 from alexmri.data.augment import choose_augment
-from alexmri.data.batches import epoch_order, steps_per_epoch, train_batches
 from alexmri.data.dataset import Dataset
-from alexmri.data.loader import Loader
+from alexmri.data.loader import Loader, epoch_order, steps_per_epoch, train_batches
 from alexmri.evaluation.calibration import fit_temperature
 from alexmri.model.forward import Compute, predict_logits, to_input
 from alexmri.model.predictor import softmax
 from alexmri.settings import Settings
-from alexmri.training.validation import best_epoch, validation_metrics
 
 BATCH_SIZE = 64
 LEARNING_RATE = 0.003

@@ -11,9 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alexmri.data.augment import Augment, choose_augment
+from alexmri.data.augment import (
+    DRAWS,
+    Augment,
+    BatchedAugment,
+    Placement,
+    choose_augment,
+    uniforms,
+    warp,
+)
 from alexmri.data.augment_albumentations import AlbumentationsAugment
-from alexmri.data.augment_batched import DRAWS, BatchedAugment, Placement, uniforms, warp
 from alexmri.errors import UserError
 from alexmri.settings import Layer, resolve
 

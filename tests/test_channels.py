@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from alexmri.contract.channels import find_channels
+from alexmri.contract.inputs import find_channels
 from alexmri.errors import UserError
 
 

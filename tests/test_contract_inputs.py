@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from alexmri.contract.hosts import read_hosts
-from alexmri.contract.input_modes import check_input_modes
+from alexmri.contract.inputs import check_input_modes, read_hosts
 from alexmri.contract.paths import Paths, checkpoint_folder
 from alexmri.errors import UserError
 

@@ -14,9 +14,8 @@ from alexmri.contract.resources import free_memory_bytes
 from alexmri.contract.signals import StopRequest
 from alexmri.data import loader
 from alexmri.data.augment import choose_augment
-from alexmri.data.batches import epoch_order, train_batches
 from alexmri.data.dataset import Part, Rows
-from alexmri.data.loader import Loader
+from alexmri.data.loader import Loader, epoch_order, train_batches
 from alexmri.model.alexnet import AlexNet, build
 from alexmri.model.forward import Compute, Precision
 from alexmri.settings import Layer, Settings, resolve

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alexmri.data.dataset import load_dataset
-from alexmri.data.folds import Fold, deal, split_for_fold
-from alexmri.data.split import Split
+from alexmri.data.split import Fold, Split, deal, split_for_fold
 from alexmri.errors import UserError
 from alexmri.settings import Layer, resolve
 from alexmri.terminal import PlainTerminal

@@ -11,9 +11,8 @@ import botocore.session
 import pytest
 import torch
 
-from alexmri.contract.gpu import Startup, decide, examine
+from alexmri.contract.gpu import BUILDS, FAMILIES, INFERENCE_AMIS, Startup, decide, examine
 from alexmri.contract.gpu_facts import Torch, installed_torch, kernel_driver
-from alexmri.contract.gpu_problems import BUILDS, FAMILIES, INFERENCE_AMIS
 from alexmri.contract.paths import Paths
 from alexmri.errors import UserError
 

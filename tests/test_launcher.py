@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from alexmri.contract.exit_reasons import LOST_A_PEER, OomCounter, exit_reason, remedy
-from alexmri.contract.hosts import Hosts
+from alexmri.contract.failure import LOST_A_PEER, OomCounter, exit_reason, remedy
+from alexmri.contract.inputs import Hosts
 from alexmri.contract.launcher import Launcher, Plan, count_workers, is_launched
 from alexmri.errors import UserError
 from alexmri.settings import Layer, resolve

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from alexmri.contract.hosts import Hosts
+from alexmri.contract.inputs import Hosts
 from alexmri.contract.launcher import Plan
 from alexmri.contract.network import (
     address_of,

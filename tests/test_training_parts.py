@@ -13,7 +13,7 @@ from torch import nn
 
 from alexmri.contract.metric_lines import metric_line
 from alexmri.contract.signals import StopRequest
-from alexmri.data.batches import epoch_order, steps_per_epoch, train_batches
+from alexmri.data.loader import epoch_order, steps_per_epoch, train_batches
 from alexmri.errors import UserError
 from alexmri.files import appearing, write_atomically, write_json
 from alexmri.model.alexnet import build

@@ -21,9 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from alexmri.contract.exit_reasons import LOST_A_PEER, OomCounter, exit_reason
-from alexmri.contract.failure import write_failure
-from alexmri.contract.hosts import Hosts
+from alexmri.contract.failure import LOST_A_PEER, OomCounter, exit_reason, write_failure
+from alexmri.contract.inputs import Hosts
 from alexmri.contract.network import address_of, free_port, hosts_connected_to
 from alexmri.contract.network import network_variables as variables_between_hosts
 from alexmri.contract.signals import IGNORED, STOPPING, WATCHED, exit_code_of_stop

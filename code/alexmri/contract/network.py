@@ -6,7 +6,7 @@ import socket
 import struct
 from pathlib import Path
 
-from alexmri.contract.hosts import Hosts
+from alexmri.contract.inputs import Hosts
 
 # Instances with Elastic Fabric Adapters.
 EFA_TYPES = re.compile(r"ml\.(p4d|p4de|p5[a-z]*|trn\d[a-z]*)\.")

@@ -1,6 +1,6 @@
 """Shift, scale and rotate training slices by albumentations, one image after the other.
 
-This is the reference `alexmri.data.augment_batched` is tested against.
+This is the reference `alexmri.data.augment` is tested against.
 """
 
 import os

@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from alexmri.data.cache import DecodedCache, open_cache
 from alexmri.data.decode import shortened
 from alexmri.data.folders import Folder, discover_channels
-from alexmri.data.folds import Fold, split_for_fold
 from alexmri.data.nearest import unit_vectors
 from alexmri.data.pixels import PixelRows, Pixels
 from alexmri.data.split import (
     SPLITS,
+    Fold,
     Split,
     compared_with,
     split_as_given,
+    split_for_fold,
     split_randomly,
     subjects_between,
     subjects_shared,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alexmri.contract.channels import SPLIT_NAMES, is_system_name
+from alexmri.contract.inputs import SPLIT_NAMES, is_system_name
 from alexmri.errors import UserError
 
 IMAGE_SUFFIXES = frozenset(

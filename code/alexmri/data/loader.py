@@ -1,4 +1,4 @@
-"""Hand out the batches of an epoch from where they lie: on the device, or else on disk."""
+"""Hand out the batches of an epoch, in the order of (seed, epoch), from device or disk."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -6,13 +6,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from alexmri.contract.resources import free_memory_bytes
-from alexmri.data.batches import Indices
 from alexmri.data.dataset import Part
 from alexmri.data.pixels import Pixels
 
+Indices = NDArray[np.int64]
 # How much of the device's free memory images may take.
 MAX_MEMORY_SHARE = 0.5
 # How many batches are read from disk before they are needed.
@@ -60,3 +61,26 @@ class Loader:
 
 def _free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory_bytes()
+
+
+def epoch_order(images: int, *, seed: int, epoch: int) -> Indices:
+    """Return the order in which the `images` training images are seen in `epoch`."""
+    sequence = np.random.SeedSequence((seed, epoch))
+    return np.random.Generator(np.random.Philox(sequence)).permutation(images)
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Return the number of batches in an epoch; see `train_batches`."""
+    full, rest = divmod(images, batch_size)
+    return full + (1 if rest > 1 or not full else 0)
+
+
+def train_batches(order: Indices, batch_size: int) -> Iterator[Indices]:
+    """Yield every index of `order` once, in batches; a last batch of one joins the batch before.
+
+    Batch norm has no statistics for a single image.
+    """
+    steps = steps_per_epoch(len(order), batch_size)
+    for step in range(steps):
+        end = len(order) if step == steps - 1 else (step + 1) * batch_size
+        yield order[step * batch_size : end]

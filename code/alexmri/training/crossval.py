@@ -15,7 +15,7 @@ from alexmri.contract.signals import Stopped, StopRequest
 from alexmri.data.audit import Comparison, compare_images
 from alexmri.data.dataset import Dataset, load_dataset
 from alexmri.data.folders import discover
-from alexmri.data.folds import Fold
+from alexmri.data.split import Fold
 from alexmri.data.subjects import find_subjects
 from alexmri.errors import UserError
 from alexmri.evaluation.negative_class import find_negative_class

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from alexmri.contract.exit_reasons import LostPeer
+from alexmri.contract.failure import LostPeer
 from alexmri.contract.launcher import say_ready
 from alexmri.contract.signals import Stopped, StopRequest
 from alexmri.errors import UserError

@@ -19,7 +19,7 @@ from alexmri.contract.signals import Stopped, StopRequest
 from alexmri.data.audit import Audit, Comparison, audit
 from alexmri.data.augment import choose_augment
 from alexmri.data.dataset import Dataset, load_dataset
-from alexmri.data.folds import Fold
+from alexmri.data.split import Fold
 from alexmri.errors import UserError
 from alexmri.evaluation.negative_class import find_negative_class
 from alexmri.files import remove_leftovers, write_json

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from alexmri.contract.signals import Stopped, StopRequest
 from alexmri.data.augment import Augment
-from alexmri.data.batches import Indices, epoch_order, steps_per_epoch, train_batches
 from alexmri.data.dataset import Part, Rows
-from alexmri.data.loader import Loader
+from alexmri.data.loader import Indices, Loader, epoch_order, steps_per_epoch, train_batches
 from alexmri.errors import UserError
 from alexmri.evaluation.calibration import negative_log_likelihood
 from alexmri.evaluation.rates import confusion_matrix, macro_f1

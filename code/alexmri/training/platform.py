@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexmri.contract.channels import find_channels
 from alexmri.contract.failure import report_failure
 from alexmri.contract.gpu import gpu_environment
-from alexmri.contract.hosts import Hosts, read_hosts
-from alexmri.contract.input_modes import check_input_modes
+from alexmri.contract.inputs import Hosts, check_input_modes, find_channels, read_hosts
 from alexmri.contract.json_files import read_json_object
 from alexmri.contract.launcher import MASTER_PORT, Launcher, Plan, count_workers
 from alexmri.contract.paths import UNFETCHED, Paths, checkpoint_folder

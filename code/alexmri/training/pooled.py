@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alexmri.contract.json_files import require_json_object
-from alexmri.data.folds import classes_of_enough
+from alexmri.data.split import classes_of_enough
 from alexmri.errors import UserError
 from alexmri.evaluation.metrics import measure
 from alexmri.evaluation.negative_class import find_negative_class

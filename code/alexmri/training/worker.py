@@ -12,8 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from alexmri.contract.exit_reasons import LOST_A_PEER, LostPeer
-from alexmri.contract.failure import USER_ERROR_CODE, report_failure
+from alexmri.contract.failure import LOST_A_PEER, USER_ERROR_CODE, LostPeer, report_failure
 from alexmri.contract.paths import Paths
 from alexmri.contract.signals import Stopped, StopRequest, exit_code_of_stop
 from alexmri.errors import UserError
