@@ -48,6 +48,14 @@ def main() -> NoReturn:
     except UserError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
+    except RuntimeError as error:
+        from alexmri.contract.failure import remedy
+
+        # A GPU without memory, for example: known, and no fault of the program.
+        if not (cause := remedy(f"{type(error).__name__}: {error}")):
+            raise
+        click.echo(f"error: {cause}: {error}", err=True)
+        sys.exit(1)
     except OSError as error:
         click.echo(f"error: {error.filename or 'a file'}: {error.strerror or error}", err=True)
         sys.exit(2)

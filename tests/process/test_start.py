@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,5 +96,30 @@ def test_preflight_names_a_folder_it_may_not_read(tree: Tree, closed: str) -> No
 
 def test_preflight_fails_where_a_gpu_is_required_and_none_is_there(tmp_path: Path) -> None:
     result = Tree(tmp_path, NO_GPU | {"ALEXMRI_REQUIRE_GPU": "1"}).run("preflight")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ALEXMRI_REQUIRE_GPU is 1, but ")
+
+
+@pytest.mark.parametrize("command", ["train", "crossval", "evaluate", "predict", "serve"])
+def test_every_command_refuses_a_machine_without_the_gpu_that_is_required(
+    tree: Tree, command: str
+) -> None:
+    """`alexmri train` with one worker once trained on the CPU all the same."""
+    data = tree.root / "input" / "data" / "training"
+    image = next((data / "NonDemented").iterdir())
+    arguments = {
+        "train": ["--data", data, "--out", tree.root / "out"],
+        "crossval": ["--data", data, "--out", tree.root / "out"],
+        "evaluate": [tree.root, data],
+        "predict": [tree.root, image],
+        "serve": [tree.root],
+    }[command]
+    result = subprocess.run(
+        [Path(sys.executable).with_name("alexmri"), command, *arguments],
+        env=tree.environment() | NO_GPU | {"ALEXMRI_REQUIRE_GPU": "1"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
     assert result.returncode == 2
     assert result.stderr.startswith("error: ALEXMRI_REQUIRE_GPU is 1, but ")

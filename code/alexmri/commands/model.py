@@ -33,6 +33,7 @@ def evaluate(
     Of a FOLDER that holds train, valid and test folders only test is measured. The figures mean
     something only for images, and people, that the model was not trained on.
     """
+    _use_gpu()
     from alexmri.contract.resources import cpu_cores
     from alexmri.evaluation.evaluate import evaluate_folder, evaluation_document
     from alexmri.evaluation.tables import show_measured
@@ -63,6 +64,7 @@ def predict(bundle: Path, images: tuple[Path, ...], as_json: bool, one_subject: 
     """Print what the model BUNDLE, a directory or a model.tar.gz, says about IMAGES."""
     if not images:
         raise UserError("no image was given; pass at least one after the model directory")
+    _use_gpu()
     import numpy as np
 
     from alexmri.model.predictor import Predictor, ranked, subject_mean
@@ -141,9 +143,17 @@ def serve(bundle: Path, port: int) -> None:
     from alexmri.serving.options import Options
 
     Options.of(os.environ)
+    _use_gpu()
     click.echo(f"serving {bundle} on http://127.0.0.1:{port} (GET /ping, POST /invocations)")
     # gunicorn takes this process over, as in the container; see there and serving/gunicorn_conf.py.
     command = [sys.executable, "-m", "gunicorn", "--config", "python:alexmri.serving.gunicorn_conf"]
     application = f"alexmri.serving.app:serve({str(bundle.resolve())!r})"
     os.environ.setdefault("MALLOC_ARENA_MAX", "2")
     os.execv(sys.executable, [*command, "--bind", f"127.0.0.1:{port}", application])  # noqa: S606
+
+
+def _use_gpu() -> None:
+    """Use the GPU or do without, as `train` decides; only a warning is told, beside the answer."""
+    from alexmri.contract.gpu import use_gpu
+
+    use_gpu(lambda line: click.echo(line, err=True) if line.startswith("warning: ") else None)

@@ -1,10 +1,11 @@
-"""How much of the machine this process may use: cores, memory, shared memory, disk."""
+"""What this process has to work with: cores, memory, shared memory, disk, packages."""
 
 import contextlib
 import os
 import shutil
 import threading
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -157,3 +158,11 @@ def step_back() -> None:
     thread = threading.get_native_id()
     with contextlib.suppress(OSError):  # some sandboxes allow no change
         os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + STEP)
+
+
+def installed_version(package: str) -> str:
+    """Return the version of an installed package, or `unknown` where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import alexmri
-from alexmri.versions import installed_version
+from alexmri.contract.resources import installed_version
 
 LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "albumentations", "safetensors")
 

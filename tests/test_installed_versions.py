@@ -2,8 +2,8 @@
 
 import pytest
 
+from alexmri.contract.resources import installed_version
 from alexmri.training import provenance
-from alexmri.versions import installed_version
 
 
 def test_a_missing_package_has_an_unknown_version(monkeypatch: pytest.MonkeyPatch) -> None:
