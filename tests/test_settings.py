@@ -5,7 +5,14 @@ import json
 import pytest
 
 from alexmri.errors import UserError
-from alexmri.settings import Layer, Settings, environment_layer, recipe_names, resolve
+from alexmri.settings import (
+    Layer,
+    Settings,
+    environment_layer,
+    recipe_names,
+    resolve,
+    settings_of_model,
+)
 
 
 def settings_of(**values: object) -> Settings:
@@ -218,3 +225,11 @@ def test_a_setting_of_others_is_not_taken_for_a_slip(key: str) -> None:
         settings_of(**{key: "1"})
     assert "did you mean" not in str(raised.value)
     assert f"unknown setting '{key}'" in str(raised.value)
+
+
+def test_the_settings_of_a_model_of_0_1_0_are_read() -> None:
+    stored = {"recipe": "people", "healthy_class": "CN", "gone": 1, "shift_limit": 0.03, "seed": 4}
+    settings = settings_of_model(stored)
+    assert (settings.negative_class, settings.seed, settings.shift_limit) == ("CN", 4, 0.03)
+    with pytest.raises(UserError, match="setting 'seed' is 'x' in model.json"):
+        settings_of_model({"seed": "x"})

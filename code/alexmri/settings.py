@@ -42,6 +42,8 @@ SWITCHES = {
 }
 # Spellings of the seed project that still work.
 OLD_SPELLINGS = {"resize": "image_size"}
+# Settings in the model folders of 0.1.0.
+RENAMED_IN_0_2 = {"healthy_class": "negative_class"}
 AUGMENT_LIMITS = ("shift_limit", "scale_limit", "rotate_limit")
 SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", flags=re.ASCII)
 PLATFORM_PREFIXES = ("sagemaker_", "_tuning")
@@ -286,6 +288,22 @@ def resolve(layers: Sequence[Layer]) -> Resolved:
         raise UserError(_explain(error, sources)) from None
     _refuse_without_effect(resolved, given)
     return resolved
+
+
+def settings_of_model(stored: Mapping[str, Any]) -> Settings:
+    """Return the settings that model.json tells of, perhaps as an earlier version wrote them.
+
+    Settings that this version does not have are left out.
+
+    Raises:
+        UserError: a value that does not fit.
+    """
+    renamed = {RENAMED_IN_0_2.get(key, key): value for key, value in stored.items()}
+    values = {key: value for key, value in renamed.items() if key in Settings.model_fields}
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error, dict.fromkeys(values, "model.json"))) from None
 
 
 def _refuse_without_effect(resolved: Resolved, given: Set[str]) -> None:

@@ -20,7 +20,7 @@ from alexmri.evaluation.negative_class import find_negative_class
 from alexmri.evaluation.predictions import Predictions
 from alexmri.evaluation.top_losses import find_top_losses
 from alexmri.model.predictor import Predictor, softmax
-from alexmri.settings import Settings
+from alexmri.settings import Settings, settings_of_model
 from alexmri.terminal import Terminal
 
 
@@ -50,7 +50,7 @@ def evaluate_folder(
             f"{root} has a class folder '{unknown[0]}', which the model does not know; its classes"
             f" are {', '.join(bundle.classes)}"
         )
-    settings = Settings.model_validate(bundle.document["settings"])
+    settings = settings_of_model(bundle.document["settings"])
     groups = _groups(folder, settings, terminal)
     cache = open_cache(
         folder,
