@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from alexmri.contract.json_files import read_json_object
 from alexmri.errors import UserError
+from alexmri.files import read_json_object
 from alexmri.options import read_settings_of_job
 from alexmri.settings import Settings
 

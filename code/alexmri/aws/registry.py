@@ -20,8 +20,8 @@ from alexmri.aws.training import describe, fetch, results_address
 from alexmri.aws.training_request import fingerprint_in
 from alexmri.aws.upload import encryption
 from alexmri.contract.archive import unpack
-from alexmri.contract.json_files import parse_json_object, read_json_object
 from alexmri.errors import UserError
+from alexmri.files import parse_json_object, read_json_object
 from alexmri.terminal import Terminal
 
 # What a version keeps of a training's results, beside the model.

@@ -27,10 +27,10 @@ from alexmri.contract.gpu_facts import (
     kernel_driver,
     version_of,
 )
-from alexmri.contract.json_files import read_json_object
 from alexmri.contract.paths import Paths
 from alexmri.contract.resources import size_text
 from alexmri.errors import UserError
+from alexmri.files import read_json_object
 
 COMPAT_SWITCH = "ALEXMRI_CUDA_COMPAT"
 REQUIRE_SWITCH = "ALEXMRI_REQUIRE_GPU"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alexmri.contract.json_files import read_json_object
 from alexmri.errors import UserError
+from alexmri.files import read_json_object
 
 SPLIT_NAMES = {
     "train": "train",

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from alexmri.contract.json_files import read_json_object
 from alexmri.errors import UserError
+from alexmri.files import read_json_object
 
 BASE_VARIABLE = "SAGEMAKER_BASE_DIR"
 PLATFORM_ROOT = Path("/opt/ml")

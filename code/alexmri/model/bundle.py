@@ -28,10 +28,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from alexmri.contract.json_files import read_json_object
 from alexmri.data.pixels import MEAN, PREPROCESSING, STD, Pixels
 from alexmri.errors import UserError
-from alexmri.files import appearing, sha256_of, sha256_of_json, write_atomically, write_json
+from alexmri.files import (
+    appearing,
+    read_json_object,
+    sha256_of,
+    sha256_of_json,
+    write_atomically,
+    write_json,
+)
 from alexmri.model.alexnet import WIDTHS, AlexNet
 from alexmri.model.forward import Compute, predict_logits
 from alexmri.model.unlike import DESCRIBING_BLOCKS, UnlikeTraining

@@ -21,9 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from alexmri.contract.json_files import require_json_object
 from alexmri.errors import UserError
-from alexmri.files import appearing, sha256_of, sha256_of_json, write_json
+from alexmri.files import appearing, require_json_object, sha256_of, sha256_of_json, write_json
 
 SCHEMA = "alexmri.checkpoint/2"
 NAME = re.compile(r"step-(\d{8,})(?:-(\d+))?\.(json|safetensors)", flags=re.ASCII)

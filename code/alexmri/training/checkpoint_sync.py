@@ -10,9 +10,8 @@ from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from alexmri.contract.json_files import parse_json_object
 from alexmri.errors import UserError
-from alexmri.files import to_json
+from alexmri.files import parse_json_object, to_json
 from alexmri.s3 import ConflictError, Found, Prefix, S3Error
 from alexmri.terminal import Terminal
 from alexmri.training.checkpoint import (

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alexmri.contract.json_files import require_json_object
 from alexmri.contract.resources import cpu_cores
 from alexmri.contract.signals import Stopped, StopRequest
 from alexmri.data.audit import Comparison, compare_images
@@ -19,7 +18,7 @@ from alexmri.data.split import Fold
 from alexmri.data.subjects import find_subjects
 from alexmri.errors import UserError
 from alexmri.evaluation.negative_class import find_negative_class
-from alexmri.files import remove_leftovers, write_json
+from alexmri.files import remove_leftovers, require_json_object, write_json
 from alexmri.settings import Settings
 from alexmri.terminal import Terminal
 from alexmri.training.job import Job, run_job

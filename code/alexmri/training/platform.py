@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from alexmri.contract.failure import report_failure
 from alexmri.contract.gpu import gpu_environment
 from alexmri.contract.inputs import Hosts, check_input_modes, find_channels, read_hosts
-from alexmri.contract.json_files import read_json_object
 from alexmri.contract.launcher import MASTER_PORT, Launcher, Plan, count_workers
 from alexmri.contract.paths import UNFETCHED, Paths, checkpoint_folder
 from alexmri.data.folders import discover_channels
 from alexmri.errors import UserError
+from alexmri.files import read_json_object
 from alexmri.options import read_settings_of_job
 from alexmri.terminal import Terminal
 from alexmri.training.run_folder import make_writable

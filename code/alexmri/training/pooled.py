@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alexmri.contract.json_files import require_json_object
 from alexmri.data.split import classes_of_enough
 from alexmri.errors import UserError
 from alexmri.evaluation.metrics import measure
 from alexmri.evaluation.negative_class import find_negative_class
 from alexmri.evaluation.predictions import Predictions, pool, restrict
 from alexmri.evaluation.writer import write_measured
-from alexmri.files import write_json
+from alexmri.files import require_json_object, write_json
 from alexmri.settings import Settings
 from alexmri.training.predictions_csv import PREDICTIONS, read_predictions, write_predictions
 

@@ -27,7 +27,8 @@ def write_predictions(
     """Write a row per image in the order of their paths, in one piece.
 
     The columns are path, subject, label, fold (with `folds`), predicted, the calibrated probability
-    of each class, and where known the look-up's answer and each probability before calibration.
+    of each class, and where known the answer of the 1-NN baseline and each probability before
+    calibration.
     Numbers are written so that reading gives the same float64.
     """
     classes = predictions.classes

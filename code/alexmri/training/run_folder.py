@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from alexmri.contract.json_files import read_json_object
 from alexmri.errors import UserError
-from alexmri.files import remove_leftovers, writing
+from alexmri.files import read_json_object, remove_leftovers, writing
 from alexmri.training.checkpoint import in_order
 
 # How long a killed training may take to be gone.
