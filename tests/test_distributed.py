@@ -77,11 +77,15 @@ def test_every_worker_has_the_metrics_of_the_whole_epoch(
 
 
 def test_dropout_is_a_function_of_seed_step_and_rank() -> None:
-    from alexmri.training.loop import _step_seed
+    from alexmri.training.loop import _seed_dropout
 
-    seeds = [_step_seed(*each) for each in ((0, 5, 0), (0, 5, 1), (0, 5, 2), (0, 6, 0), (1, 5, 0))]
-    assert len(set(seeds)) == len(seeds)
-    assert _step_seed(0, 5, 1) == seeds[1]
+    def dropped(seed: int, step: int, rank: int) -> tuple[float, ...]:
+        _seed_dropout(torch.device("cpu"), seed, step, rank)
+        return tuple(torch.nn.functional.dropout(torch.ones(64)).tolist())
+
+    different = [(0, 5, 0), (0, 5, 1), (0, 5, 2), (0, 6, 0), (1, 5, 0)]
+    assert len({dropped(*each) for each in different}) == len(different)
+    assert dropped(0, 5, 1) == dropped(0, 5, 1)
 
 
 TALK = """

@@ -141,7 +141,9 @@ class Run:
         order = epoch_order(len(self._train), seed=settings.seed, epoch=progress.epoch)
         batches = list(train_batches(order, settings.batch_size))
         coming = batches[progress.step_in_epoch :]
+        # Of every batch this worker computes a part; alone, that is all of it.
         local = [self._local_rows(rows_N) for rows_N in coming]
+        shares = [self._share_of_loss(rows_N) for rows_N in coming]
         # Each worker adds up its own part; the first one's begins with what a checkpoint holds.
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         right = torch.zeros((), dtype=torch.int64, device=device)
@@ -149,28 +151,29 @@ class Run:
             loss_sum += progress.loss_sum
             right += progress.right
 
-        for rows_N, local_N, (pixels_NCHW, labels_N) in zip(
+        for rows_N, local_N, share, (pixels_NCHW, labels_N) in zip(
             terminal.track(coming, len(coming), f"epoch {progress.epoch}/{settings.epochs}"),
             local,
+            shares,
             self._loader.batches(local),
             strict=True,
         ):
             saves = writer is not None and self._timed_checkpoint_is_due() and not writer.busy
             signal_number, saving = workers.max(stop.number, int(saves))
-            stop.join(signal_number)
             if saving:
                 self._add_up(loss_sum, right)
                 if np.isfinite(progress.loss_sum):
                     self.save(writer)
             if signal_number:
+                stop.join(signal_number)
                 break
+
             if self._augment:
                 pixels_NCHW = self._augment(pixels_NCHW, progress.epoch, local_N)
+            rate = learning_rate_at(progress.step, len(batches), settings)
             for group in self.state.optimizer.param_groups:
-                group["lr"] = self._learning_rate(progress.step)
-            # Dropout draws from the default generator, so that is set anew for every step.
-            _generator(device).manual_seed(_step_seed(settings.seed, progress.step, workers.rank))
-            share = self._share_of_loss(rows_N)
+                group["lr"] = rate * progress.learning_rate_factor
+            _seed_dropout(device, settings.seed, progress.step, workers.rank)
             loss, batch_right = train_step(
                 self.state,
                 to_input(pixels_NCHW),
@@ -347,13 +350,16 @@ def validation_metrics(
     }
 
 
-def _generator(device: torch.device) -> torch.Generator:
-    """Return the device's default generator; torch.manual_seed would set those of all devices."""
-    if device.type == "cuda":
-        return torch.cuda.default_generators[torch.cuda.current_device()]
-    return torch.default_generator
+def _seed_dropout(device: torch.device, seed: int, step: int, rank: int) -> None:
+    """Make dropout, which draws from the default generator, a function of (seed, step, rank).
 
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
+    Only the generator of `device` is set; torch.manual_seed would set those of all devices.
+    """
+    on_gpu = device.type == "cuda"
+    generator = (
+        torch.cuda.default_generators[torch.cuda.current_device()]
+        if on_gpu
+        else torch.default_generator
+    )
     sequence = np.random.SeedSequence((seed, step, 2), spawn_key=(rank,) if rank else ())
-    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+    generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
