@@ -2,14 +2,16 @@
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from alexmri.errors import UserError
 from alexmri.s3 import Prefix, S3Error
+from alexmri.settings import Settings
 from alexmri.terminal import PlainTerminal
 from alexmri.training.checkpoint import Progress, load_newest, save_checkpoint
 from alexmri.training.checkpoint_sync import WRITER, S3CheckpointSync, open_checkpoint_sync
@@ -45,11 +47,11 @@ class Notes(PlainTerminal):
 class Machine:
     """A folder of checkpoints, and what keeps it in S3."""
 
-    def __init__(self, folder: Path, url: str) -> None:
+    def __init__(self, folder: Path, url: str, keep: int) -> None:
         folder.mkdir()
         self.folder = folder
         self.notes = Notes()
-        self.sync = S3CheckpointSync(url, folder, self.notes)
+        self.sync = S3CheckpointSync(url, folder, self.notes, keep=keep)
 
     def save(self, step: int, keep: int = 2) -> Path:
         tensors = {"network/w": torch.full((3,), float(step))}
@@ -68,16 +70,20 @@ class Machine:
 
 
 @pytest.fixture
-def machine(bucket: Bucket, tmp_path: Path) -> Iterator[Callable[[str], Machine]]:
+def machine(bucket: Bucket, tmp_path: Path) -> Iterator[Callable[..., Machine]]:
     machines: list[Machine] = []
 
-    def start(name: str) -> Machine:
-        machines.append(Machine(tmp_path / name, bucket.url))
+    def start(name: str, keep: int = 2) -> Machine:
+        machines.append(Machine(tmp_path / name, bucket.url, keep))
         return machines[-1]
 
     yield start
     for machine in machines:
         machine.close()
+
+
+def as_it_is(before: Mapping[str, Any]) -> None:
+    """Go on from any checkpoint."""
 
 
 def files(*steps: int) -> list[str]:
@@ -101,7 +107,7 @@ def wait_until_there(bucket: Bucket, *steps: int) -> None:
 
 
 def test_another_machine_goes_on_where_the_first_stopped(
-    machine: Callable[[str], Machine], bucket: Bucket
+    machine: Callable[..., Machine], bucket: Bucket
 ) -> None:
     first = machine("a")
     for step in (5, 10, 15):
@@ -119,7 +125,7 @@ def test_another_machine_goes_on_where_the_first_stopped(
 
 
 def test_what_others_keep_below_the_prefix_stays(
-    machine: Callable[[str], Machine], bucket: Bucket
+    machine: Callable[..., Machine], bucket: Bucket
 ) -> None:
     for name in ("notes.txt", "model/step-1.json"):
         bucket.put(name, b"mine")
@@ -132,7 +138,7 @@ def test_what_others_keep_below_the_prefix_stays(
     assert bucket.names() == ["model/step-1.json", "notes.txt"]
 
 
-def test_the_folder_wins_unless_s3_knows_more(machine: Callable[[str], Machine]) -> None:
+def test_the_folder_wins_unless_s3_knows_more(machine: Callable[..., Machine]) -> None:
     first = machine("a")
     for step in (5, 10):
         first.save(step)
@@ -153,7 +159,7 @@ def test_the_folder_wins_unless_s3_knows_more(machine: Callable[[str], Machine])
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "garble"])
 def test_a_damaged_checkpoint_in_s3_is_named_and_the_one_before_taken(
-    machine: Callable[[str], Machine], bucket: Bucket, damage: str
+    machine: Callable[..., Machine], bucket: Bucket, damage: str
 ) -> None:
     first = machine("a")
     for step in (5, 10):
@@ -183,7 +189,7 @@ def test_a_damaged_checkpoint_in_s3_is_named_and_the_one_before_taken(
 
 
 def test_while_s3_is_away_training_goes_on_and_says_so_once(
-    machine: Callable[[str], Machine], bucket: Bucket
+    machine: Callable[..., Machine], bucket: Bucket
 ) -> None:
     first = machine("a")
     first.save(5)
@@ -204,7 +210,7 @@ def test_while_s3_is_away_training_goes_on_and_says_so_once(
     assert files(20) == bucket.names()[-2:]
 
 
-def test_what_s3_refuses_stops_nothing(machine: Callable[[str], Machine], bucket: Bucket) -> None:
+def test_what_s3_refuses_stops_nothing(machine: Callable[..., Machine], bucket: Bucket) -> None:
     first = machine("a")
     policy = {"Bucket": bucket.name}
     bucket.remove(WRITER)
@@ -216,7 +222,7 @@ def test_what_s3_refuses_stops_nothing(machine: Callable[[str], Machine], bucket
 
 
 def test_a_slow_s3_gets_the_newest_and_leaves_out_what_came_between(
-    machine: Callable[[str], Machine], bucket: Bucket
+    machine: Callable[..., Machine], bucket: Bucket
 ) -> None:
     first = machine("a")
     bucket.server.pause()
@@ -231,7 +237,7 @@ def test_a_slow_s3_gets_the_newest_and_leaves_out_what_came_between(
 
 
 def test_the_end_waits_only_as_long_as_it_may(
-    machine: Callable[[str], Machine], bucket: Bucket
+    machine: Callable[..., Machine], bucket: Bucket
 ) -> None:
     first = machine("a")
     first.save(5)
@@ -250,7 +256,7 @@ def test_the_end_waits_only_as_long_as_it_may(
 
 
 def test_a_state_the_run_went_back_from_goes(
-    machine: Callable[[str], Machine], bucket: Bucket
+    machine: Callable[..., Machine], bucket: Bucket
 ) -> None:
     first = machine("a")
     for step in (10, 15):
@@ -263,14 +269,13 @@ def test_a_state_the_run_went_back_from_goes(
 
 
 def test_a_killed_training_makes_way_for_its_successor_at_once(
-    machine: Callable[[str], Machine], bucket: Bucket
+    machine: Callable[..., Machine], bucket: Bucket
 ) -> None:
     first = machine("a")
     first.save(5)
     wait_until_there(bucket, 5)  # and no more is heard of it: writer.json stays
     second = machine("b")
-    second.sync.restore()
-    second.sync.claim()
+    second.sync.begin(as_it_is)
     assert second.newest() == 5
     taken = [line for line in second.notes.lines if "is taken over from the training on" in line]
     assert len(taken) == 1
@@ -281,14 +286,13 @@ def test_a_killed_training_makes_way_for_its_successor_at_once(
 
 
 def test_two_trainings_never_mix_their_checkpoints(
-    machine: Callable[[str], Machine], bucket: Bucket
+    machine: Callable[..., Machine], bucket: Bucket
 ) -> None:
     first = machine("a")
     first.save(5)
     wait_until_there(bucket, 5)
     second = machine("b")
-    second.sync.restore()
-    second.sync.claim()
+    second.sync.begin(as_it_is)
     for step in (10, 15):
         first.save(step)
     first.notes.wait_for("was taken over by the training on ")
@@ -303,9 +307,7 @@ def test_two_trainings_never_mix_their_checkpoints(
     assert bucket.names() == files(5, 6)
 
 
-def test_who_only_looks_takes_nothing_over(
-    machine: Callable[[str], Machine], bucket: Bucket
-) -> None:
+def test_who_only_looks_takes_nothing_over(machine: Callable[..., Machine], bucket: Bucket) -> None:
     """A training that is refused for its settings has read the checkpoints, and no more."""
     first = machine("a")
     first.save(5)
@@ -318,8 +320,57 @@ def test_who_only_looks_takes_nothing_over(
     assert first.notes.warnings == []
 
 
+def test_a_run_that_cannot_go_on_takes_nothing_over(machine: Callable[..., Machine]) -> None:
+    first = machine("a")
+    first.save(5)
+    first.close()
+    alive, second = machine("b"), machine("c")
+    alive.sync.begin(as_it_is)
+
+    def refuse(before: Mapping[str, Any]) -> None:
+        raise UserError("other settings")
+
+    with pytest.raises(UserError, match="other settings"):
+        second.sync.begin(refuse)
+    alive.save(10)
+    alive.close()
+    assert alive.notes.warnings == []
+
+
+def test_what_was_sent_until_the_prefix_was_taken_over_is_gone_on_from(
+    machine: Callable[..., Machine], bucket: Bucket
+) -> None:
+    first = machine("a")
+    first.save(5)
+    wait_until_there(bucket, 5)
+
+    def save_another(before: Mapping[str, Any]) -> None:
+        first.save(10)
+        wait_until_there(bucket, 5, 10)
+
+    second = machine("b")
+    second.sync.begin(save_another)
+    assert second.newest() == 10
+
+
+def test_a_machine_without_the_older_checkpoints_keeps_them_in_s3(
+    machine: Callable[..., Machine], bucket: Bucket
+) -> None:
+    first = machine("a", keep=3)
+    for step in (5, 10, 15):
+        first.save(step, keep=3)
+        first.notes.lines.clear()
+        wait_until_there(bucket, *range(5, step + 1, 5))
+    first.close()
+    second = machine("b", keep=3)
+    second.sync.begin(as_it_is)
+    second.save(20, keep=3)
+    second.close()
+    assert bucket.names() == files(10, 15, 20)
+
+
 def test_who_removes_the_writer_ends_its_uploads(
-    machine: Callable[[str], Machine], bucket: Bucket
+    machine: Callable[..., Machine], bucket: Bucket
 ) -> None:
     first = machine("a")
     first.save(5)
@@ -333,16 +384,16 @@ def test_who_removes_the_writer_ends_its_uploads(
 
 @pytest.mark.parametrize("content", [b"<html>", b"[]", b"null", b"[" * 200_000, b'{"host": [1]}'])
 def test_a_writer_that_makes_no_sense_is_taken_over_too(
-    machine: Callable[[str], Machine], bucket: Bucket, content: bytes
+    machine: Callable[..., Machine], bucket: Bucket, content: bytes
 ) -> None:
     bucket.put(WRITER, content)
     first = machine("a")
-    first.sync.claim()
-    assert "is taken over from the training on" in first.notes.lines[0]
+    first.sync.begin(as_it_is)
+    assert any("is taken over from the training on" in line for line in first.notes.lines)
 
 
 def test_a_claim_whose_answer_was_lost_is_recognised(
-    machine: Callable[[str], Machine], bucket: Bucket
+    machine: Callable[..., Machine], bucket: Bucket
 ) -> None:
     first = machine("a")
     lost: list[int] = []
@@ -353,15 +404,15 @@ def test_a_claim_whose_answer_was_lost_is_recognised(
 
     events = first.sync._s3._client.meta.events
     events.register_first("needs-retry.s3.PutObject", lose_one_answer)
-    first.sync.claim()
+    first.sync.begin(as_it_is)
     assert len(lost) == 2
-    assert first.notes.lines == []
+    assert not any("taken over" in line for line in first.notes.lines)
     first.save(5)
     wait_until_there(bucket, 5)
 
 
 def test_there_is_one_conditional_write_in_a_run(
-    machine: Callable[[str], Machine], monkeypatch: pytest.MonkeyPatch
+    machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[str] = []
     real = Prefix.write
@@ -372,16 +423,16 @@ def test_there_is_one_conditional_write_in_a_run(
 
     monkeypatch.setattr(Prefix, "write", write)
     first = machine("a")
-    first.sync.claim()
+    first.sync.begin(as_it_is)
     for step in (5, 10, 15):
         first.save(step)
-        first.sync.claim()
+        first.sync.begin(as_it_is)
     first.close()
     assert written == [WRITER]
 
 
 def test_s3_holds_a_whole_checkpoint_while_one_of_the_same_step_is_sent(
-    machine: Callable[[str], Machine],
+    machine: Callable[..., Machine],
     bucket: Bucket,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -407,8 +458,8 @@ def test_s3_holds_a_whole_checkpoint_while_one_of_the_same_step_is_sent(
 
 
 def test_without_the_setting_nothing_happens(tmp_path: Path) -> None:
-    sync = open_checkpoint_sync(None, tmp_path, PlainTerminal())
-    sync.restore()
+    sync = open_checkpoint_sync(Settings(), tmp_path, PlainTerminal())
+    sync.begin(as_it_is)
     sync.saved(tmp_path / "step-1.json")
     sync.clear()
     sync.close(within=0)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from .side_by_side import side_by_side
 
@@ -76,6 +77,36 @@ def test_every_worker_has_the_metrics_of_the_whole_epoch(
         assert worker["metrics"] == pytest.approx(alone["metrics"], rel=1e-4)
 
 
+# As people train: batch norm, dropout, low precision, averaged weights.
+RECIPE = """
+from alexmri.data.dataset import Part
+from alexmri.model.alexnet import build
+from alexmri.model.forward import Compute
+from alexmri.settings import Layer, resolve
+from alexmri.terminal import PlainTerminal
+from alexmri.training.loop import Run
+settings = resolve([Layer("test", {
+    "epochs": 2, "batch_size": 5, "ema_decay": 0.9, "checkpoint_every_seconds": None,
+})]).settings
+network = build(classes=3, image_size=32, channels=1, dropout=0.5, seed=0)
+pixels = np.random.default_rng(0).integers(0, 256, (12, 1, 32, 32), dtype=np.uint8)
+data = Part(pixels, np.arange(12) % 3, None, ("",) * 12)
+run = Run(network, data, data, settings, Compute(torch.device("cpu"), "bf16"), None, workers)
+for metrics in run.epochs(StopRequest(), PlainTerminal()):
+    pass
+results["weights"] = dict(run.state.network.named_parameters())
+results["average"] = run.state.average.network.state_dict()
+"""
+
+
+def test_two_workers_hold_the_same_weights_and_averages(tmp_path: Path) -> None:
+    first, second = side_by_side(tmp_path, 2, RECIPE)
+    for name in ("weights", "average"):
+        assert first[name]
+        for key, tensor in first[name].items():
+            assert torch.equal(tensor, second[name][key]), key
+
+
 def test_dropout_is_a_function_of_seed_step_and_rank() -> None:
     from alexmri.training.loop import _seed_dropout
 
@@ -86,6 +117,25 @@ def test_dropout_is_a_function_of_seed_step_and_rank() -> None:
     different = [(0, 5, 0), (0, 5, 1), (0, 5, 2), (0, 6, 0), (1, 5, 0)]
     assert len({dropped(*each) for each in different}) == len(different)
     assert dropped(0, 5, 1) == dropped(0, 5, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[enforce fail] Connection closed by peer [10.0.0.2]:4711"), True),
+        (RuntimeError("Read error: Connection reset by peer"), True),
+        (dist.DistNetworkError("The client socket has timed out"), True),
+        (dist.DistStoreError("wait timeout after 1000ms"), True),
+        (dist.DistBackendError("NCCL error: remote process exited"), True),
+        (dist.DistNetworkError("EADDRINUSE, address already in use"), False),
+        (RuntimeError("CUDA out of memory"), False),
+        (ConnectionError("Connection reset by peer"), False),  # of S3, say
+    ],
+)
+def test_what_another_workers_end_looks_like(error: Exception, lost: bool) -> None:
+    from alexmri.training.distributed import is_lost_peer
+
+    assert is_lost_peer(error) == lost
 
 
 TALK = """

@@ -243,12 +243,14 @@ def test_a_host_that_ended_is_named_by_its_address(tmp_path: Path) -> None:
     hosts = Hosts("127.0.0.1", ("127.0.0.1", "127.0.0.2", "127.0.0.3"))
     report = REPORT.format(root=LOST_A_PEER, others=LOST_A_PEER)
     told = "warning: rank 0 lost another worker: Connection closed by peer [127.0.0.3]:4711\n"
-    assert torchrun_ended(tmp_path, told + report, hosts) == (
+    listening = "The server socket listens on 127.0.0.2:7777\n"
+    assert torchrun_ended(tmp_path, listening + told + report, hosts) == (
         LOST_A_PEER,
         "host 127.0.0.3 ended, and the training with it; the log of that host has the cause",
     )
     (tmp_path / "failure").unlink()
-    assert torchrun_ended(tmp_path, report, hosts)[1].startswith("another host ended")
+    cause = torchrun_ended(tmp_path, listening + report, hosts)[1]
+    assert cause.startswith("another host ended")
 
 
 def test_the_command_is_the_worker_or_torchrun() -> None:
@@ -285,7 +287,7 @@ def test_no_number_of_workers_is_the_automatic_one(value: object) -> None:
 def test_a_worker_whose_parent_is_killed_dies_too(tmp_path: Path) -> None:
     script = """
     import signal
-    from alexmri.training.worker import die_with_parent
+    from alexmri.contract.signals import die_with_parent
     die_with_parent()
     print("ready", flush=True)
     signal.pause()

@@ -29,6 +29,7 @@ SWITCHES = {
     "ALEXMRI_DEMO_DATA": "1: `train` makes demo data where the data folder is empty",
     "ALEXMRI_STOP_GRACE_SECONDS": "how long a stopped `train` waits for the platform to fetch"
     " checkpoints (default: 10 where the folder was there before, else 0)",
+    "ALEXMRI_MASTER_PORT": "port of the first host where the workers of several hosts meet (7777)",
     "ALEXMRI_WORKERS_FOLDER": "where the workers that `train` starts say that they are ready",
     "ALEXMRI_CUDA_COMPAT": "on, off: use NVIDIA's cuda-compat libraries or not (default: auto)",
     "ALEXMRI_WORKERS": "processes of `serve` that hold the model (default: one per GPU; on CPUs one"

@@ -49,7 +49,7 @@ def test_a_second_sigterm_leaves_out_all_but_the_checkpoint(tree: Tree) -> None:
     assert not (tree.root / "output" / "failure").exists()
 
 
-def test_a_stop_while_pictures_are_decoded_ends_at_once(tree: Tree) -> None:
+def test_a_stop_before_the_data_are_read_ends_at_once(tree: Tree) -> None:
     process = tree.start("train", *MANY)
     wait_for_line(process, "alexmri train:")
     process.send_signal(signal.SIGTERM)
@@ -134,7 +134,8 @@ def test_a_terminal_that_goes_away_stops_a_training_with_a_checkpoint(tree: Tree
 def test_an_entry_point_of_the_job_is_not_run_and_that_is_told(tree: Tree) -> None:
     tree.hyperparameters(sagemaker_program="train.py", epochs="none")
     result = tree.run("train")
-    assert result.returncode == 2  # the settings are wrong, which is told all the same
+    assert result.returncode == 2
+    assert "is not run" in result.stdout  # told although the settings are wrong too
     tree.hyperparameters(sagemaker_program="train.py", epochs="300")
     process = tree.start("train")
     printed = wait_for_line(process, "data: ")

@@ -30,7 +30,7 @@ EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @settings_options
 def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **options: Any) -> None:
     """Train and measure a model; the same command resumes a run that was stopped."""
-    from alexmri.contract.signals import Stopped, StopRequest
+    from alexmri.contract.signals import Stopped, StopRequest, die_with_parent
     from alexmri.terminal import SilentTerminal, choose_terminal
     from alexmri.training.worker import exit_code_of_worker
 
@@ -45,7 +45,7 @@ def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **op
                 from alexmri.evaluation.tables import show_measured
                 from alexmri.training.distributed import joined
                 from alexmri.training.job import Job, run_job
-                from alexmri.training.worker import die_with_parent, ending_with_the_others
+                from alexmri.training.worker import ending_with_the_others
             job = Job(
                 channels={"train": data},
                 settings=settings,
@@ -56,7 +56,7 @@ def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **op
             )
             if is_launched(os.environ):
                 die_with_parent()
-            with ending_with_the_others(), joined(os.environ) as workers:
+            with ending_with_the_others(stop), joined(os.environ) as workers:
                 terminal = terminal if workers.is_first else SilentTerminal()
                 outcome = run_job(job, terminal, stop, model_when_stopped=False, workers=workers)
         except Stopped:

@@ -95,8 +95,10 @@ def examine(
     plain = driver = ask(environment)
     variables: dict[str, str] = {}
     if switch == "on" or (switch == "auto" and compat_helps(torch, kernel, plain, compat)):
-        before = environment.get("LD_LIBRARY_PATH")
-        variables["LD_LIBRARY_PATH"] = f"{compat_folder}:{before}" if before else str(compat_folder)
+        before = [part for part in environment.get("LD_LIBRARY_PATH", "").split(":") if part]
+        # A process that started anew for this has the folder there already.
+        first = [] if before[:1] == [str(compat_folder)] else [str(compat_folder)]
+        variables["LD_LIBRARY_PATH"] = ":".join(first + before)
         driver = ask({**environment, **variables})
     return Gpu(torch, kernel, compat, plain, driver, variables)
 

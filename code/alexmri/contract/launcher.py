@@ -1,13 +1,12 @@
 """Process 1 of a training: start it as one child, pass signals on, reap, and say how it ended.
 
 The child is the trainer itself, or torchrun where several workers train together. torchrun's agent
-that gets SIGTERM leaves without the others, so a stop goes to one of its workers, which agree on it
-among themselves; before there are workers it ends the child.
+that gets SIGTERM leaves without the others, so a stop goes to its workers, which agree on it among
+themselves; before there are workers it ends the child.
 """
 
 import collections
 import contextlib
-import ctypes
 import math
 import os
 import re
@@ -17,15 +16,23 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from alexmri.contract.failure import LOST_A_PEER, OomCounter, exit_reason, write_failure
 from alexmri.contract.inputs import Hosts
-from alexmri.contract.network import address_of, free_port, hosts_connected_to
+from alexmri.contract.network import address_of, free_port, hosts_connected_to, is_connected_to
 from alexmri.contract.network import network_variables as variables_between_hosts
-from alexmri.contract.signals import IGNORED, STOPPING, WATCHED, exit_code_of_stop
+from alexmri.contract.resources import cpu_cores
+from alexmri.contract.signals import (
+    IGNORED,
+    STOPPING,
+    WATCHED,
+    die_with_parent,
+    exit_code_of_stop,
+)
 from alexmri.errors import UserError
 
 # The folder in which workers say that they train together and listen to signals; tells a training
@@ -40,9 +47,10 @@ JOIN_SECONDS = 290.0
 TORCHRUN_JOIN_SECONDS = 330
 POLL_SECONDS = 1.0
 LAST_LINES = 60
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 # What torchrun reports of a worker that failed.
 FAILED_WORKER = re.compile(r"rank +: (\d+) \(local_rank: \d+\)\s+exitcode +: (-?\d+)")
+# What a worker prints when it lost another one, with the address of that.
+LOST_ANOTHER = "lost another worker"
 ADDRESS = re.compile(r"\[?(\d+\.\d+\.\d+\.\d+)\]?:\d+")
 
 
@@ -52,7 +60,7 @@ class Plan:
 
     Attributes:
         module: the Python module that is one worker, with `arguments`.
-        workers: how many train on this host; 0 is one per GPU, or one on a CPU.
+        workers: how many train on this host.
         hosts: the hosts of the job.
         port: where the workers of several hosts meet, on the first host.
     """
@@ -94,8 +102,8 @@ class Plan:
             variables = variables_between_hosts(self.hosts)
         else:
             variables = {"GLOO_SOCKET_IFNAME": "lo"}
-        # torchrun sets it too, with a warning. Workers choose their threads themselves.
-        variables["OMP_NUM_THREADS"] = "1"
+        # torchrun would set 1, with a warning. Numpy reads it; torch is told its threads later.
+        variables["OMP_NUM_THREADS"] = str(max(1, cpu_cores() // self.workers))
         return {name: environment.get(name, value) for name, value in variables.items()}
 
 
@@ -143,7 +151,7 @@ class Launcher:
         failure: Path | None,
         say: Callable[[str], None],
     ) -> None:
-        """`failure` is the file for the cause; without one the training itself tells it."""
+        """`failure` is the file for the cause; None: the worker prints the cause."""
         self._plan = plan
         self._environment = environment
         self._failure = failure
@@ -163,18 +171,19 @@ class Launcher:
         0 where the training ended, or was stopped and saved; else the code of the worker that
         failed first, or 128 + the signal that killed it.
         """
-        if not self._wait_for_first_host():
+        joined_by = time.monotonic() + JOIN_SECONDS
+        if not self._wait_for_first_host(joined_by):
             return self._stopped_early()
-        with tempfile.TemporaryDirectory(prefix="alexmri-workers-") as folder:
-            self._folder = Path(folder)
+        with _temporary_folder() as folder:
+            self._folder = folder
             child = self._start()
-            joined_by = time.monotonic() + JOIN_SECONDS
             while (status := self._reap(child.pid)) is None:
                 self._attend(child)
                 self.was_ready = self.was_ready or bool(self._workers())
                 several = len(self._plan.hosts.names) > 1
-                if several and not self.was_ready and time.monotonic() > joined_by:
-                    return self._nobody_joined(child)
+                waiting = several and not (self.was_ready or self.stop)
+                if waiting and time.monotonic() > joined_by:
+                    self._end_unjoined(child)
             child.returncode = status
             self._reader.join(timeout=1)
         return self._conclude(status)
@@ -188,18 +197,17 @@ class Launcher:
                 return
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        prctl = ctypes.CDLL(None).prctl
         environment = {**self._environment, **self._plan.variables(self._environment)}
         environment[WORKERS_FOLDER] = str(self._folder)
 
         def in_the_child() -> None:
-            # An orphan would go on writing to the folder of whoever starts the training again.
-            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            die_with_parent()
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
         child = subprocess.Popen(  # noqa: S603
             self._plan.command(),
             env=environment,
+            stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             preexec_fn=in_the_child,
             # Ctrl-C at a terminal reaches it once, through here, and not twice.
@@ -221,10 +229,12 @@ class Launcher:
         elif came and came.si_signo in IGNORED:
             self._say(f"{signal.Signals(came.si_signo).name} is ignored")
         if time.monotonic() > self._deadline:
-            self._say("warning: the deadline has passed: ending the training")
-            self.overdue = True
             self._deadline = math.inf
-            _kill(child.pid, signal.SIGKILL)
+            # Where all workers of this host ended, torchrun waits for those of the first host.
+            if not self.was_ready or any(Path(f"/proc/{pid}").exists() for pid in self._workers()):
+                self._say("warning: the deadline has passed: ending the training")
+                self.overdue = True
+                _kill(child.pid, signal.SIGKILL)
 
     def _ask_to_stop(self, number: signal.Signals, child: "subprocess.Popen[bytes]") -> None:
         self._note_stop(number)
@@ -233,7 +243,8 @@ class Launcher:
         if not self._plan.is_distributed:
             _kill(child.pid, number)
         elif workers:
-            _kill(workers[0], number)
+            for worker in workers:
+                _kill(worker, number)
         else:
             _kill(child.pid, signal.SIGTERM)
 
@@ -261,14 +272,13 @@ class Launcher:
             if pid == child:
                 found = os.waitstatus_to_exitcode(status)
 
-    def _wait_for_first_host(self) -> bool:
+    def _wait_for_first_host(self, deadline: float) -> bool:
         """Wait until the name of the first host resolves; return False where a stop came first.
 
         Raises:
             UserError: it does not resolve in time.
         """
         hosts = self._plan.hosts
-        deadline = time.monotonic() + JOIN_SECONDS
         told = False
         while len(hosts.names) > 1 and address_of(hosts.first) is None:
             if not told:
@@ -287,26 +297,28 @@ class Launcher:
                 return False
         return True
 
-    def _nobody_joined(self, child: "subprocess.Popen[bytes]") -> int:
-        """End the child, because a host did not join; name the host, where that can be known."""
-        hosts = self._plan.hosts
-        missing = [hosts.first]
+    def _end_unjoined(self, child: "subprocess.Popen[bytes]") -> NoReturn:
+        """End the child, because a host did not join.
+
+        Raises:
+            UserError: with the name of the host, where that can be known.
+        """
+        hosts, port = self._plan.hosts, self._plan.port
         if hosts.rank == 0:
-            here = hosts_connected_to(self._plan.port)
-            addresses = {name: address_of(name) for name in hosts.names if name != hosts.current}
-            missing = [name for name, address in addresses.items() if address not in here]
+            here = hosts_connected_to(port)
+            others = {name: address_of(name) for name in hosts.names if name != hosts.current}
+            missing = [name for name, address in others.items() if address not in here]
+            who = ", ".join(missing) or "one of the hosts"
+        elif is_connected_to(address_of(hosts.first), port):
+            who = f"another host, which the log of {hosts.first} names,"
+        else:
+            who = hosts.first
         _kill(child.pid, signal.SIGKILL)
         child.wait()
-        who = ", ".join(missing) or "one of the hosts"
-        cause = (
+        raise UserError(
             f"{who} did not join within {JOIN_SECONDS / 60:.0f} minutes; let the hosts of the job"
-            f" reach each other on port {self._plan.port} (security group), and look at the log of"
-            " that host"
+            f" reach each other on port {port} (security group), and look at the log of that host"
         )
-        if hosts.rank and address_of(hosts.first):
-            cause = f"the training did not begin within {JOIN_SECONDS / 60:.0f} minutes: {cause}"
-        write_failure(cause, self._failure)
-        return 1
 
     def _conclude(self, status: int) -> int:
         """Return the exit code of the job; say the cause of a failure, unless the worker did."""
@@ -347,13 +359,27 @@ class Launcher:
 
     def _lost_peer(self) -> str:
         """Name the host whose address the workers told of when the connection to it broke."""
-        seen = ADDRESS.findall("\n".join(self._words))
+        told = [line for line in self._words if LOST_ANOTHER in line]
+        seen = ADDRESS.findall("\n".join(told))
         others = [name for name in self._plan.hosts.names if name != self._plan.hosts.current]
         named = [name for name in others if name in seen or address_of(name) in seen]
         if not named and len(others) == 1:
             named = others
-        who = f"host {named[0]} ended" if named else "another host ended"
+        who = f"host {named[0]} ended" if len(named) == 1 else "another host ended"
         return f"{who}, and the training with it; the log of that host has the cause"
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="alexmri-workers-")
+    except OSError as error:
+        raise UserError(
+            f"no folder for temporary files can be made ({error.strerror}); mount one at /tmp"
+            " (docker run --tmpfs /tmp), or name one in TMPDIR"
+        ) from None
+    with folder as name:
+        yield Path(name)
 
 
 def _kill(pid: int, number: signal.Signals) -> None:

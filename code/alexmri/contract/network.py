@@ -4,6 +4,7 @@ import fcntl
 import re
 import socket
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 from alexmri.contract.inputs import Hosts
@@ -63,7 +64,16 @@ def interface_of(address: str) -> str | None:
 
 def hosts_connected_to(port: int, proc_net: Path = PROC_NET) -> set[str]:
     """Return the IPv4 addresses from which there are connections to `port` of this machine."""
-    found = set()
+    return {address for own, address, _ in _connections(proc_net) if own == port}
+
+
+def is_connected_to(address: str | None, port: int, proc_net: Path = PROC_NET) -> bool:
+    """Whether this machine has a connection to `port` of the machine with this IPv4 address."""
+    return any((other, there) == (address, port) for _, other, there in _connections(proc_net))
+
+
+def _connections(proc_net: Path) -> Iterator[tuple[int, str, int]]:
+    """Yield own port, other IPv4 address and other port of every TCP connection."""
     for name in ("tcp", "tcp6"):
         try:
             lines = (proc_net / name).read_text(encoding="utf-8").splitlines()[1:]
@@ -71,10 +81,11 @@ def hosts_connected_to(port: int, proc_net: Path = PROC_NET) -> set[str]:
             continue
         for line in lines:
             _, local, remote, state, *_ = line.split()
-            if state == ESTABLISHED and int(local.rpartition(":")[2], 16) == port:
+            if state == ESTABLISHED:
+                address, _, port = remote.partition(":")
                 # The last four bytes, in the byte order of this machine; tcp6 maps IPv4 so too.
-                found.add(socket.inet_ntoa(struct.pack("=I", int(remote[:-5][-8:], 16))))
-    return found
+                shown = socket.inet_ntoa(struct.pack("=I", int(address[-8:], 16)))
+                yield int(local.rpartition(":")[2], 16), shown, int(port, 16)
 
 
 def free_port() -> int:

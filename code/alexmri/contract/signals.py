@@ -1,6 +1,7 @@
 """Turn signals into a request to stop that the work reads where it can stop without a loss."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import time
@@ -10,21 +11,24 @@ from types import FrameType
 
 # What is printed after the first and the second signal.
 REPLIES = {
-    1: "stopping after saving; a second one leaves out all but the checkpoint",
-    2: "hurrying; a third one ends at once",
+    1: "stopping after saving; a second signal leaves out all but the checkpoint",
+    2: "hurrying; a third signal ends at once",
 }
 # SIGHUP comes when a terminal goes away, for example with an ssh session.
 STOPPING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 # Their default is to end the process; nothing here has a use for them.
 IGNORED = frozenset({signal.SIGUSR1, signal.SIGUSR2})
 WATCHED = STOPPING | IGNORED | {signal.SIGCHLD}
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def hold_signals() -> None:
-    """Keep signals pending until somebody asks for them: first of all, before slow imports.
+    """Keep signals pending until `Launcher` takes them; call it first, before slow imports.
 
     The kernel drops a signal that process 1 has no handler for, but never a blocked one.
     """
+    # A parent that ignores it, as some do, would have children vanish before they are waited for.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
     if _is_detached():
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
@@ -33,6 +37,14 @@ def hold_signals() -> None:
 def _is_detached() -> bool:
     """Whether whoever started this process wants it to outlive the terminal, as nohup does."""
     return signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends, however that happens.
+
+    An orphan would keep writing into the folder of the next training.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def exit_code_of_stop(number: signal.Signals | None) -> int:

@@ -1,6 +1,5 @@
 """Decode the images of a data set in parallel, and tell which of them cannot be read."""
 
-import ctypes
 import hashlib
 import multiprocessing
 import os
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from alexmri.contract.resources import free_disk_bytes, size_text
+from alexmri.contract.signals import die_with_parent
 from alexmri.data.folders import Folder
 from alexmri.data.pixels import count_frames, fit, read_bytes, read_picture
 from alexmri.errors import UserError, option
@@ -31,7 +31,6 @@ BadImages = Literal["fail", "skip", "list"]
 # another during half of the work; starting processes takes as long as decoding 6,500 images.
 CHUNK = 128
 PROCESSES_FROM = 12_000
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def decode_all(
@@ -132,7 +131,7 @@ def _pool(workers: int, images: int) -> Executor:
 def _stay_with_parent() -> None:
     """Leave Ctrl-C to the parent, and do not outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
 
 
 class _Decoded(NamedTuple):

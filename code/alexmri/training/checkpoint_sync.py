@@ -5,14 +5,16 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from alexmri.errors import UserError
 from alexmri.files import parse_json_object, to_json
 from alexmri.s3 import ConflictError, Found, Prefix, S3Error
+from alexmri.settings import Settings
 from alexmri.terminal import Terminal
 from alexmri.training.checkpoint import (
     DamagedCheckpointError,
@@ -38,11 +40,12 @@ class CheckpointSync:
     def clear(self) -> None:
         """Remove the checkpoints of the run that is replaced."""
 
-    def restore(self) -> None:
-        """Put the newest whole checkpoint into the folder, unless one as new is there."""
+    def begin(self, check: Callable[[Mapping[str, Any]], object]) -> None:
+        """Put the newest whole checkpoint into the folder and become the only writer.
 
-    def claim(self) -> None:
-        """Become the only writer; called once it is certain that this run will train."""
+        `check` gets what that checkpoint's run was about, and raises where this run cannot go on
+        from it: then nothing is taken over.
+        """
 
     def saved(self, json_file: Path) -> None:
         """Take note of a new checkpoint, named by its JSON file; returns at once."""
@@ -63,13 +66,14 @@ class S3CheckpointSync(CheckpointSync):
     alive and has lost it goes on, and uploads nothing any more.
     """
 
-    def __init__(self, url: str, folder: Path, terminal: Terminal) -> None:
-        """Look below the prefix `url`; nothing is written yet.
+    def __init__(self, url: str, folder: Path, terminal: Terminal, *, keep: int) -> None:
+        """Look below the prefix `url`; nothing is written yet. The newest `keep` stay there.
 
         Raises:
             UserError: S3 cannot be used so.
         """
         self._folder = folder
+        self._keep = keep
         self._terminal = terminal
         self._s3 = Prefix(url)
         self._s3.names()
@@ -84,13 +88,22 @@ class S3CheckpointSync(CheckpointSync):
         self._thread.start()
 
     def clear(self) -> None:
-        self.claim()
+        self._writer.claim()
         self._remove(self._checkpoint_files())
 
-    def claim(self) -> None:
+    def begin(self, check: Callable[[Mapping[str, Any]], object]) -> None:
+        self.restore()
+        whole = [each for each in reversed(checkpoints_in(self._folder)) if is_whole(each)]
+        if whole:
+            check(read_checkpoint(whole[0])["resume_check"])
         self._writer.claim()
+        # A training that was alive may have saved another one until it was taken over.
+        self.restore()
+        if not checkpoints_in(self._folder):
+            self._terminal.say(f"there is no checkpoint in {self._s3.url} yet")
 
     def restore(self) -> None:
+        """Put the newest whole checkpoint into the folder, unless one as new is there."""
         files = self._checkpoint_files()
         there = {name for name in files if name.endswith(".json")}
         here = {path.name for path in checkpoints_in(self._folder)}
@@ -101,8 +114,6 @@ class S3CheckpointSync(CheckpointSync):
             if name in there and self._fetch(json_file, files):
                 self._terminal.say(f"checkpoint {json_file.stem} is restored from {self._s3.url}")
                 return
-        if not here:
-            self._terminal.say(f"there is no checkpoint in {self._s3.url} yet")
 
     def saved(self, json_file: Path) -> None:
         with self._changed:
@@ -155,7 +166,6 @@ class S3CheckpointSync(CheckpointSync):
             return json_file
 
     def _push(self, json_file: Path) -> None:
-        keep = len(checkpoints_in(self._folder))
         tensor_file = json_file.with_suffix(".safetensors")
         with ExitStack() as opened:
             # An open file can be read to its end though a newer checkpoint replaces it meanwhile.
@@ -169,7 +179,7 @@ class S3CheckpointSync(CheckpointSync):
         with suppress(S3Error):  # what cannot be removed now is removed next time
             self._writer.check()
             files = self._checkpoint_files()
-            self._remove(set(files) - kept(files, json_file.name, keep))
+            self._remove(set(files) - kept(files, json_file.name, self._keep))
 
     def _fetch(self, json_file: Path, files: Iterable[str]) -> bool:
         """Download one checkpoint; return whether it is whole."""
@@ -268,9 +278,12 @@ class _Writer:
         ).encode()
 
 
-def open_checkpoint_sync(url: str | None, folder: Path, terminal: Terminal) -> CheckpointSync:
-    """Return what keeps the checkpoints of `folder` at `url`; without a `url` it does nothing."""
-    return S3CheckpointSync(url, folder, terminal) if url else CheckpointSync()
+def open_checkpoint_sync(settings: Settings, folder: Path, terminal: Terminal) -> CheckpointSync:
+    """Return what keeps the checkpoints of `folder` in S3 too, where `settings` name a place."""
+    url = settings.checkpoint_s3
+    if url is None:
+        return CheckpointSync()
+    return S3CheckpointSync(url, folder, terminal, keep=settings.keep_checkpoints)
 
 
 def _content_of(found: Found) -> dict[str, object]:

@@ -17,12 +17,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alexmri.contract.failure import LostPeer
 from alexmri.contract.launcher import say_ready
-from alexmri.contract.signals import Stopped, StopRequest
+from alexmri.contract.signals import StopRequest
 from alexmri.errors import UserError
 
 # A connection that breaks is noticed at once. This is for a machine that vanishes without a word,
-# and longer than one host may decode images while another waits.
-TIMEOUT = datetime.timedelta(minutes=15)
+# and longer than the others may wait while the first worker audits a large data set.
+TIMEOUT = datetime.timedelta(hours=2)
 # What gloo, NCCL and the store say where another process is gone.
 LOST_PEER_WORDS = (
     *("onnection closed by peer", "onnection reset", "onnection refused", "roken pipe"),
@@ -49,8 +49,9 @@ class Workers:
         return self.rank == 0
 
     def local_slice(self, total: int) -> slice:
-        """Return which of `total` rows this worker computes."""
-        return slice(total * self.rank // self.size, total * (self.rank + 1) // self.size)
+        """Return which of `total` rows this worker computes; the first ones get one more."""
+        start, end = (-(-total * rank // self.size) for rank in (self.rank, self.rank + 1))
+        return slice(start, end)
 
     def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
         """Return `network` so that a backward pass leaves the mean of all workers' gradients.
@@ -61,9 +62,10 @@ class Workers:
         if self.alone:
             return network
         if device.type == "cpu":
-            return DistributedDataParallel(network)
+            return DistributedDataParallel(network, broadcast_buffers=False)
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-        return DistributedDataParallel(network, device_ids=[torch.cuda.current_device()])
+        device_ids = [torch.cuda.current_device()]
+        return DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
 
     def broadcast_buffers(self, network: nn.Module) -> None:
         """Give all workers the first one's statistics of batch norms."""
@@ -162,8 +164,6 @@ def joined(environment: Mapping[str, str]) -> Iterator[Workers]:
             local_size=int(environment.get("LOCAL_WORLD_SIZE", "1")),
         )
         dist.destroy_process_group()
-    except Stopped:
-        raise
     except Exception as error:
         if is_lost_peer(error):
             raise LostPeer(str(error).splitlines()[0]) from error

@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from alexmri.contract.metric_lines import metric_line
 from alexmri.contract.resources import ask_for_large_pages, cpu_cores
 from alexmri.contract.signals import Stopped, StopRequest
-from alexmri.data.audit import Audit, Comparison, audit
+from alexmri.data.audit import Comparison, audit
 from alexmri.data.augment import choose_augment
 from alexmri.data.dataset import Dataset, load_dataset
 from alexmri.data.split import Fold
@@ -55,7 +55,8 @@ from alexmri.training.run_folder import (
 )
 
 # A stopped training is killed after 85 s (contract.launcher); this much of it is for S3 at most.
-LAST_UPLOAD_SECONDS = 75.0
+# After a failure the last checkpoint is older, and other hosts wait for this one's end.
+LAST_UPLOAD_SECONDS, AFTER_FAILURE_SECONDS = 75.0, 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +130,13 @@ def _claimed_folders(
         remove_leftovers(job.output)
         remove_leftovers(job.model)
         with workers.interrupts(stop):
-            sync = open_checkpoint_sync(job.settings.checkpoint_s3, job.checkpoints, terminal)
+            sync = open_checkpoint_sync(job.settings, job.checkpoints, terminal)
+        within = AFTER_FAILURE_SECONDS
         try:
             yield sync
+            within = LAST_UPLOAD_SECONDS
         finally:
-            sync.close(within=LAST_UPLOAD_SECONDS - stop.seconds_ago)
+            sync.close(within=within - stop.seconds_ago)
 
 
 @contextmanager
@@ -164,51 +167,35 @@ def _run(
     model_when_stopped: bool,
     workers: Workers,
 ) -> Outcome:
-    started = time.monotonic()
     compute = _set_up(job.settings, workers)
-    with workers.interrupts(stop):
+    # Where one of several workers is stopped here, the others hear of it below.
+    with suppress(Stopped), stop.interrupts(at=1):
         dataset = _load(job, terminal)
+        begun = None
         if workers.is_first:
-            audited = audit(dataset, job.settings, job.compared)
-            run_facts = _begin(job, dataset, audited, compute, sync, terminal, workers)
+            begun = _begin(job, dataset, compute, sync, terminal, workers)
     if workers.agree_to_stop(stop):
         raise Stopped
     with workers.interrupts(stop):
         run = _prepare_run(job, dataset, compute, terminal, workers)
-        sync.claim()
-    recorder = _Recorder(job, run, dataset, sync, terminal) if workers.is_first else None
+    recorder = _Recorder(job, run, dataset, sync, terminal) if begun else None
     for metrics in run.epochs(stop, terminal, recorder.writer if recorder else None):
         if recorder:
             recorder.record(metrics)
     stopped = bool(stop) and not run.is_over()
-    if recorder is None:
+    if begun is None or recorder is None:
         return Outcome(stopped, evaluation=None, report=None)
     recorder.close_checkpoints(stopped)
     wanted = model_when_stopped or stop.signal is not signal.SIGINT
     if stopped and not (wanted and run.progress.best_epoch):
         recorder.wandb.close()
         return Outcome(stopped=True, evaluation=None, report=None)
-
     try:
         with stop.interrupts(at=2):
-            if stopped:  # a model before all else: the platform may not wait for the figures
-                facts = measure_run(run, dataset, audited.document, test=False)
-                write_model(job.model, run, dataset, facts, soon=True)
-            facts = measure_run(run, dataset, audited.document)
-            write_model(job.model, run, dataset, facts)
-            plots = draw_plots(facts)
-            run_facts |= {
-                "finished": not stopped,
-                "training_seconds": round(run.progress.seconds, 1),
-                "total_seconds": round(time.monotonic() - started, 1),
-            }
-            if facts["test"]:
-                write_predictions(job.output / PREDICTIONS, facts["predictions"])
-            evaluation = write_results(job.output, facts, plots, run_facts)
+            final, plots, evaluation = _write_all(job, run, dataset, begun, stopped)
     except Stopped:
         recorder.wandb.close()
         return Outcome(stopped=True, evaluation=None, report=None)
-    final = _metrics_of_saved_model(run, facts)
     terminal.say(metric_line(final))
     # Everything is written: a signal can only cut off the copy in W&B.
     try:
@@ -238,17 +225,26 @@ def _load(job: Job, terminal: Terminal) -> Dataset:
     return dataset
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """What the first worker knows before the first step: the audit, and what run.json will say."""
+
+    audit: Mapping[str, Any]
+    run_facts: Mapping[str, Any]
+    started: float
+
+
 def _begin(
     job: Job,
     dataset: Dataset,
-    audited: Audit,
     compute: Compute,
     sync: CheckpointSync,
     terminal: Terminal,
     workers: Workers,
-) -> dict[str, Any]:
-    """Say what is trained on, make room for the run, fetch its checkpoint; return run.json."""
-    settings = job.settings
+) -> _Begun:
+    """Audit the data, say what is trained on, make room for the run, fetch its checkpoint."""
+    settings, started = job.settings, time.monotonic()
+    audited = audit(dataset, settings, job.compared)
     print_run_banner(dataset, audited, compute, terminal, workers=workers.size)
     if settings.resume == "never":
         remove_checkpoints(job.checkpoints)
@@ -268,8 +264,14 @@ def _begin(
     write_json(job.output / "audit.json", audited.document)
     write_json(job.output / "split.json", dataset.split_document())
     write_json(job.output / "run.json", run_facts)
-    sync.restore()
-    return run_facts
+    now = resume_check_of(settings, dataset)
+    sync.begin(lambda before: changes(before, now, job.checkpoints, allowed=_changed(settings)))
+    return _Begun(audited.document, run_facts, started)
+
+
+def _changed(settings: Settings) -> bool:
+    """Whether a run may go on with other settings."""
+    return settings.resume == "changed"
 
 
 def _prepare_run(
@@ -277,7 +279,9 @@ def _prepare_run(
 ) -> Run:
     """Return the run at its start, or where its newest checkpoint left it."""
     settings = job.settings
-    workers.require_same(resume_check_of(settings, dataset))
+    now = resume_check_of(settings, dataset)
+    steering = (settings.resume, settings.time_budget_seconds)
+    workers.require_same([now, steering, compute.device.type, compute.precision])
     network = build(
         classes=len(dataset.classes),
         image_size=settings.image_size,
@@ -290,12 +294,8 @@ def _prepare_run(
     run = Run(network, train, validation, settings, compute, augment, workers)
     checkpoint = _newest_checkpoint(job.checkpoints, terminal, workers)
     if checkpoint:
-        for change in changes(
-            checkpoint.resume_check,
-            resume_check_of(settings, dataset),
-            job.checkpoints,
-            allowed=settings.resume == "changed",
-        ):
+        before = checkpoint.resume_check
+        for change in changes(before, now, job.checkpoints, allowed=_changed(settings)):
             terminal.warn(f"resuming although {change}")
         run.restore(checkpoint)
         terminal.say(f"resuming at epoch {run.progress.epoch}, step {run.progress.step_in_epoch}")
@@ -355,6 +355,28 @@ class _Recorder:
         if saved and stopped:
             epoch = self._run.progress.epoch
             self._terminal.say(f"stopped in epoch {epoch}; checkpoint {saved.stem} is saved")
+
+
+def _write_all(
+    job: Job, run: Run, dataset: Dataset, begun: _Begun, stopped: bool
+) -> tuple[dict[str, float | None], dict[str, bytes], dict[str, Any]]:
+    """Measure the run; write model, figures and report; return last metrics, plots, evaluation."""
+    if stopped:  # a model before all else: the platform may not wait for the figures
+        facts = measure_run(run, dataset, begun.audit, test=False)
+        write_model(job.model, run, dataset, facts, soon=True)
+    facts = measure_run(run, dataset, begun.audit)
+    write_model(job.model, run, dataset, facts)
+    plots = draw_plots(facts)
+    run_facts = {
+        **begun.run_facts,
+        "finished": not stopped,
+        "training_seconds": round(run.progress.seconds, 1),
+        "total_seconds": round(time.monotonic() - begun.started, 1),
+    }
+    if facts["test"]:
+        write_predictions(job.output / PREDICTIONS, facts["predictions"])
+    evaluation = write_results(job.output, facts, plots, run_facts)
+    return _metrics_of_saved_model(run, facts), plots, evaluation
 
 
 def _metrics_of_saved_model(run: Run, facts: Mapping[str, Any]) -> dict[str, float | None]:

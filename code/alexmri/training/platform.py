@@ -30,7 +30,7 @@ DEMO = "demo"
 GRACE_VARIABLE = "ALEXMRI_STOP_GRACE_SECONDS"
 # A platform's sync of the checkpoints runs every few seconds, and not once more after the exit.
 GRACE_SECONDS = 10.0
-PORT_VARIABLE = "SM_MASTER_PORT"
+PORT_VARIABLE = "ALEXMRI_MASTER_PORT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,13 @@ class PlatformJob:
     Attributes:
         plan: how many workers train where.
         environment: what the workers find in theirs.
+        gpus: how many this host has.
         grace_seconds: how long a platform gets to fetch the checkpoint after a stop.
     """
 
     plan: Plan
     environment: Mapping[str, str]
+    gpus: int
     grace_seconds: float
 
 
@@ -93,8 +95,8 @@ def read_job(
     hosts = hosts or Hosts()
     check_input_modes(input_modes or {}, paths.data, hosts=len(hosts.names))
     hyperparameters = read_json_object(paths.hyperparameters) or {}
-    settings = read_settings_of_job(arguments, environment, hyperparameters)
     _tell_of_entry_point(hyperparameters, terminal)
+    settings = read_settings_of_job(arguments, environment, hyperparameters)
     startup = gpu_environment(environment, paths)
     for line in startup.lines:
         terminal.say(line)
@@ -109,6 +111,7 @@ def read_job(
     return PlatformJob(
         Plan(WORKER, arguments, workers, hosts, _port(environment)),
         {**environment, **startup.variables},
+        startup.gpus,
         _grace_seconds(environment, synced=checkpoint_folder(paths).is_dir()),
     )
 
@@ -241,7 +244,7 @@ def _port(environment: Mapping[str, str]) -> int:
 
 
 def _grace_seconds(environment: Mapping[str, str], *, synced: bool) -> float:
-    """A folder of checkpoints that was there before the job is one that somebody fetches."""
+    """If the folder of checkpoints existed before the job, a platform fetches it."""
     given = environment.get(GRACE_VARIABLE)
     try:
         seconds = float(given) if given else GRACE_SECONDS * synced
@@ -277,3 +280,16 @@ def main() -> int:
     paths, terminal = Paths.of(os.environ), PlainTerminal()
     terminal.say(f"alexmri train: the job in {paths.root}")
     return launch_job(sys.argv[1:], paths, os.environ, terminal)
+
+
+def check_as_process_1(paths: Paths, terminal: Terminal) -> None:
+    """Do for a worker of somebody else's torchrun what process 1 does before it starts workers.
+
+    Raises:
+        UserError: as `read_job`.
+    """
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        forget(paths.failure)
+    job = read_job(sys.argv[1:], paths, os.environ, terminal)
+    os.environ.update(job.environment)
+    count_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), job.gpus)

@@ -3,22 +3,21 @@
 torchrun --nproc-per-node 2 -m alexmri.training.worker [--SETTING VALUE ...]
 """
 
-import ctypes
 import faulthandler
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from alexmri.contract.failure import LOST_A_PEER, USER_ERROR_CODE, LostPeer, report_failure
+from alexmri.contract.launcher import WORKERS_FOLDER
 from alexmri.contract.paths import Paths
-from alexmri.contract.signals import Stopped, StopRequest, exit_code_of_stop
+from alexmri.contract.signals import Stopped, StopRequest, die_with_parent, exit_code_of_stop
 from alexmri.errors import UserError
 from alexmri.terminal import PlainTerminal, SilentTerminal, prepare_output
+from alexmri.training.platform import check_as_process_1, run_platform_job
 
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 # torchrun takes the first worker that ends badly for the cause, so the others wait with their end.
 PATIENCE_SECONDS = 2.0
 
@@ -31,10 +30,12 @@ def main() -> int:
     paths, terminal = Paths.of(os.environ), PlainTerminal()
     with StopRequest().on() as stop:
         try:
-            with stop.interrupts(at=1):
+            with ending_with_the_others(stop), stop.interrupts(at=1):
+                if WORKERS_FOLDER not in os.environ:
+                    own = terminal if os.environ.get("RANK", "0") == "0" else SilentTerminal()
+                    check_as_process_1(paths, own)
                 from alexmri.training.distributed import joined
-                from alexmri.training.platform import run_platform_job
-            with ending_with_the_others(), joined(os.environ) as workers:
+            with ending_with_the_others(stop), joined(os.environ) as workers:
                 terminal = terminal if workers.is_first else SilentTerminal()
                 outcome = run_platform_job(paths, sys.argv[1:], os.environ, terminal, stop, workers)
         except Stopped:
@@ -54,11 +55,11 @@ def exit_code_of_worker(stop: StopRequest) -> int:
 
 
 @contextmanager
-def ending_with_the_others() -> Iterator[None]:
-    """Let the worker that has the cause tell it; one that only lost another has nothing to tell.
+def ending_with_the_others(stop: StopRequest) -> Iterator[None]:
+    """Let the worker that failed report the cause, and no other.
 
-    It ends at once: what still waits for the lost worker, a GPU perhaps, would keep an orderly end
-    waiting too.
+    A worker that only lost another one exits at once: what still waits for the lost worker, a GPU
+    perhaps, would keep an orderly end waiting too.
     """
     try:
         yield
@@ -68,19 +69,13 @@ def ending_with_the_others() -> Iterator[None]:
         time.sleep(PATIENCE_SECONDS / 2)
         os._exit(LOST_A_PEER)
     except UserError:
-        # What is wrong for one worker of a host is wrong for all; the first one tells it.
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            raise
-        time.sleep(PATIENCE_SECONDS)
-        os._exit(USER_ERROR_CODE)
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, however that happens.
-
-    Two trainings in one folder, of which one is an orphan, would spoil each other's files.
-    """
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            # The first worker of this host probably has the same mistake, and ends now: torchrun
+            # then sends SIGTERM here.
+            time.sleep(PATIENCE_SECONDS)
+            if stop:
+                os._exit(USER_ERROR_CODE)
+        raise
 
 
 if __name__ == "__main__":
