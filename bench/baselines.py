@@ -46,7 +46,7 @@ FIGURES = {
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
     "macro_f1_without_small": "macro F1 without small classes",
-    "demented_auc_by_person": "AUC demented by person",
+    "demented_auc_by_subject": "AUC demented by person",
 }
 # Probabilities (N, K) of the test split, and what was chosen on the way.
 Answer = tuple[np.ndarray, dict[str, Any]]
@@ -145,7 +145,7 @@ def figures_of(
         "accuracy": measured["accuracy"],
         "macro_f1": measured["macro_f1"],
         "macro_f1_without_small": between["macro_f1"] if between else None,
-        "demented_auc_by_person": people["demented"]["auc"] if people and healthy else None,
+        "demented_auc_by_subject": people["demented"]["auc"] if people and healthy else None,
     }
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from alexmri.training.validation import best_epoch, validation_metrics
 from torch import nn
 from torchvision.models import resnet18
 
@@ -25,6 +24,7 @@ from alexmri.evaluation.calibration import fit_temperature
 from alexmri.model.forward import Compute, predict_logits, to_input
 from alexmri.model.predictor import softmax
 from alexmri.settings import Settings
+from alexmri.training.loop import best_epoch, validation_metrics
 
 BATCH_SIZE = 64
 LEARNING_RATE = 0.003

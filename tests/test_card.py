@@ -87,7 +87,7 @@ def test_a_name_stands_for_itself_in_the_card() -> None:
     hostile = metrics.measure(predictions(HOSTILE), negative_class="NonDemented", replicates=5)
     given = facts(HOSTILE, test=hostile, settings=SETTINGS)
     given["data"] |= {
-        "people": {s: dict.fromkeys(HOSTILE, 1) for s in ("train", "validation", "test", "all")},
+        "subjects": {s: dict.fromkeys(HOSTILE, 1) for s in ("train", "validation", "test", "all")},
         "warnings": ["<img src=x onerror=alert(1)> cannot be read."],
     }
     text = model_card(given)

@@ -229,7 +229,7 @@ def test_a_class_of_scans_is_told_from_an_empty_one(make_images: ImageMaker, spl
         ),
         (
             [f"{label}/{split}/1.png" for label in "AB" for split in ("train", "test")],
-            "'A' and 'B' hold the same sub-folders 'test' and 'train'.*train/A|test/A",
+            "'A' and 'B' hold the same sub-folders 'test' and 'train'.*(train/A|test/A)",
         ),
         (
             ["test/A/1.png", "test/B/1.png", "valid/A/1.png", "valid/B/1.png"],
@@ -256,7 +256,15 @@ def test_channels_that_each_hold_a_whole_split_are_refused(make_images: ImageMak
 
 
 @pytest.mark.parametrize(
-    ("inner", "said"), [(("1", "2", "3"), True), (("axial", "coronal"), False), (("x",), False)]
+    ("inner", "said"),
+    [
+        (("1", "2", "3"), True),
+        (("axial", "coronal"), False),
+        (("x",), False),
+        (("images", "masks"), False),
+        (("male/axial", "female/axial"), False),
+        ((".", "early", "late"), True),
+    ],
 )
 def test_subfolders_that_may_divide_a_class_are_read(
     make_images: ImageMaker, inner: tuple[str, ...], said: bool

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alexmri.evaluation.output import write_measured
 
 from alexmri.contract.signals import StopRequest
 from alexmri.errors import UserError
+from alexmri.evaluation.writer import write_measured
 from alexmri.settings import Layer, resolve
 from alexmri.terminal import SilentTerminal
 from alexmri.training.crossval import Crossval, run_crossval

@@ -29,7 +29,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "true": LONG,
         "predicted": "Non",
         "probability": 0.99,
-        "picture": picture.getvalue(),
+        "image": picture.getvalue(),
         "overlay": picture.getvalue(),
     }
     classes = ("Mild", "Non", LONG)

@@ -35,6 +35,19 @@ class WriteError(UserError):
     """A file cannot be written; the message names it, the reason and the remedy."""
 
 
+def make_writable(folder: Path) -> None:
+    """Make `folder` where it is missing; UserError where this user cannot write there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be made: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(
+            f"the folder {folder} cannot be written by user {os.getuid()}; give it to that user, or"
+            " run as the user it belongs to"
+        )
+
+
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; what was written there becomes `path` at the end.

@@ -308,7 +308,7 @@ def settings_of_model(stored: Mapping[str, Any]) -> Settings:
 
 
 def _refuse_without_effect(resolved: Resolved, given: Set[str]) -> None:
-    """Raise UserError for an augmentation that would do nothing, where somebody has asked for it.
+    """Raise UserError for a setting that would do nothing, where somebody has asked for it.
 
     Not a validator: models of earlier versions name such settings, and must load.
     """
@@ -320,6 +320,11 @@ def _refuse_without_effect(resolved: Resolved, given: Set[str]) -> None:
             f" nothing: {why}"
         )
 
+    for key in ("group_regex", "groups_file"):
+        if chosen.groups == "inferred" and getattr(chosen, key):
+            refuse(key, "with groups=inferred the pixels tell the people; give one of the two")
+    if chosen.group_regex and chosen.groups_file:
+        refuse("group_regex", "groups_file tells the people; give one of the two")
     if chosen.augment == "none":
         for key in ("augment_backend", "augment_probability", *AUGMENT_LIMITS):
             if key in given and getattr(chosen, key):

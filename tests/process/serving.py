@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-from alexmri.contract.workers import free_port
+from alexmri.contract.network import free_port
 
 from .conftest import PATIENCE, Tree
 

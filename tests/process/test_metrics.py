@@ -46,7 +46,11 @@ def check_last(tree: Tree, printed: str) -> None:
         ("test_macro_f1", test["macro_f1"]),
     ):
         assert last[name] == float(f"{figure['value']:.6g}"), name
-    assert last["val_macro_f1"] == values["val_macro_f1"][model["best_epoch"] - 1]
+    of_best_epoch = {
+        name: found[model["best_epoch"] - 1] for name, found in values.items() if len(found) > 1
+    }
+    for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_macro_f1"):
+        assert last[name] == of_best_epoch[name], name
 
 
 def test_every_definition_finds_its_metric_in_every_record(trained: Tree) -> None:
@@ -55,13 +59,8 @@ def test_every_definition_finds_its_metric_in_every_record(trained: Tree) -> Non
     values = values_in(trained.printed)
     assert values["epoch"][:2] == [1, 2]
     counts = {name: len(found) for name, found in values.items()}
-    of_an_epoch = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "images_per_second")
     of_the_end = ("test_loss", "test_accuracy", "test_macro_f1")
-    assert counts == {
-        **{"epoch": 3, "val_macro_f1": 3},
-        **dict.fromkeys(of_an_epoch, 2),
-        **dict.fromkeys(of_the_end, 1),
-    }
+    assert counts == {name: 1 if name in of_the_end else 3 for name in counts}
     defined = set(counts)
     assert {name for line in records for name in re.findall(r"(\w+)=", line)} == defined
     check_last(trained, trained.printed)

@@ -70,10 +70,10 @@ def _measure_into(arguments: argparse.Namespace, terminal: PlainTerminal) -> Non
     from alexmri.evaluation.evaluate import evaluate_folder, evaluation_document
     from alexmri.evaluation.plots import measured_plots
     from alexmri.evaluation.writer import write_measured
+    from alexmri.files import make_writable
     from alexmri.model.predictor import Predictor
     from alexmri.training.provenance import code_document, machine_document
     from alexmri.training.results import test_metrics
-    from alexmri.training.run_folder import make_writable
 
     evaluation: Path = arguments.evaluation
     make_writable(evaluation)

@@ -75,13 +75,12 @@ def _write(text: str, path: Path) -> None:
         print(f"warning: {refused}", file=sys.stderr, flush=True)
 
 
-# How a worker ends that found nothing wrong but lost a worker it computes with: whoever waits for
-# several workers or hosts looks for the cause at another.
+# The exit code of a worker that failed only because another one was gone.
 LOST_A_PEER = 75
 
 
-class LostPeer(Exception):  # noqa: N818 - nothing is wrong here: the cause is at another worker
-    """A worker is gone with which this one computes."""
+class LostPeer(Exception):  # noqa: N818 - the error is at another worker
+    """Another worker of this training is gone."""
 
 
 # What a line of a log or the text of an exception tells, and the remedy; the first match counts.
@@ -149,11 +148,6 @@ def exit_reason(status: int, last_words: Sequence[str], *, out_of_memory: bool) 
         last_words: the last lines of its standard error.
         out_of_memory: whether the kernel killed a process of this cgroup for lack of memory.
     """
-    if status == LOST_A_PEER:
-        return (
-            "a worker lost the others it computes with, and none of this host told why; find the"
-            " first error in the logs of all hosts"
-        )
     number = -status if status < 0 else status - 128
     try:
         killer = signal.Signals(number)

@@ -181,7 +181,7 @@ def _augmented(channel: str) -> UserError:
 def _holds_augmented_manifest(folder: Path) -> bool:
     """Whether the files directly in `folder` are JSON lines with references to S3 objects."""
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix.lower() in (".manifest", ".jsonl"):
+        if path.suffix.lower() in (".manifest", ".jsonl") and path.is_file():
             with path.open("rb") as file:
                 line = file.readline(FIRST_LINE_BYTES)
             try:

@@ -36,8 +36,6 @@ def choose_augment(settings: Settings) -> Augment | None:
         from alexmri.data.augment_albumentations import AlbumentationsAugment
 
         return AlbumentationsAugment(settings)
-    from alexmri.data.augment import BatchedAugment
-
     return BatchedAugment(settings)
 
 

@@ -117,19 +117,19 @@ def open_cache(
         [SCHEMA, PREPROCESSING, image_size, channels, str(folder.root.resolve()), state]
     )
     key = f"decoded-{hashlib.sha256(description.encode()).hexdigest()[:32]}"
-    root = cache_folder()
     try:
+        root = cache_folder()
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"decoded images cannot be kept in {root}: {error.strerror}; name another folder in"
-            " ALEXMRI_CACHE_DIR"
+            f"decoded images cannot be kept in {error.filename}: {error.strerror}; name another"
+            " folder in ALEXMRI_CACHE_DIR"
         ) from None
     lock = root / f"{key}.lock"
     with locked(lock, terminal, alone=False):
         found = _open_entry(root, key, folder)
     if isinstance(found, str):
-        with locked(lock, terminal, alone=True):
+        with locked(lock, terminal, alone=True) as is_alone:
             # Another process may have decoded the images meanwhile.
             found = _open_entry(root, key, folder)
             if isinstance(found, str):
@@ -138,7 +138,8 @@ def open_cache(
                         f"the decoded images in {root / key}.npy are damaged ({found}); they are"
                         " decoded again"
                     )
-                remove_leftovers(root, key)
+                if is_alone:
+                    remove_leftovers(root, key)
                 room = len(folder.images) * channels * image_size**2
                 prune(root, keep=key, room=room, terminal=terminal)
                 started = time.monotonic()

@@ -24,9 +24,9 @@ MAX_BYTES, MAX_DISK_SHARE = 20 * 10**9, 0.1
 ENTRY_FILE = re.compile(r"\.?(decoded-[0-9a-f]{32})\.(npy|json|lock)(\.[0-9a-f]{8}\.tmp)?")
 # Before entries had a prefix: only with an index that says whose it is.
 OLD_ENTRY_FILE = re.compile(r"([0-9a-f]{32})\.(npy|json)")
+OLD_INDEX = b'"schema": "alexmri.cache/'
 # What locking says on a read-only folder, and on a file system without locks.
 NO_LOCKS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-OLD_INDEX = b'"schema": "alexmri.cache/'
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,10 @@ class Entry:
 
 
 @contextlib.contextmanager
-def locked(path: Path, terminal: Terminal, *, alone: bool) -> Iterator[None]:
+def locked(path: Path, terminal: Terminal, *, alone: bool) -> Iterator[bool]:
     """Share the lock file `path`, or hold it alone; wait for whoever is in the way.
+
+    Yields whether there is a lock.
 
     A signal handler of Python runs while this waits, and may raise. Where a file system knows no
     locks, or its folder is read-only, nobody waits.
@@ -51,10 +53,10 @@ def locked(path: Path, terminal: Terminal, *, alone: bool) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        yield
+        yield False
         return
     try:
-        yield
+        yield True
     finally:
         os.close(file)
 

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from alexmri.contract.resources import free_disk_bytes, size_text
+from alexmri.contract.resources import free_disk_bytes, size_text, usable_memory_bytes
 from alexmri.contract.signals import die_with_parent
 from alexmri.data.folders import Folder
 from alexmri.data.pixels import count_frames, fit, read_bytes, read_picture
@@ -86,6 +87,11 @@ def decode_all(
                     enlarged.append(image.name)
                 if result.frames > 1:
                     frames[image.name] = result.frames
+        except BrokenProcessPool:
+            raise UserError(
+                "a process that decodes images was killed, probably for lack of memory"
+                f" ({size_text(usable_memory_bytes())}); give the training more"
+            ) from None
         finally:
             # Where a signal ends the work, the images that wait are not decoded first.
             pool.shutdown(cancel_futures=True)

@@ -37,6 +37,7 @@ VIEWS = frozenset(
     {
         *("axial", "coronal", "sagittal", "transverse", "left", "right", "lh", "rh", "t1", "t2"),
         *("t1w", "t2w", "flair", "pd", "dwi", "swi", "adc", "bold", "mri", "pet"),
+        *("image", "images", "mask", "masks", "slices", "raw", "male", "female", "m", "f"),
     }
 )
 # How many names one sentence lists.
@@ -146,10 +147,12 @@ def _beside(root: Path, splits: Mapping[str, Path]) -> list[str]:
     known = set(splits.values())
     sentences = []
     for folder in _folders(root):
-        files = [path for path in files_below(folder) if not is_system_name(path.name)]
-        images = sum(_is_image(path) for path in files)
-        if folder in known or not files:
+        if folder in known:
             continue
+        files = [path for path in files_below(folder) if not is_system_name(path.name)]
+        if not files:
+            continue
+        images = sum(_is_image(path) for path in files)
         count = _number(images, "image") if images else _number(len(files), "file") + ", no image"
         names = ", ".join(sorted(path.name for path in known))
         sentences.append(
@@ -192,7 +195,7 @@ def _collect(
                 name = path.relative_to(root).as_posix()
                 _refuse_undecodable(name)
                 images.append(ImageFile(name, label, split, path))
-            parents = {path.parent for path in own} - {folder}
+            parents = {path.parent for path in own}
             inner[label] = {parent.relative_to(folder).as_posix() for parent in parents}
             others[folder.relative_to(root).as_posix()] = left
         sentences += _same_subfolders(tops[split], inner)
@@ -248,19 +251,21 @@ def _refuse_splits_as_classes(top: Path, folders: Mapping[str, Path], to_train: 
 def _same_subfolders(top: Path, inner: Mapping[str, set[str]]) -> list[str]:
     """Refuse class folders that hold the same sub-folders: the classes are probably those.
 
-    `inner` has the sub-folders with images of each class folder in `top`. Where their names have
-    digits they may be subjects, numbered anew in each class: then a sentence says what was found.
+    `inner` has the folders with images of each class folder in `top`, "." for itself. Where some
+    hold images themselves too, or where names have digits and may be subjects, numbered anew in
+    each class, a sentence says what was found.
     """
-    held = Counter(name for names in inner.values() for name in names)
+    held = Counter(name for names in inner.values() for name in names - {"."})
     shared = sorted(name for name, count in held.items() if 2 * count > len(inner))
     splits = [name for name in shared if name.split("/")[0].lower() in SPLIT_NAMES]
     if len(inner) < 2 or (len(shared) < 2 and not splits):
         return []
-    if all(name.lower() in VIEWS for name in shared):
+    if all(VIEWS.intersection(name.lower().split("/")) for name in shared):
         return []
     outer = [label for label, names in inner.items() if names.issuperset(shared)] or list(inner)
     found = f"the folders {_listed(outer)} hold the same sub-folders {_listed(shared)}"
-    if any(letter.isdigit() for name in shared for letter in name):
+    numbered = any(letter.isdigit() for name in shared for letter in name)
+    if numbered or any("." in inner[label] for label in outer):
         return [f"{found}: if these are the classes, pass one of the outer folders instead"]
     if splits:
         mend = f"put the splits outside, as in {splits[0].split('/')[0]}/{outer[0]}, or pass one"

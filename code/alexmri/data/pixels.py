@@ -197,7 +197,8 @@ def _wide_gray(image: ImageFile.ImageFile, name: str) -> Image.Image:
     if int(values.min()) < 0:
         raise UserError(f"{name} has negative pixels; save it with 8 or 16 bits per pixel")
     if values.dtype.itemsize == 2 and tags.get(PHOTOMETRIC) == 0:
-        values = np.uint16(2**16 - 1) - values  # Pillow inverts 8 bits where 0 is white, not 16
+        # Pillow inverts 8 bits where 0 is white, not 16; of these often 12 are used.
+        values = values.max() - values
     if "transparency" in image.info:
         values = np.where(values == image.info["transparency"], 0, values).astype(values.dtype)
     max_value = int(values.max())

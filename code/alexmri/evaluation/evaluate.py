@@ -50,7 +50,7 @@ def evaluate_folder(
             f"{root} has a class folder '{unknown[0]}', which the model does not know; its classes"
             f" are {', '.join(bundle.classes)}"
         )
-    settings = settings_of_model(bundle.document["settings"])
+    settings = settings_of_model(bundle.document.get("settings", {}))
     groups = _groups(folder, settings, terminal)
     cache = open_cache(
         folder,
@@ -76,7 +76,7 @@ def evaluate_folder(
         )
     if synthetic:
         terminal.warn(NOTICE)
-    elif bundle.document["data"].get("synthetic"):
+    elif bundle.document.get("data", {}).get("synthetic"):
         warnings.append("the model was trained on synthetic images, which alexmri had drawn")
     for warning in warnings:
         terminal.warn(warning)
@@ -90,7 +90,7 @@ def evaluate_folder(
         uncalibrated_NK=softmax(logits_NK),
     )
     found = fingerprint(folder, cache)
-    trained_on = found == bundle.document["data"]["fingerprint"]
+    trained_on = found == bundle.document.get("data", {}).get("fingerprint")
     if trained_on:
         terminal.warn("these are the very images the model was trained with: no test of anything")
     counts = Counter(image.label for image in folder.images)
@@ -133,7 +133,7 @@ def evaluate_folder(
             "fingerprint": found,
             "warnings": warnings,
         },
-        "settings": bundle.document["settings"],
+        "settings": bundle.document.get("settings", {}),
         "model": {
             "version": bundle.version,
             "parameters": bundle.document["architecture"]["parameters"],

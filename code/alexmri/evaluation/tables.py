@@ -14,7 +14,7 @@ def show_folds(evaluation: Mapping[str, Any]) -> None:
         name: each for name, each in evaluation["over_folds"].items() if each["mean"] is not None
     }
     people = evaluation["protocol"]["subjects"] is not None
-    titles = {"demented_auc_by_person": "AUC by person", "macro_f1": "macro F1"}
+    titles = {"demented_auc_by_subject": "AUC by person", "macro_f1": "macro F1"}
     heads = [titles.get(name, name.replace("_", " ")) for name in over]
     table = Table("fold", *(["people"] if people else []), "images", "epoch kept", *heads)
     for row in evaluation["folds"]:

@@ -18,14 +18,14 @@ from alexmri.data.split import Fold
 from alexmri.data.subjects import find_subjects
 from alexmri.errors import UserError
 from alexmri.evaluation.negative_class import find_negative_class
-from alexmri.files import remove_leftovers, require_json_object, write_json
+from alexmri.files import make_writable, remove_leftovers, require_json_object, write_json
 from alexmri.settings import Settings
 from alexmri.terminal import Terminal
 from alexmri.training.job import Job, run_job
 from alexmri.training.pooled import pool_folds
 from alexmri.training.predictions_csv import PREDICTIONS
 from alexmri.training.resume_check import images_changed, resume_check_of, settings_changed
-from alexmri.training.run_folder import RESULTS, claimed, is_finished, make_writable
+from alexmri.training.run_folder import RESULTS, claimed, is_finished
 
 SCHEMA = "alexmri.crossval/1"
 PLAN = "crossval.json"

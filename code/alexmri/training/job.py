@@ -22,7 +22,7 @@ from alexmri.data.dataset import Dataset, load_dataset
 from alexmri.data.split import Fold
 from alexmri.errors import UserError
 from alexmri.evaluation.negative_class import find_negative_class
-from alexmri.files import remove_leftovers, write_json
+from alexmri.files import make_writable, remove_leftovers, write_json
 from alexmri.model.alexnet import build
 from alexmri.model.export import require_onnx
 from alexmri.model.forward import Compute, choose_compute
@@ -50,7 +50,6 @@ from alexmri.training.run_folder import (
     claimed,
     clear,
     is_finished,
-    make_writable,
     remove_checkpoints,
 )
 

@@ -14,10 +14,9 @@ from alexmri.contract.launcher import MASTER_PORT, Launcher, Plan, count_workers
 from alexmri.contract.paths import UNFETCHED, Paths, checkpoint_folder
 from alexmri.data.folders import discover_channels
 from alexmri.errors import UserError
-from alexmri.files import read_json_object
+from alexmri.files import make_writable, read_json_object
 from alexmri.options import read_settings_of_job
 from alexmri.terminal import Terminal
-from alexmri.training.run_folder import make_writable
 
 if TYPE_CHECKING:
     from alexmri.contract.signals import StopRequest

@@ -22,7 +22,7 @@ PER_FOLD = {
     "accuracy": ("accuracy",),
     "macro_f1": ("macro_f1",),
     "balanced_accuracy": ("balanced_accuracy",),
-    "demented_auc_by_person": ("subject_level", "demented", "auc"),
+    "demented_auc_by_subject": ("subject_level", "demented", "auc"),
 }
 # What is told without the classes that have too few people for the folds.
 WITHOUT = ("images", "subjects", "accuracy", "macro_f1", "balanced_accuracy", "auc", "baselines")
