@@ -82,9 +82,12 @@ def start_and_memory(bench: Bench) -> dict[str, float]:
     started = time.perf_counter()
     out = tempfile.mkdtemp(dir=bench.scratch)
     command = [*COMMAND, "train", "--data", bench.data, "--out", out, "--epochs", "1"]
+    command += ["--workers-per-host", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout
-    first_step = next(time.perf_counter() for line in process.stdout if " to go" in line)
+    first_step = next((time.perf_counter() for line in process.stdout if " to go" in line), None)
+    if first_step is None:
+        raise RuntimeError(f"alexmri train ended early, with exit code {process.wait()}")
     time.sleep(TRAINED_SECONDS)
     process.kill()
     process.stdout.read()

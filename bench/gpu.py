@@ -255,7 +255,7 @@ def device_figures(
 
 def heaviest(times: Mapping[str, float]) -> dict[str, float]:
     """Return the largest shares of the whole time, the largest first."""
-    whole = sum(times.values())
+    whole = sum(times.values()) or 1.0
     ranked = sorted(times, key=lambda name: times[name], reverse=True)[:HEAVIEST]
     return {name: times[name] / whole for name in ranked}
 

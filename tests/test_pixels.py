@@ -169,6 +169,7 @@ def kinds_of_16_bits() -> Iterator[tuple[str, bytes]]:
         if order == "<":  # the others are refused
             kinds["unsigned 32"] = (RAMP_16.astype(np.uint32) * 1_400_000, {})
             kinds["white is 0"] = (65535 - RAMP_16, {"photometric": 0})
+            kinds["white is 0 in 12 bits"] = (RAMP_16.max() - RAMP_16, {"photometric": 0})
         for name, (values, options) in kinds.items():
             data = tiff(values, order, deflated=deflated, **options)
             yield f"TIFF {order} {'deflated ' if deflated else ''}{name}", data

@@ -156,9 +156,15 @@ NO_LIMITS = {"shift_limit": 0, "scale_limit": 0, "rotate_limit": 0}
         ({**ON, "augment_probability": 0}, "'augment_probability' is 0.0 .*or augment=none"),
         ({**ON, **NO_LIMITS}, "'augment' is 'shift-scale-rotate' .* all of the limits are 0"),
         ({"scale_limit": 0, "rotate_limit": 0}, "'scale_limit' is 0.0 .* all of the limits are 0"),
+        (
+            {"groups": "inferred", "group_regex": "(x)"},
+            "'group_regex' .* the pixels tell the people",
+        ),
+        ({"groups": "inferred", "groups_file": "x.csv"}, "'groups_file' .* the pixels tell"),
+        ({"group_regex": "(x)", "groups_file": "x.csv"}, "'group_regex' .* groups_file tells"),
     ],
 )
-def test_an_augmentation_without_effect_is_refused(values: dict[str, object], message: str) -> None:
+def test_a_setting_without_effect_is_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message) as refused:
         settings_of(**values)
     assert "\n" not in str(refused.value)

@@ -15,7 +15,7 @@ from alexmri.data.audit_subjects import misfiled, near_pairs
 from alexmri.data.dataset import Dataset
 from alexmri.data.decode import read_image, shortened
 from alexmri.data.duplicates import Copy, Size, find_copies
-from alexmri.data.nearest import Rows, Vectors, normalised, small_grays
+from alexmri.data.nearest import Indices, Vectors, normalised, small_grays
 from alexmri.data.split import subjects_between, subjects_shared
 from alexmri.data.subjects_from_pixels import Inferred, infer_subjects
 from alexmri.errors import UserError
@@ -51,7 +51,7 @@ class Comparison:
 
     exact: Sequence[Sequence[int]]
     flat: Collection[int]
-    rows: Rows
+    rows: Indices
     vectors_MD: Vectors
     copies: Sequence[Copy]
     inferred: Inferred
@@ -213,7 +213,7 @@ def _several_pages(dataset: Dataset) -> list[str]:
 
 
 def _near(
-    dataset: Dataset, vectors_MD: Any, rows: Rows, copies: Sequence[Copy]
+    dataset: Dataset, vectors_MD: Any, rows: Indices, copies: Sequence[Copy]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the near duplicates that need a look, and how many others there are.
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from alexmri.data.folders import ImageFile
-from alexmri.data.nearest import Rows, Vectors, pairs_above
+from alexmri.data.nearest import Indices, Vectors, pairs_above
 from alexmri.data.subjects import Subjects
 from alexmri.data.subjects_from_pixels import Inferred
 
@@ -19,7 +19,7 @@ MIN_THRESHOLD, MAX_THRESHOLD = 0.98, 0.9995
 
 def near_pairs(
     vectors_ND: Vectors, subjects: Sequence[str] | None
-) -> tuple[float, Rows, Rows, Vectors]:
+) -> tuple[float, Indices, Indices, Vectors]:
     """Return the threshold of nearness, and the pairs of images above it with their correlation.
 
     Where people are known and slices of one are clearly more alike than those of two, the threshold

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from alexmri.data.decode import read_image
-from alexmri.data.nearest import Rows, Vectors, pairs_above
+from alexmri.data.nearest import Indices, Vectors, pairs_above
 from alexmri.data.rotation_invariant import RingSpectra, describe, intensity_invariant_correlation
 
 Size = tuple[int, int]
@@ -84,7 +84,7 @@ class Frame:
 
 
 def find_copies(
-    grays_NHW: Vectors, paths: Sequence[Path], sizes: Sequence[Size], rows: Rows
+    grays_NHW: Vectors, paths: Sequence[Path], sizes: Sequence[Size], rows: Indices
 ) -> list[Copy]:
     """Return the copies among `rows` of the images, at most one pair less than images alike.
 
@@ -117,8 +117,8 @@ def find_copies(
 
 
 def _candidates(
-    grays_NHW: Vectors, sizes: Sequence[Size], rows: Rows
-) -> Iterator[tuple[Frame, RingSpectra, Rows, Rows, bool]]:
+    grays_NHW: Vectors, sizes: Sequence[Size], rows: Indices
+) -> Iterator[tuple[Frame, RingSpectra, Indices, Indices, bool]]:
     """Yield pairs of places in `rows` that may be copies, with the frame that showed it.
 
     Images of another size than most are also compared at the scale of most, since some programs
@@ -127,7 +127,7 @@ def _candidates(
     own_sizes = [sizes[row] for row in rows]
     usual = Counter(own_sizes).most_common(1)[0][0]
     unusual = np.array([at for at, size in enumerate(own_sizes) if size != usual], dtype=np.int64)
-    frames: list[tuple[Frame, Rows | None]] = [(Frame(min(usual) / 2), None)]
+    frames: list[tuple[Frame, Indices | None]] = [(Frame(min(usual) / 2), None)]
     if len(unusual):
         frames += [(Frame(float("inf")), unusual), (Frame(None), unusual)]
     for frame, queries in frames:

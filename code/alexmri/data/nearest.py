@@ -20,7 +20,7 @@ BLOCK = 512
 COARSE, COARSE_SAMPLE = 96, 4096
 
 Vectors = NDArray[np.float32]
-Rows = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 
 def small_grays(pixels_NCHW: PixelRows) -> Vectors:
@@ -49,7 +49,7 @@ def normalised(vectors: Vectors) -> Vectors:
     return vectors
 
 
-def nearest(query_MD: Vectors, reference_ND: Vectors) -> tuple[Rows, Vectors]:
+def nearest(query_MD: Vectors, reference_ND: Vectors) -> tuple[Indices, Vectors]:
     """Return for each query the row of the most alike reference, and their correlation.
 
     Both are of `unit_vectors`; there is at least one reference. Of equals the first wins.
@@ -66,8 +66,8 @@ def nearest(query_MD: Vectors, reference_ND: Vectors) -> tuple[Rows, Vectors]:
 
 
 def pairs_above(
-    query_ND: Vectors, reference_ND: Vectors, min_product: float, *, queries: Rows | None = None
-) -> tuple[Rows, Rows, Vectors]:
+    query_ND: Vectors, reference_ND: Vectors, min_product: float, *, queries: Indices | None = None
+) -> tuple[Indices, Indices, Vectors]:
     """Return the pairs i < j with query_i . reference_j >= `min_product`, and these products.
 
     Both have N vectors no longer than 1, and the product of i and j is that of j and i. With
@@ -82,7 +82,7 @@ def pairs_above(
         return nothing, nothing, np.empty(0, dtype=np.float32)
     coarse_query, coarse_reference = _coarse(query_ND, reference_ND)
     rows = np.arange(len(query_ND)) if queries is None else queries
-    found: list[tuple[Rows, Rows, Vectors]] = []
+    found: list[tuple[Indices, Indices, Vectors]] = []
     for chunk in _chunks(rows):
         first = int(chunk[0]) if queries is None else 0
         bound = coarse_query[chunk] @ coarse_reference[first:].T
@@ -102,7 +102,7 @@ def pairs_above(
     return low[once], high[once], product[once]
 
 
-def _chunks(rows: Rows) -> Iterator[Rows]:
+def _chunks(rows: Indices) -> Iterator[Indices]:
     for start in range(0, len(rows), BLOCK):
         yield rows[start : start + BLOCK]
 
@@ -124,7 +124,9 @@ def _coarse(query_ND: Vectors, reference_ND: Vectors) -> tuple[Vectors, Vectors]
     return reduced(query_ND), reduced(reference_ND)
 
 
-def _best(i: Rows, j: Rows, product: Vectors, max_pairs: int = 32) -> tuple[Rows, Rows, Vectors]:
+def _best(
+    i: Indices, j: Indices, product: Vectors, max_pairs: int = 32
+) -> tuple[Indices, Indices, Vectors]:
     """Return the `max_pairs` best pairs of each i."""
     order = np.lexsort((-product, i))
     i, j, product = i[order], j[order], product[order]

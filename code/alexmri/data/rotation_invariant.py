@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from alexmri.data.nearest import BLOCK, SIDE, Rows, Vectors
+from alexmri.data.nearest import BLOCK, SIDE, Indices, Vectors
 
 RINGS, STEPS, FREQUENCIES = 14, 64, 21
 # Pixels darker than this, of 255, are background: its noise has no ranks.
@@ -45,7 +45,7 @@ class RingSpectra:
             _without_phase(self.spectra_NRF.conj(), common_RF),
         )
 
-    def align(self, i: Rows, j: Rows, *, mirrored: bool) -> tuple[Vectors, Vectors]:
+    def align(self, i: Indices, j: Indices, *, mirrored: bool) -> tuple[Vectors, Vectors]:
         """Return the angles (degrees) that bring images j, or their mirrors, onto images i.
 
         Also how alike they are then, whatever their intensities.
@@ -70,7 +70,7 @@ class RingSpectra:
             )
         return angles, alike
 
-    def _rotated(self, j: Rows, shift: NDArray[np.float64], mirrored: bool) -> Vectors:
+    def _rotated(self, j: Indices, shift: NDArray[np.float64], mirrored: bool) -> Vectors:
         """Return the rings of images j, mirrored first if so, rotated by `shift` full turns."""
         rings = self.rings_NRT[j]
         place = (np.arange(STEPS) - shift[:, None] * STEPS) * (-1 if mirrored else 1)

@@ -13,7 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import eigsh
 
-from alexmri.data.nearest import BLOCK, Rows, Vectors
+from alexmri.data.nearest import BLOCK, Indices, Vectors
 
 # Strangers that an image is linked with; the positions of so many images are found by the graph,
 # and of others as the mean of so many that are most like them.
@@ -22,7 +22,7 @@ MAX_STRANGERS, MAX_IN_GRAPH, NEIGHBOURS = 10, 2048, 5
 Positions = NDArray[np.float64]
 
 
-def slice_positions(vectors_ND: Vectors, i: Rows, j: Rows) -> Positions:
+def slice_positions(vectors_ND: Vectors, i: Indices, j: Indices) -> Positions:
     """Return the rank of every image from one end of the head to the other, from 0 to 1.
 
     The pairs i, j may show one person and are not linked. Where the graph falls apart, its parts
@@ -53,7 +53,7 @@ def slice_positions(vectors_ND: Vectors, i: Rows, j: Rows) -> Positions:
     return position_N.argsort().argsort() / images
 
 
-def _strangers(vectors_MD: Vectors, i: Rows, j: Rows) -> coo_array:
+def _strangers(vectors_MD: Vectors, i: Indices, j: Indices) -> coo_array:
     """Return the graph of images and the strangers most like them."""
     images = len(vectors_MD)
     alike = vectors_MD @ vectors_MD.T

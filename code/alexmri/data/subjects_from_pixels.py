@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from alexmri.data.nearest import Rows, Vectors, pairs_above
+from alexmri.data.nearest import Indices, Vectors, pairs_above
 from alexmri.data.slice_position import Positions, slice_positions
 from alexmri.data.subjects import Subjects
 
@@ -52,7 +52,7 @@ class Inferred:
     their chains reach the same positions as its own.
     """
 
-    subject_N: Rows
+    subject_N: Indices
     confidence: float
 
     @property
@@ -95,7 +95,7 @@ def _min_link(images: int, axes: int) -> float:
     return max(LINK, CHANCE * by_chance)
 
 
-def _linked(i: Rows, j: Rows, alike: Vectors, position_N: Positions) -> Rows:
+def _linked(i: Indices, j: Indices, alike: Vectors, position_N: Positions) -> Indices:
     """Return chains: the strongest link first, none between two that run side by side."""
     chain_N = list(range(len(position_N)))
     members = [[image] for image in chain_N]
@@ -133,13 +133,15 @@ def _whitened(vectors_ND: Vectors) -> Vectors:
     return white
 
 
-def _connected(i: Rows, j: Rows, nodes: int) -> Rows:
+def _connected(i: Indices, j: Indices, nodes: int) -> Indices:
     links = coo_array((np.ones(len(i), dtype=np.int8), (i, j)), shape=(nodes, nodes))
     numbers: NDArray[np.int32] = connected_components(links, directed=False)[1]
     return numbers.astype(np.int64)
 
 
-def _join(subject_N: Rows, i: Rows, j: Rows, alike: Vectors, position_N: Positions) -> Rows:
+def _join(
+    subject_N: Indices, i: Indices, j: Indices, alike: Vectors, position_N: Positions
+) -> Indices:
     """Join pairs of chains that are each other's best match by a margin."""
     chains = int(subject_N.max()) + 1
     a, b = subject_N[i], subject_N[j]
@@ -156,7 +158,7 @@ def _join(subject_N: Rows, i: Rows, j: Rows, alike: Vectors, position_N: Positio
     return _connected(chosen, first[chosen], chains)[subject_N]
 
 
-def _reach(subject_N: Rows, position_N: Positions) -> tuple[Positions, Positions]:
+def _reach(subject_N: Indices, position_N: Positions) -> tuple[Positions, Positions]:
     """Return the lowest and the highest place of every chain."""
     chains = int(subject_N.max()) + 1
     low, high = np.ones(chains), np.zeros(chains)
@@ -165,7 +167,9 @@ def _reach(subject_N: Rows, position_N: Positions) -> tuple[Positions, Positions
     return low, high
 
 
-def _strongest(a: Rows, b: Rows, alike: Vectors, chains: int) -> tuple[Rows, Rows, Vectors]:
+def _strongest(
+    a: Indices, b: Indices, alike: Vectors, chains: int
+) -> tuple[Indices, Indices, Vectors]:
     """Return each pair of chains once in both directions, with its greatest likeness."""
     a, b, alike = np.concatenate([a, b]), np.concatenate([b, a]), np.concatenate([alike, alike])
     order = np.lexsort((-alike, a * chains + b))
@@ -175,8 +179,8 @@ def _strongest(a: Rows, b: Rows, alike: Vectors, chains: int) -> tuple[Rows, Row
 
 
 def _rivals(
-    a: Rows, b: Rows, alike: Vectors, nodes: int
-) -> tuple[Rows, NDArray[np.float64], NDArray[np.float64]]:
+    a: Indices, b: Indices, alike: Vectors, nodes: int
+) -> tuple[Indices, NDArray[np.float64], NDArray[np.float64]]:
     """Return for each a its best b (-1 for none), how alike it is, and how alike the next is.
 
     What was not compared, being less alike than JOIN, counts as just that alike.
@@ -191,7 +195,9 @@ def _rivals(
     return first, best, second
 
 
-def _confidence(subject_N: Rows, i: Rows, j: Rows, alike: Vectors, position_N: Positions) -> float:
+def _confidence(
+    subject_N: Indices, i: Indices, j: Indices, alike: Vectors, position_N: Positions
+) -> float:
     own, other = np.zeros(len(subject_N)), np.full(len(subject_N), JOIN)
     same = subject_N[i] == subject_N[j]
     for rows in (i, j):
@@ -201,7 +207,7 @@ def _confidence(subject_N: Rows, i: Rows, j: Rows, alike: Vectors, position_N: P
     return float((clear * _whole(subject_N, position_N)[subject_N]).mean())
 
 
-def _whole(subject_N: Rows, position_N: Positions) -> Positions:
+def _whole(subject_N: Indices, position_N: Positions) -> Positions:
     """Return for each chain the share of other images that cannot be the rest of its person.
 
     They are on chains that reach positions where this chain is as well.
