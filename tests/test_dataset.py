@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexmri.data.audit import audit_document, probe_leak
+from alexmri.data.audit import audit
 from alexmri.data.dataset import Dataset, load_dataset
 from alexmri.data.pixels import decode
 from alexmri.errors import UserError
@@ -29,9 +29,9 @@ def settings_of(**values: object) -> Settings:
     return resolve([Layer("test", values)]).settings
 
 
-def audit(folder: Path, **values: object) -> dict[str, object]:
+def audited(folder: Path, **values: object) -> dict[str, object]:
     dataset = load(folder, **values)
-    return audit_document(dataset, probe_leak(dataset, settings_of(**values)))
+    return audit(dataset, settings_of(**values)).document
 
 
 @pytest.fixture(params=["threads", "processes"])
@@ -146,7 +146,7 @@ def test_skipping_bad_images_equals_removing_them_and_is_told(
         " or damaged",
         "B/7 (2).png": "cannot be read: No such file or directory",
     }
-    found = audit(root, on_bad_image="skip")
+    found = audited(root, on_bad_image="skip")
     assert found["images"] == 117
     assert found["skipped_images"] == dataset.cache.skipped
     assert found["warnings"][0].startswith(
@@ -212,7 +212,7 @@ def test_a_class_may_not_be_skipped_away(make_images: ImageMaker) -> None:
 def test_small_images_are_enlarged_and_told(make_images: ImageMaker) -> None:
     make_images(*(f"{label}/{i}.png" for label in "AB" for i in range(9)))
     root = make_images("A/small.png", size=(20, 40))
-    assert "1 images are smaller than the network's input" in str(audit(root)["warnings"])
+    assert "1 images are smaller than the network's input" in str(audited(root)["warnings"])
 
 
 def test_the_number_of_classes_is_checked(demo: Path) -> None:
@@ -276,7 +276,7 @@ def test_what_was_left_out_is_among_the_warnings(make_images: ImageMaker) -> Non
              for i in range(9)]  # fmt: skip
     root = make_images(*names, "all/A/1.png")
     (root / "train" / "A" / "1.gif").write_bytes(b"GIF89a")
-    warnings = str(audit(root)["warnings"])
+    warnings = str(audited(root)["warnings"])
     assert "the folder 'all' (1 image)" in warnings
     assert "1 .gif file in class folders (train/A 1)" in warnings
 
@@ -301,7 +301,7 @@ def test_without_a_test_split_train_is_compared_with_validation(demo: Path, tmp_
     assert dataset.compared_with == "validation"
     assert dataset.subjects_shared == 8  # of 12
     assert dataset.subjects_between == {"train_validation": 8}
-    found = audit(root)
+    found = audited(root)
     assert found["compared_with"] == "validation"
     assert found["subjects_shared"] == 8
     assert found["leak_probe"]["slice"] is not None
@@ -342,7 +342,7 @@ def test_synthetic_images_are_known_wherever_they_were_copied(
         assert dataset.subjects is not None
         assert "Kaggle" not in dataset.subjects.found_by
         assert "synthetic" in dataset.subjects.found_by
-        assert audit(root)["synthetic"] is True
+        assert audited(root)["synthetic"] is True
     converted = tmp_path / "converted"
     for path in sorted(demo.glob("*/*.jpg")):
         target = converted / path.relative_to(demo).with_suffix(".png")
@@ -414,16 +414,16 @@ def test_exact_copies_stay_together_and_are_told(make_images: ImageMaker) -> Non
     root = make_images(*(f"{label}/{i}.png" for label in "AB" for i in range(40)))
     for i in range(20):
         (root / "B" / f"copy{i}.png").write_bytes((root / "A" / f"{i}.png").read_bytes())
-    found = audit(root)
+    found = audited(root)
     assert len(found["exact_duplicates"]) == 20
     assert all(copy["classes"] == ["A", "B"] for copy in found["exact_duplicates"])
     assert all(len(copy["splits"]) == 1 for copy in found["exact_duplicates"])
-    assert "20 images have exact copies across classes: A/" in str(found["warnings"])
+    assert "20 (20 across classes, 0 across splits)" in str(found["warnings"])
 
 
 def test_the_probe_sees_a_leak_by_slice_and_none_by_person(demo: Path) -> None:
     for split_by in ("slice", "subject"):
-        probe = audit(demo, split_by=split_by)["leak_probe"]
+        probe = audited(demo, split_by=split_by)["leak_probe"]
         assert probe["slice"] > 0.9
         assert probe["shuffled"] > 0.9
         assert probe["subject"] < 0.75
@@ -433,7 +433,7 @@ def test_the_probe_of_a_large_set_looks_at_a_sample_and_says_so(
     demo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("alexmri.data.audit_probe.MAX_PROBED_IMAGES", 40)
-    found = audit(demo)
+    found = audited(demo)
     note = "the most similar slices were looked for among 32 of 96 images"
     assert note in found["warnings"]
     assert 0 <= found["leak_probe"]["slice"] <= 1
@@ -442,7 +442,7 @@ def test_the_probe_of_a_large_set_looks_at_a_sample_and_says_so(
 
 def test_the_probe_is_null_where_people_are_unknown(make_images: ImageMaker) -> None:
     root = make_images(*(f"{label}/x{i}.png" for label in "AB" for i in range(60)))
-    found = audit(root)
+    found = audited(root)
     assert found["subjects"] is None
     assert found["leak_probe"]["subject"] is found["leak_probe"]["shuffled"] is None
     assert 0.2 < found["leak_probe"]["slice"] < 0.8
@@ -452,13 +452,13 @@ def test_the_probe_is_null_where_people_are_unknown(make_images: ImageMaker) -> 
 def test_one_person_in_a_class_leaves_the_subject_probe_out(make_images: ImageMaker) -> None:
     names = [f"A/{i} ({p}).png" for i in range(9) for p in (1, 2, 3)]
     root = make_images(*names, *(f"B/{i} (1).png" for i in range(20)))
-    probe = audit(root)["leak_probe"]
+    probe = audited(root)["leak_probe"]
     assert probe["slice"] is not None
     assert probe["subject"] is None
 
 
 def test_the_real_slices_leak_as_described(real_slices: Path) -> None:
-    found = audit(real_slices)
+    found = audited(real_slices)
     assert found["subjects"] == 160
     assert found["exact_duplicates"] == []
     assert found["leak_probe"]["slice"] > 0.97

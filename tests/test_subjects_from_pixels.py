@@ -13,7 +13,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from alexmri.cli import cli
 from alexmri.data.dataset import Dataset, load_dataset
-from alexmri.data.nearest import Rows, Vectors, unit_vectors
+from alexmri.data.nearest import Indices, Vectors, unit_vectors
 from alexmri.data.slice_position import slice_positions
 from alexmri.data.subjects_from_pixels import infer_subjects
 from alexmri.settings import Layer, resolve
@@ -37,7 +37,7 @@ class People:
             [int(re.match(r"\d+", image.path.name)[0]) for image in dataset.folder.images]  # type: ignore[index]
         )
 
-    def infer(self, rows: Rows) -> tuple[float, float]:
+    def infer(self, rows: Indices) -> tuple[float, float]:
         """Return the adjusted Rand index and the confidence of people told from these images."""
         inferred = infer_subjects(self.vectors_ND[rows])
         index = adjusted_rand_score(self.subject_N[rows], inferred.subject_N)

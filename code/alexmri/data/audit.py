@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from alexmri.data.audit_probe import LeakProbe, probe_leak, probed_rows
+from alexmri.data.audit_probe import probe_leak, probed_rows
 from alexmri.data.audit_report import describe_findings, verdict
 from alexmri.data.audit_subjects import misfiled, near_pairs
 from alexmri.data.dataset import Dataset
@@ -20,8 +20,6 @@ from alexmri.data.split import subjects_between, subjects_shared
 from alexmri.data.subjects_from_pixels import Inferred, infer_subjects
 from alexmri.errors import UserError
 from alexmri.settings import Settings
-
-__all__ = ["Audit", "audit", "audit_document", "probe_leak", "warnings_of"]
 
 # Look-alikes that are written down one by one; the rest is counted.
 LISTED = 1000
@@ -103,8 +101,16 @@ def audit(dataset: Dataset, settings: Settings, compared: Comparison | None = No
     probe = probe_leak(dataset, settings, inferred=from_pixels)
     strays = misfiled(images, dataset.subjects, inferred, compared.repeats | copied)
 
-    document = audit_document(dataset, probe)
-    document |= {
+    document = {
+        "synthetic": dataset.synthetic,
+        "images": len(images),
+        "ignored_files": dataset.folder.ignored_files,
+        "skipped_images": dict(dataset.cache.skipped),
+        "counts": dataset.counts(),
+        "fingerprint": dataset.fingerprint,
+        "split_by": dataset.split.split_by,
+        "compared_with": dataset.compared_with,
+        "leak_probe": probe.document(),
         "sizes": _sizes(dataset, dataset.cache.sizes),
         "exact_duplicates": sorted(
             (_described(dataset, rows, _kind(dataset, rows)) for rows in compared.exact),
@@ -125,7 +131,7 @@ def audit(dataset: Dataset, settings: Settings, compared: Comparison | None = No
         "subjects_between": subjects_between(dataset.split, people.ids) if people else None,
     }
     skips = settings.on_bad_image == "skip"
-    notes = warnings_of(dataset, left_out=skips, exact_copies=False)
+    notes = _notes(dataset, left_out=skips)
     blank = []
     if flat:
         first = images[min(flat)].name
@@ -134,36 +140,14 @@ def audit(dataset: Dataset, settings: Settings, compared: Comparison | None = No
     document["warnings"] = [*notes, *describe_findings(document)]
     said = [f"{note[0].upper()}{note[1:]}." for note in (*_several_pages(dataset), *blank)]
     sentences = [*verdict(document), *said]
-    document = {"schema": document.pop("schema"), "verdict": sentences, **document}
+    document = {"schema": "alexmri.audit/1", "verdict": sentences, **document}
     return Audit(document, {image.name: image.path for image in images})
 
 
-def audit_document(dataset: Dataset, probe: LeakProbe) -> dict[str, Any]:
-    """Return the part of `audit.json` that needs no second look at the images."""
-    return {
-        "schema": "alexmri.audit/1",
-        "synthetic": dataset.synthetic,
-        "images": len(dataset.folder.images),
-        "ignored_files": dataset.folder.ignored_files,
-        "skipped_images": dict(dataset.cache.skipped),
-        "counts": dataset.counts(),
-        "fingerprint": dataset.fingerprint,
-        "subjects": dataset.subjects.count if dataset.subjects else None,
-        "groups_from": dataset.subjects.found_by if dataset.subjects else None,
-        "split_by": dataset.split.split_by,
-        "compared_with": dataset.compared_with,
-        "subjects_shared": dataset.subjects_shared,
-        "subjects_between": dataset.subjects_between,
-        "exact_duplicates": [_described(dataset, rows, "bytes") for rows in _equal_bytes(dataset)],
-        "leak_probe": probe.document(),
-        "warnings": warnings_of(dataset),
-    }
-
-
-def warnings_of(dataset: Dataset, *, left_out: bool = True, exact_copies: bool = True) -> list[str]:
+def _notes(dataset: Dataset, *, left_out: bool) -> list[str]:
     """Return what a person should know about the data before believing a number.
 
-    `left_out` and `exact_copies`: whether those are told here, or by whoever asks.
+    `left_out`: whether images that are left out are among that.
     """
     notes = dataset.notes
     if dataset.subjects and not dataset.subjects.believed:
@@ -178,13 +162,6 @@ def warnings_of(dataset: Dataset, *, left_out: bool = True, exact_copies: bool =
             f"{len(skipped)} of {whole + len(skipped)} images are left out, because on_bad_image is"
             f" skip: {shortened(skipped)}"
         )
-    equal = _equal_bytes(dataset) if exact_copies else []
-    copies = [_described(dataset, rows, "bytes") for rows in equal]
-    for title, key in (("classes", "classes"), ("splits", "splits")):
-        crossing = [copy for copy in copies if len(copy[key]) > 1]
-        if crossing:
-            first = " = ".join(crossing[0]["paths"][:3])
-            notes.append(f"{len(crossing)} images have exact copies across {title}: {first}")
     if dataset.cache.enlarged:
         notes.append(
             f"{len(dataset.cache.enlarged)} images are smaller than the network's input and were"
@@ -264,13 +241,6 @@ def _described(dataset: Dataset, rows: Sequence[int], kind: str) -> dict[str, An
         "splits": sorted({assigned[i] for i in rows}),
         "subjects": sorted({dataset.subjects.ids[i] for i in rows}) if dataset.subjects else None,
     }
-
-
-def _equal_bytes(dataset: Dataset) -> list[list[int]]:
-    same: dict[str, list[int]] = defaultdict(list)
-    for i, sha in enumerate(dataset.cache.sha256):
-        same[sha].append(i)
-    return [rows for rows in same.values() if len(rows) > 1]
 
 
 def _kind(dataset: Dataset, rows: Sequence[int]) -> str:
