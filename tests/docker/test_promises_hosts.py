@@ -90,7 +90,8 @@ def test_a_slow_name_is_waited_for(three: tuple[TrainingJob, JobEnd]) -> None:
     """Hosts: one whose name does not resolve yet is named, and waited for."""
     _, end = three
     assert end.status == "Completed", end.log
-    assert end.log.count("waiting for the first host algo-1: its name does not resolve yet") == 2
+    # The first host itself may have to wait for its name too.
+    assert end.log.count("waiting for the first host algo-1: its name does not resolve yet") >= 2
 
 
 def test_one_host_writes_the_model(three: tuple[TrainingJob, JobEnd]) -> None:

@@ -125,6 +125,7 @@ def test_a_stop_of_one_host_stops_both_and_saves_once(
     assert saved == [1, 0]
     assert (hosts[0].root / "model" / "model.json").is_file()
     assert not any((tree.root / "output" / "failure").exists() for tree in hosts)
+    assert printed.count("SIGTERM: stopping") == 2, printed
     assert "hurrying" not in printed
 
 

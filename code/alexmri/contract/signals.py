@@ -59,7 +59,9 @@ class Stopped(BaseException):  # noqa: N818 - like KeyboardInterrupt, no error
 class StopRequest:
     """Whether somebody asked the run to stop, by which signal, and how urgently."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, silent: bool = False) -> None:
+        """`silent`: print nothing of signals, since another worker of this host does."""
+        self._silent = silent
         self.signal: signal.Signals | None = None
         self.times = 0
         self._since = 0.0
@@ -92,9 +94,7 @@ class StopRequest:
             if self.signal is None:
                 self.signal = signal.Signals(number)
                 self._since = time.monotonic()
-            # After SIGHUP there may be no terminal to print to.
-            with contextlib.suppress(OSError, ValueError):
-                print(f"{signal.Signals(number).name}: {REPLIES[self.times]}", flush=True)
+            self._say(number, REPLIES[self.times])
             self._raise_if_due()
 
         stopping = STOPPING - {signal.SIGHUP} if _is_detached() else STOPPING
@@ -115,6 +115,13 @@ class StopRequest:
         if number and self.signal is None:
             self.signal = signal.Signals(number)
             self._since = time.monotonic()
+            self._say(number, "stopping after saving, as another worker was asked to")
+
+    def _say(self, number: int, reply: str) -> None:
+        # After SIGHUP there may be no terminal to print to.
+        with contextlib.suppress(OSError, ValueError):
+            if not self._silent:
+                print(f"{signal.Signals(number).name}: {reply}", flush=True)
 
     @contextmanager
     def interrupts(self, *, at: int) -> Iterator[None]:

@@ -28,7 +28,7 @@ def main() -> int:
     die_with_parent()
     faulthandler.enable()
     paths, terminal = Paths.of(os.environ), PlainTerminal()
-    with StopRequest().on() as stop:
+    with StopRequest(silent=os.environ.get("LOCAL_RANK", "0") != "0").on() as stop:
         try:
             with ending_with_the_others(stop), stop.interrupts(at=1):
                 if WORKERS_FOLDER not in os.environ:
