@@ -1,6 +1,7 @@
 """The command line as a person uses it: real processes, real files."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -178,7 +179,11 @@ def test_config_shows_values_sources_and_layers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "is not valid JSON"), ("[1]", "must hold one object"), ('{"epoch": 1}', "did you mean")],
+    [
+        ("{", "is not valid JSON"),
+        ("[1]", "must hold one JSON object"),
+        ('{"epoch": 1}', "did you mean"),
+    ],
 )
 def test_a_bad_config_file_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "mine.json").write_text(content)
@@ -209,6 +214,20 @@ def test_demo_data_is_loud_and_refuses_a_full_folder(tmp_path: Path) -> None:
     refused = run("demo-data", tmp_path / "full", check=False)
     assert refused.returncode == 2
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("command", ["train", "crossval"])
+def test_mistakes_about_folders_are_told_before_torch_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    # A torch that cannot be imported stands in its place.
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise SystemExit(77)")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    (tmp_path / "empty").mkdir()
+    done = run(command, "--data", tmp_path / "empty", "--out", tmp_path / "out", check=False)
+    assert done.returncode == 2
+    assert "has no class folders" in done.stderr
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -273,6 +273,6 @@ def _without_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
-        twin = next(name for name in content if names.count(name) > 1)
-        raise ValueError(f"it has the key {twin!r} twice; keep one")
+        repeated = next(name for name in content if names.count(name) > 1)
+        raise ValueError(f"it has the key {repeated!r} twice; keep one")
     return content

@@ -1,6 +1,5 @@
 """Every setting as an option of a command, and the settings that come of those given."""
 
-import json
 import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 import click
 
 from alexmri.errors import UserError
+from alexmri.files import require_json_object
 from alexmri.settings import Layer, Resolved, Settings, environment_layer, resolve
 
 Command = Callable[..., Any]
@@ -86,13 +86,13 @@ def read_settings_of_job(
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
+    if path.suffix != ".toml":
+        return require_json_object(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON (or TOML, named .toml): {error}") from None
+        raise UserError(f"{path} is not valid TOML: {error}") from None
     except RecursionError:
-        raise UserError(f"{path} holds no settings: it is nested too deeply") from None
-    if not isinstance(content, dict):
-        raise UserError(f'{path} must hold one object of settings, such as {{"epochs": 40}}')
-    return content
+        raise UserError(f"{path} is not valid TOML: it is nested too deeply") from None

@@ -1,4 +1,4 @@
-"""container/train as the first process of a job: signals, deaths, and what a platform says."""
+"""container/train as the first process of a job: signals, crashes, and what a platform says."""
 
 import json
 import os

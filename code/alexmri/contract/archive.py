@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from alexmri.errors import UserError
 
-# The largest model there is (224 x 224, three channels, with its ONNX twin) fills half a gigabyte.
+# The largest model there is (224 x 224, three channels, with its ONNX file) fills half a gigabyte.
 MAX_BYTES = 2 << 30
 MAX_MEMBERS = 1000
 MAX_DEPTH = 16

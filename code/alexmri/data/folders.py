@@ -174,7 +174,7 @@ def _collect(
     for split, folders in listed.items():
         _refuse_splits_as_classes(tops[split], folders, to_train)
     classes = tuple(sorted({name for folders in listed.values() for name in folders}))
-    _refuse_case_twins(root, classes)
+    _refuse_names_that_differ_in_case(root, classes)
     _require_classes(root, classes, tops, to_train)
 
     sentences, ignored = list(beside), loose
@@ -277,13 +277,13 @@ def _same_subfolders(top: Path, inner: Mapping[str, set[str]]) -> list[str]:
     )
 
 
-def _refuse_case_twins(root: Path, classes: Sequence[str]) -> None:
+def _refuse_names_that_differ_in_case(root: Path, classes: Sequence[str]) -> None:
     seen: dict[str, str] = {}
     for name in classes:
-        twin = seen.setdefault(name.casefold(), name)
-        if twin != name:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
             raise UserError(
-                f"class folders '{twin}' and '{name}' in {root} differ only in case;"
+                f"class folders '{other}' and '{name}' in {root} differ only in case;"
                 " merge them or rename one"
             )
 

@@ -7,7 +7,6 @@ second one at the same step is `step-00000123-1`: no file of a checkpoint is eve
 
 import copy
 import json
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -23,9 +22,9 @@ from torch import Tensor
 
 from alexmri.errors import UserError
 from alexmri.files import appearing, require_json_object, sha256_of, sha256_of_json, write_json
+from alexmri.training.run_folder import age_of, in_order
 
 SCHEMA = "alexmri.checkpoint/2"
-NAME = re.compile(r"step-(\d{8,})(?:-(\d+))?\.(json|safetensors)", flags=re.ASCII)
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -197,18 +196,6 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 def checkpoints_in(folder: Path) -> list[Path]:
     """Return the JSON files of the checkpoints in `folder`, the oldest first."""
     return [folder / name for name in in_order(path.name for path in folder.glob("step-*.json"))]
-
-
-def in_order(names: Iterable[str]) -> list[str]:
-    """Return those of `names` that are files of checkpoints, the oldest checkpoint first."""
-    return sorted((name for name in names if NAME.fullmatch(name)), key=age_of)
-
-
-def age_of(name: str) -> tuple[int, int]:
-    """Return what a checkpoint's file is sorted by: its step, and its number at this step."""
-    found = NAME.fullmatch(name)
-    assert found, f"{name} is no file of a checkpoint"  # noqa: S101 - see in_order
-    return int(found[1]), int(found[2] or 0)
 
 
 def kept(names: Iterable[str], newest: str, keep: int) -> set[str]:

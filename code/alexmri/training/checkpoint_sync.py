@@ -19,11 +19,11 @@ from alexmri.terminal import Terminal
 from alexmri.training.checkpoint import (
     DamagedCheckpointError,
     checkpoints_in,
-    in_order,
     is_whole,
     kept,
     read_checkpoint,
 )
+from alexmri.training.run_folder import in_order
 
 # The object that says which training writes below a prefix.
 WRITER = "writer.json"

@@ -2,15 +2,15 @@
 
 import fcntl
 import os
+import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from alexmri.errors import UserError
 from alexmri.files import read_json_object, remove_leftovers, writing
-from alexmri.training.checkpoint import in_order
 
 # How long a killed training may take to be gone.
 DYING_SECONDS = 10.0
@@ -20,6 +20,8 @@ PLOTS = (
     *("curves", "confusion", "confusion_subjects", "reliability", "roc", "roc_demented"),
     "precision_recall",
 )
+# The two files of a checkpoint; see checkpoint.py, which loads torch and is not imported here.
+CHECKPOINT_FILE = re.compile(r"step-(\d{8,})(?:-(\d+))?\.(json|safetensors)", flags=re.ASCII)
 # What a run leaves beside its model and its checkpoints.
 RESULTS = (
     *("audit.json", "split.json", "run.json", "metrics.jsonl", "evaluation.json"),
@@ -106,3 +108,15 @@ def _lock(opened: int) -> bool:
     except OSError:
         return True  # a file system without locks
     return True
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return those of `names` that are files of checkpoints, the oldest checkpoint first."""
+    return sorted((name for name in names if CHECKPOINT_FILE.fullmatch(name)), key=age_of)
+
+
+def age_of(name: str) -> tuple[int, int]:
+    """Return what a checkpoint's file is sorted by: its step, and its number at this step."""
+    found = CHECKPOINT_FILE.fullmatch(name)
+    assert found, f"{name} is no file of a checkpoint"  # noqa: S101 - see in_order
+    return int(found[1]), int(found[2] or 0)
