@@ -11,6 +11,7 @@ from pathlib import Path
 
 import arithmetic
 import numpy as np
+import torch
 from subject import Bench
 
 from alexmri.contract.resources import cpu_cores
@@ -48,18 +49,41 @@ def epochs_of(run: Run) -> Iterator[dict[str, float]]:
     return run.epochs(StopRequest(), PlainTerminal())
 
 
-def train(data: Path, scratch: Path, *options: str) -> Path:
+def train_command(data: Path, out: Path, *options: str) -> list[str]:
+    command = [*COMMAND, "train", "--data", str(data), "--out", str(out)]
+    return [*command, "--wandb-mode", "disabled", *options]
+
+
+def train(data: Path, scratch: Path, *options: str, out: Path | None = None) -> Path:
     """Run `alexmri train` to its end; return the folder it wrote.
 
     Raises:
         RuntimeError: the training failed; with its last line.
     """
-    out = Path(tempfile.mkdtemp(dir=scratch))
-    command = [*COMMAND, "train", "--data", data, "--out", out, "--wandb-mode", "disabled"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    out = out or Path(tempfile.mkdtemp(dir=scratch))
+    done = subprocess.run(train_command(data, out, *options), capture_output=True, text=True)
     if done.returncode:
         last_words = (done.stdout + done.stderr).strip().splitlines()[-1:]
         raise RuntimeError(f"alexmri train: {' '.join(last_words)} (exit code {done.returncode})")
+    return out
+
+
+def train_interrupted(data: Path, scratch: Path, *options: str) -> Path:
+    """Run `alexmri train`, stop it by SIGTERM after its first epoch, resume it; return its folder.
+
+    Raises:
+        RuntimeError: it failed, or ended before the signal came.
+    """
+    out = Path(tempfile.mkdtemp(dir=scratch))
+    command = train_command(data, out, *options)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("epoch=1;"):
+                process.terminate()
+    train(data, scratch, *options, out=out)
+    if not list(out.glob("**/step-*.json")):
+        raise RuntimeError("the training that was to be stopped had ended before: no checkpoint")
     return out
 
 
@@ -117,7 +141,7 @@ def decoding(bench: Bench) -> dict[str, float]:
     return result
 
 
-def large(bench: Bench) -> dict[str, float]:
+def large(bench: Bench, steps: int = LARGE_STEPS) -> dict[str, float]:
     """Train on a million memory-mapped slices for a few steps, reading them from disk."""
     side, share = bench.settings.image_size, loader.MAX_MEMORY_SHARE
     path = Path(tempfile.mkdtemp(dir=bench.scratch)) / "slices.npy"
@@ -135,7 +159,7 @@ def large(bench: Bench) -> dict[str, float]:
     part = Part(rows, labels, None, ("",) * LARGE_IMAGES)
     loader.MAX_MEMORY_SHARE = 0.0
     run = make_run(bench, part, small)
-    stop = AfterSteps(run, LARGE_STEPS)
+    stop = AfterSteps(run, steps)
     list(run.epochs(stop, PlainTerminal()))
     loader.MAX_MEMORY_SHARE = share
     path.unlink()
@@ -151,19 +175,25 @@ class AfterSteps(StopRequest):
     """Asks the run to stop after some steps; times them, and looks at memory, from the fifth on."""
 
     def __init__(self, run: Run, steps: int) -> None:
-        super().__init__()
+        super().__init__(silent=True)
         self._run, self._steps, self._started = run, steps, 0.0
 
     def __bool__(self) -> bool:
         step = self._run.progress.step
         if step == 4 and not self._started:
+            self._wait()
             self._started = time.perf_counter()
             self.memory_at_start = anonymous_memory()
         if step < self._steps:
             return False
+        self._wait()
         seconds = time.perf_counter() - self._started
         self.images_per_second = (step - 4) * self._run.settings.batch_size / seconds
         return True
+
+    def _wait(self) -> None:
+        if self._run.compute.device.type == "cuda":
+            torch.cuda.synchronize()
 
 
 def anonymous_memory() -> int:

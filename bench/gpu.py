@@ -2,51 +2,48 @@
 
     python bench/gpu.py [--data DIR] [--json FILE] [--tiny]
 
-Five parts run in this order: the device, the whole default training, the speed of the engine
-against its limit, determinism, and a profile of ten steps. Each result is printed and written to
-FILE at once, so a run that is cut short keeps what it measured. A part that fails is recorded with
-one sentence and the next part runs; the exit code is then 1. Without --data synthetic slices are
-drawn. `--tiny` checks this program on two CPU cores within two minutes.
+The parts run in this order: the device, the whole default training, the seed's recipe with its 100
+epochs, each arithmetic, determinism (a resumed run too), the engine against its limit, a profile of
+ten steps, peers, 224 x 224, a million slices, and running out of memory. Each result is printed and
+written to FILE at once, so a run that is cut short keeps what it measured. A part that fails is
+recorded with one sentence and the next part runs; the exit code is then 1. Without --data synthetic
+slices are drawn. `--tiny` checks this program on two CPU cores within minutes.
 
 Needs no network. The parts that train need torch, numpy, Pillow, pydantic, safetensors, scipy,
-scikit-learn, matplotlib, jinja2, click and rich; albumentations, torchvision, wandb and boto3 may
-be missing. Set PYTHONPATH=code where alexmri is not installed.
+scikit-learn, matplotlib, jinja2, click and rich; albumentations, torchvision, timm, wandb and
+boto3 may be missing. Set PYTHONPATH=code where alexmri is not installed.
 """
 
 import argparse
 import hashlib
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Each part imports the rest by itself, so that a missing package costs one part.
-from alexmri.contract.signals import StopRequest
+from alexmri.errors import UserError
 from alexmri.files import write_json
 
 if TYPE_CHECKING:
     from subject import Bench
 
-    from alexmri.training.loop import Run
-
 PREFLIGHT = Path(__file__).parents[1] / "container" / "preflight"
 TINY_SUBJECTS = {"MildDemented": 3, "NonDemented": 3}
 TINY_SLICES = 16
 ROUNDS = 3
-DETERMINISTIC_EPOCHS = 3
-WARMUP_STEPS, PROFILED_STEPS = 3, 10
-HEAVIEST = 10
-# What a trace calls the work of the device; its other events repeat these or wait for them.
-DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
+# Long enough to stop one after its first epoch.
+DETERMINISTIC_EPOCHS, TINY_EPOCHS = 20, 10
+PEER_EPOCHS = 3
+LARGE_STEPS = 200
 
 Figures = dict[str, Any]
 
@@ -114,6 +111,14 @@ def training(check: Check) -> Figures:
     return train_to_the_end(check.data, check.scratch, *epochs)
 
 
+def seeds_recipe(check: Check) -> Figures:
+    """Train with the recipe `baseline`, 100 epochs, to its end."""
+    from engine import train_to_the_end
+
+    epochs = ("--epochs", "1") if check.tiny else ()
+    return train_to_the_end(check.data, check.scratch, "--recipe", "baseline", *epochs)
+
+
 def step_against_limit(check: Check) -> Figures:
     """Measure an epoch of the engine beside as many steps on one batch that stays."""
     import arithmetic
@@ -143,129 +148,168 @@ def step_against_limit(check: Check) -> Figures:
 
 
 def determinism(check: Check) -> Figures:
-    """Train twice with --deterministic and compare the weights."""
-    from engine import train
+    """Train twice with --deterministic and once interrupted and resumed; compare the weights."""
+    from engine import train, train_interrupted
 
-    epochs = 1 if check.tiny else DETERMINISTIC_EPOCHS
+    epochs = TINY_EPOCHS if check.tiny else DETERMINISTIC_EPOCHS
+    options = ("--deterministic", "--epochs", str(epochs))
     sums = []
-    for _ in range(2):
-        options = ("--deterministic", "--epochs", str(epochs))
-        weights = train(check.data, check.scratch, *options) / "model" / "model.safetensors"
+    for train_so in (train, train, train_interrupted):
+        weights = train_so(check.data, check.scratch, *options) / "model" / "model.safetensors"
         sums.append(hashlib.sha256(weights.read_bytes()).hexdigest())
-    identical = sums[0] == sums[1]
-    figures: Figures = {"identical": identical, "sha256": sums, "epochs": epochs}
-    if not identical:
+    first, second, resumed = sums
+    figures: Figures = {
+        "identical": first == second,
+        "resumed_identical": first == resumed,
+        "sha256": sums,
+        "epochs": epochs,
+    }
+    if first != second:
         figures["failed"] = "two runs with --deterministic wrote different weights"
+    elif first != resumed:
+        figures["failed"] = "a run that was stopped and resumed wrote different weights"
     return figures
 
 
 def profile(check: Check) -> Figures:
-    """Time ten steps of the engine, then profile the ten that follow."""
-    from engine import make_run
-    from torch.profiler import ProfilerActivity
+    """Profile ten steps; see `gpu_profile`."""
+    import gpu_profile
 
-    from alexmri.terminal import PlainTerminal
-
-    bench, train = check.bench, check.bench.dataset.part("train")
-    # All steps must lie in one epoch, with no validation between them.
-    steps = WARMUP_STEPS + 2 * PROFILED_STEPS
-    size = max(2, min(bench.settings.batch_size, len(train) // (steps + 1)))
-    settings = bench.settings.model_copy(update={"batch_size": size})
-    short = type(bench)(bench.data, bench.scratch, settings, bench.compute, bench.dataset)
-    run = make_run(short, train, bench.dataset.part("validation"))
-    on_gpu = bench.compute.device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    stop = ProfiledSteps(run, activities)
-    for _ in run.epochs(stop, PlainTerminal()):
-        raise RuntimeError(f"the training split has too few images for {steps} steps")
-    milliseconds = stop.seconds / PROFILED_STEPS * 1e3
-    figures: Figures = {"batch_size_images": size, "milliseconds_per_step": milliseconds}
-    if on_gpu:
-        trace = check.scratch / "trace.json"
-        stop.profiler.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-        return figures | device_figures(events, PROFILED_STEPS, milliseconds)
-    operators = [row for row in stop.profiler.key_averages() if row.self_cpu_time_total]
-    figures["operators_per_step"] = sum(row.count for row in operators) / PROFILED_STEPS
-    shares = heaviest({row.key: row.self_cpu_time_total for row in operators})
-    return figures | {"heaviest_time_share": sum(shares.values()), "operator_time_shares": shares}
+    return gpu_profile.profile(check.bench)
 
 
-class ProfiledSteps(StopRequest):
-    """Times ten steps after the warm-up, profiles the next ten, and then asks the run to stop."""
+def peers(check: Check) -> Figures:
+    """Measure the textbook loop, timm and a loop like airbench's, each beside an engine epoch."""
+    from engine import epochs_of, make_run
+    from opponents import speed_of
 
-    def __init__(self, run: "Run", activities: Sequence[Any]) -> None:
-        from torch.profiler import profile
+    from alexmri.contract.resources import cpu_cores
 
-        super().__init__()
-        self._run, self._done, self._started = run, -1, 0.0
-        self.profiler, self.seconds = profile(activities=activities), 0.0
+    bench, cores = check.bench, cpu_cores()
+    train = bench.dataset.part("train")
+    epochs = epochs_of(make_run(bench, train, bench.dataset.part("validation")))
+    next(epochs)
+    steps = 2 if check.tiny else PEER_EPOCHS * len(train) // bench.settings.batch_size
+    figures: Figures = {"could_not_run": {}}
+    for peer, script, precision in (
+        ("textbook_fp32", "textbook", "fp32"),
+        ("textbook_bf16", "textbook", "bf16"),
+        ("timm_bf16", "with_timm", "bf16"),
+        ("airbench_bf16", "airbench", "bf16"),
+    ):
+        try:
+            speeds = {
+                workers: speed_of(bench, script, workers=workers, precision=precision, steps=steps)
+                for workers in ((0,) if script == "airbench" or check.tiny else (cores // 2, cores))
+            }
+        except RuntimeError as error:
+            figures["could_not_run"][peer] = str(error)
+            continue
+        engine = next(epochs)["images_per_second"]
+        figures[peer] = {
+            "images_per_second": max(speeds.values()),
+            "images_per_second_by_loader_workers": speeds,
+            "engine_images_per_second": engine,
+            "engine_over_peer_ratio": engine / max(speeds.values()),
+        }
+    return figures
 
-    def __bool__(self) -> bool:
-        step = self._run.progress.step
-        over = step >= WARMUP_STEPS + 2 * PROFILED_STEPS
-        if step == self._done:  # asked a second time before the same step
-            return over
-        self._done = step
-        if step == WARMUP_STEPS:
-            self._wait()
-            self._started = time.perf_counter()
-        elif step == WARMUP_STEPS + PROFILED_STEPS:
-            self._wait()
-            self.seconds = time.perf_counter() - self._started
-            self.profiler.start()
-        elif over:
-            self._wait()
-            self.profiler.stop()
-        return over
 
-    def _wait(self) -> None:
-        import torch
+def precisions(check: Check) -> Figures:
+    """Measure an epoch of the engine in each arithmetic."""
+    from engine import epochs_of, make_run
 
-        if self._run.compute.device.type == "cuda":
-            torch.cuda.synchronize()
+    default, figures = check.bench, Figures()
+    for precision in ("fp32", "bf16", "fp16"):
+        try:
+            bench = default.with_settings(precision=precision)
+        except UserError as error:  # fp16 on a CPU
+            figures[precision] = {"skipped": str(error)}
+            continue
+        train, validation = bench.dataset.part("train"), bench.dataset.part("validation")
+        epochs = epochs_of(make_run(bench, train, validation))
+        rows = [next(epochs) for _ in range(2 if check.tiny else 1 + ROUNDS)]
+        speeds = [row["images_per_second"] for row in rows[1:]]  # the first is the warm-up
+        figures[precision] = {
+            "images_per_second": statistics.median(speeds),
+            "epochs": len(rows),
+            "train_loss": rows[-1]["train_loss"],
+        }
+    return figures
 
 
-def device_figures(
-    events: Sequence[Mapping[str, Any]], steps: int, milliseconds_per_step: float
-) -> Figures:
-    """Return what the events of a trace (times in microseconds) say of the device.
+def at_224_pixels(check: Check) -> Figures:
+    """Measure an epoch of noise at 224 x 224 beside as many steps on one batch that stays."""
+    import arithmetic
+    import numpy as np
+    from engine import epochs_of, make_run
 
-    The busy share compares the device's time with steps that were not profiled, since profiling
-    slows the CPU down and leaves gaps.
-    """
-    work = [event for event in events if event.get("cat") in DEVICE_WORK]
-    kernels = [event for event in work if event["cat"] == "kernel"]
-    by_name: dict[str, float] = defaultdict(float)
-    for event in kernels:
-        by_name[event["name"]] += event["dur"]
-    busy = end = 0.0
-    for start, duration in sorted((event["ts"], event["dur"]) for event in work):
-        busy += max(0.0, start + duration - max(start, end))
-        end = max(end, start + duration)
-    shares = heaviest(by_name)
+    from alexmri.data.dataset import Part
+
+    images = 8 if check.tiny else 4096
+    size = 4 if check.tiny else check.bench.settings.batch_size
+    bench = check.bench.with_settings(image_size=224, batch_size=size)
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (images, 1, 224, 224), dtype=np.uint8)
+    labels = generator.integers(0, bench.classes, images)
+    train = Part(pixels, labels, None, ("",) * images)
+    epochs = epochs_of(make_run(bench, train, Part(pixels[:8], labels[:8], None, ("",) * 8)))
+    speeds = [next(epochs)["images_per_second"] for _ in range(2 if check.tiny else 1 + ROUNDS)]
+    limit = arithmetic.limit(bench.settings, bench.classes, bench.compute, steps=images // size)
     return {
-        "kernel_launches_per_step": len(kernels) / steps,
-        "device_milliseconds_per_step": busy / steps / 1e3,
-        "device_busy_share": busy / steps / 1e3 / milliseconds_per_step,
-        "heaviest_time_share": sum(shares.values()),
-        "kernel_time_shares": shares,
+        "limit_images_per_second": limit,
+        "engine_images_per_second": statistics.median(speeds[1:]),
+        "engine_over_limit_ratio": statistics.median(speeds[1:]) / limit,
+        "batch_size_images": size,
     }
 
 
-def heaviest(times: Mapping[str, float]) -> dict[str, float]:
-    """Return the largest shares of the whole time, the largest first."""
-    whole = sum(times.values()) or 1.0
-    ranked = sorted(times, key=lambda name: times[name], reverse=True)[:HEAVIEST]
-    return {name: times[name] / whole for name in ranked}
+def million(check: Check) -> Figures:
+    """Train for some steps on a million slices that stay on disk, memory-mapped."""
+    import engine
+
+    if check.tiny:
+        engine.LARGE_IMAGES = 20_000
+    return engine.large(check.bench, 8 if check.tiny else LARGE_STEPS)
+
+
+def out_of_memory(check: Check) -> Figures:
+    """Ask for a batch that no GPU holds, then for the ones that the errors name, until one fits."""
+    import torch
+    from engine import train
+
+    if not torch.cuda.is_available():
+        return {"skipped": "there is no GPU"}
+    # Images enough for a batch that 80 GiB do not hold at this size.
+    size, sentences = 3000, []
+    for _ in range(4):
+        options = ("--image-size", "512", "--epochs", "1", "--precision", "fp32")
+        try:
+            train(check.data, check.scratch, *options, "--batch-size", str(size))
+            break
+        except RuntimeError as error:
+            sentences.append(str(error))
+            found = re.search(r"batch_size (\d+) is likely to fit", str(error))
+            if not found:
+                return {"failed": f"no batch size is named: {error}"}
+            size = int(found[1])
+    else:
+        return {"failed": f"no batch size that was named fits: {sentences}"}
+    return {"sentences": sentences, "batch_size_that_fits_images": size}
 
 
 PARTS: tuple[Callable[[Check], Figures], ...] = (
     device,
     training,
-    step_against_limit,
+    seeds_recipe,
+    precisions,
     determinism,
+    step_against_limit,
     profile,
+    peers,
+    at_224_pixels,
+    million,
+    out_of_memory,
 )
 
 

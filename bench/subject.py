@@ -1,7 +1,8 @@
 """What is measured: a data set, its recipe, and the arithmetic of this machine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from alexmri.contract.resources import cpu_cores
 from alexmri.data.dataset import Dataset, load_dataset
@@ -23,6 +24,11 @@ class Bench:
     @property
     def classes(self) -> int:
         return len(self.dataset.classes)
+
+    def with_settings(self, **changes: Any) -> "Bench":
+        """Return the same data under other settings; those that decide on its pixels stay."""
+        settings = self.settings.model_copy(update=changes)
+        return replace(self, settings=settings, compute=choose_compute(settings.precision))
 
 
 def bench_of(data: Path, scratch: Path, *, seed: int) -> Bench:

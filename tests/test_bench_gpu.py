@@ -1,4 +1,4 @@
-"""`bench/gpu.py` measures in five parts; a part that fails is named and ends no other."""
+"""`bench/gpu.py` measures in parts; a part that fails is named and ends no other."""
 
 import importlib.util
 import json
@@ -13,7 +13,10 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 PROGRAM = REPOSITORY / "bench" / "gpu.py"
-PARTS = ["device", "training", "step_against_limit", "determinism", "profile"]
+PARTS = [
+    *("device", "training", "seeds_recipe", "precisions", "determinism", "step_against_limit"),
+    *("profile", "peers", "at_224_pixels", "million", "out_of_memory"),
+]
 PATIENCE = 600
 
 
@@ -31,7 +34,13 @@ def run(file: Path, *options: str | Path) -> tuple[int, dict[str, Any], str]:
 
 @pytest.fixture(scope="module")
 def gpu() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_gpu", PROGRAM)
+    return loaded(PROGRAM)
+
+
+def loaded(program: Path) -> ModuleType:
+    """Return a program of bench/, which finds its neighbours as if it were run."""
+    sys.path.insert(0, str(program.parent))
+    spec = importlib.util.spec_from_file_location(f"bench_{program.stem}", program)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -45,8 +54,10 @@ def test_every_part_has_its_figures(tmp_path: Path) -> None:
     assert list(figures) == PARTS
     assert not [name for name in PARTS if "failed" in figures[name]]
     assert code == 0
-    assert "all 5 parts ran" in printed
-    device, training, speed, determinism, profile = figures.values()
+    assert f"all {len(PARTS)} parts ran" in printed
+    device, training, seeds_recipe, precisions, determinism, speed, profile, *others = (
+        figures.values()
+    )
     assert device["preflight"]["exit_code"] == 0
     assert any(line.startswith("device: ") for line in device["preflight"]["lines"])
     assert training["seconds"] > training["training_seconds"] > 0
@@ -61,8 +72,11 @@ def test_every_part_has_its_figures(tmp_path: Path) -> None:
     ratios = sorted(engine / limit for limit, engine in pairs)
     assert speed["engine_over_limit_ratio"] == pytest.approx(ratios[1])
     assert speed["limit_images_per_second"] in rounds["limit_images_per_second"]
+    assert seeds_recipe["seconds"] > seeds_recipe["training_seconds"] > 0
+    assert precisions["fp32"]["images_per_second"] > 0
     assert determinism["identical"] is True
-    assert [len(each) for each in determinism["sha256"]] == [64, 64]
+    assert determinism["resumed_identical"] is True
+    assert [len(each) for each in determinism["sha256"]] == [64, 64, 64]
     assert profile["milliseconds_per_step"] > 0
     kind = "operator" if device["device"] == "cpu" else "kernel"
     shares = list(profile[f"{kind}_time_shares"].values())
@@ -70,6 +84,15 @@ def test_every_part_has_its_figures(tmp_path: Path) -> None:
     assert shares == sorted(shares, reverse=True)
     assert sum(shares) == pytest.approx(profile["heaviest_time_share"])
     assert sum(shares) <= 1
+    peers, at_224_pixels, million, out_of_memory = others
+    assert peers["textbook_fp32"]["engine_over_peer_ratio"] > 0
+    missing = {"timm_bf16"} if importlib.util.find_spec("timm") is None else set()
+    assert set(peers["could_not_run"]) == missing
+    assert at_224_pixels["engine_images_per_second"] > 0
+    assert million["images_per_second"] > 0
+    if device["device"] == "cpu":
+        assert out_of_memory == {"skipped": "there is no GPU"}
+        assert "needs a GPU" in precisions["fp16"]["skipped"]
 
 
 def test_a_part_that_fails_is_named_and_ends_no_other(tmp_path: Path) -> None:
@@ -78,12 +101,13 @@ def test_a_part_that_fails_is_named_and_ends_no_other(tmp_path: Path) -> None:
     code, figures, printed = run(tmp_path / "figures.json", "--data", empty)
     assert code == 1
     assert list(figures) == PARTS
-    assert "failed" not in figures["device"]
-    for name in PARTS[1:]:
+    needing_data = PARTS[1:-1] if figures["device"]["device"] == "cpu" else PARTS[1:]
+    assert not [name for name in PARTS if name not in needing_data and "failed" in figures[name]]
+    for name in needing_data:
         assert list(figures[name]) == ["failed"]
         assert str(empty) in figures[name]["failed"]
         assert "\n" not in figures[name]["failed"]
-    assert printed.endswith(f"failed: {', '.join(PARTS[1:])}\n")
+    assert printed.endswith(f"failed: {', '.join(needing_data)}\n")
 
 
 def test_what_was_measured_is_written_before_the_next_part(
@@ -110,17 +134,21 @@ def test_what_was_measured_is_written_before_the_next_part(
     assert json.loads(file.read_text())["second"] == {"seconds": 1.0}
 
 
-def test_the_device_is_busy_while_any_of_its_work_runs(gpu: ModuleType) -> None:
+def test_the_device_is_busy_while_any_of_its_work_runs() -> None:
+    gpu_profile = loaded(PROGRAM.with_name("gpu_profile.py"))
     events = [
         {"cat": "cpu_op", "name": "aten::mm", "ts": 0.0, "dur": 9_000.0},
         {"cat": "gpu_user_annotation", "name": "Optimizer.step", "ts": 0.0, "dur": 9_000.0},
         {"cat": "kernel", "name": "gemm", "ts": 1_000.0, "dur": 3_000.0},
         {"cat": "kernel", "name": "relu", "ts": 2_000.0, "dur": 1_000.0},  # beside the first
         {"cat": "gpu_memcpy", "name": "Memcpy HtoD", "ts": 5_000.0, "dur": 1_000.0},
+        {"cat": "cuda_runtime", "name": "cudaGraphLaunch", "ts": 900.0, "dur": 50.0},
+        {"cat": "cuda_runtime", "name": "cudaMemcpyAsync", "ts": 950.0, "dur": 50.0},
         {"ph": "M", "name": "process_name"},
     ]
-    assert gpu.device_figures(events, steps=2, milliseconds_per_step=4.0) == {
-        "kernel_launches_per_step": 1.0,
+    assert gpu_profile.device_figures(events, steps=2, milliseconds_per_step=4.0) == {
+        "kernels_per_step": 1.0,
+        "launches_per_step": 0.5,
         "device_milliseconds_per_step": 2.0,
         "device_busy_share": 0.5,
         "heaviest_time_share": 1.0,

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,13 @@ from alexmri.data.augment import choose_augment
 from alexmri.data.dataset import Part, Rows
 from alexmri.data.loader import Loader, epoch_order, train_batches
 from alexmri.model.alexnet import AlexNet, build
-from alexmri.model.forward import Compute, Precision
+from alexmri.model.forward import Compute, Precision, to_input
 from alexmri.settings import Layer, Settings, resolve
 from alexmri.terminal import PlainTerminal
 from alexmri.training.loop import Run, train_step
-from alexmri.training.optim import build_optimizer
+from alexmri.training.optim import build_optimizer, set_learning_rate
 from alexmri.training.state import State
+from alexmri.training.step_graph import Step, StepGraph
 
 CPU = torch.device("cpu")
 
@@ -109,7 +111,7 @@ small = Part(np.zeros((2, 1, 32, 32), np.uint8), np.zeros(2, np.int64), None, ()
 network = build(classes=3, image_size=32, channels=1, dropout=0.5, seed=0)
 compute = Compute(torch.device("cpu"), "fp32")
 # Reading, augmenting and counting are what may fill the memory; the step may not, and is slow.
-loop.train_step = lambda state, images, labels, **_: (images.mean(), labels.sum())
+loop.train_step = lambda state, images, labels, **_: (images[0, 0, 0, 0].float(), labels.sum())
 
 def own_memory():
     status = Path("/proc/self/status").read_text()
@@ -171,8 +173,8 @@ def test_free_memory_follows_the_container(
 
 def batch(seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    images_NCHW = torch.rand(8, 1, 32, 32, generator=generator)
-    return images_NCHW, torch.randint(0, 3, (8,), generator=generator)
+    pixels_NCHW = torch.randint(256, (8, 1, 32, 32), generator=generator, dtype=torch.uint8)
+    return pixels_NCHW, torch.randint(0, 3, (8,), generator=generator)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -182,10 +184,10 @@ def test_the_steps_of_the_low_precision_copy_are_those_of_autocast(precision: Pr
     network = network_of()
     optimizer = build_optimizer(network, settings)
     for seed in range(3):
-        images_NCHW, labels_N = batch(seed)
+        pixels_NCHW, labels_N = batch(seed)
         torch.manual_seed(seed)
         with compute.autocast():
-            logits_NK = network(images_NCHW)
+            logits_NK = network(to_input(pixels_NCHW))
         optimizer.zero_grad()
         F.cross_entropy(logits_NK.float(), labels_N).backward()
         optimizer.step()
@@ -237,3 +239,28 @@ def test_where_the_images_lie_does_not_change_a_weight(
     assert found[0][0] == found[1][0]
     for name, value in found[0][1].items():
         assert torch.equal(value, found[1][1][name]), name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_captured_steps_are_the_steps_themselves(
+    precision: Precision, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    compute = Compute(torch.device("cuda"), precision)
+    found = []
+    for captured in (False, True):
+        settings = settings_of(learning_rate=1e-3, optimizer=optimizer)
+        state = State(network_of(), settings, compute)
+        once = partial(train_step, state, class_weights_K=None, label_smoothing=0.0)
+        step: Step = StepGraph(once) if captured else once
+        for seed in range(6):
+            set_learning_rate(state.optimizer, 1e-3 / (seed + 1))
+            torch.cuda.manual_seed(seed)
+            pixels_NCHW, labels_N = (tensor.cuda() for tensor in batch(seed))
+            size = 5 if seed % 3 == 2 else 8
+            step(pixels_NCHW[:size], labels_N[:size], share=1.0)
+        found.append(state.network.state_dict())
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name

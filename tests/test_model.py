@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from alexmri.data.pixels import Pixels
 from alexmri.errors import UserError
 from alexmri.files import sha256_of, sha256_of_json, write_json
-from alexmri.model.alexnet import AlexNet, build
+from alexmri.model.alexnet import AlexNet, AverageDown, build
 from alexmri.model.bundle import load_bundle
 from alexmri.model.forward import Compute, choose_compute, predict_logits, to_input
 from alexmri.model.predictor import Predictor, log_softmax, ranked, softmax, subject_mean
@@ -42,6 +43,23 @@ def test_every_size_from_32_up_works(image_size: int, channels: int) -> None:
     with torch.device("meta"):
         network = AlexNet(4, image_size, channels, 0.5).eval()
         assert network(torch.empty(2, channels, image_size, image_size)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("found", [6, 7, 8, 11, 13])
+def test_larger_maps_are_averaged_as_torch_does_it(found: int) -> None:
+    maps_NCSS = torch.rand(2, 3, found, found, requires_grad=True)
+    ours, theirs = AverageDown(6)(maps_NCSS), nn.functional.adaptive_avg_pool2d(maps_NCSS, 6)
+    torch.testing.assert_close(ours, theirs)
+    weights = torch.rand_like(ours)
+    gradients = [torch.autograd.grad((m * weights).sum(), maps_NCSS)[0] for m in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("image_size", [32, 224, 512])
+def test_no_layer_has_a_gradient_that_is_not_deterministic_on_a_gpu(image_size: int) -> None:
+    """`--deterministic` ended with an error on every GPU: its average pooling was refused."""
+    kinds = {type(module) for module in network_of(image_size).modules()}
+    assert not {kind for kind in kinds if "Adaptive" in kind.__name__}
 
 
 def test_the_default_network_is_the_one_described() -> None:

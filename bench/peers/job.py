@@ -38,6 +38,13 @@ class Job:
         torch.manual_seed(job.settings["seed"])
         return job
 
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
     def rows(self, split: str) -> list[tuple[str, int]]:
         return [(path, label) for path, label, of in self.images if of == split]
 
@@ -49,7 +56,7 @@ class Job:
             channels=wanted["channels"],
             dropout=wanted["dropout"],
             seed=wanted["seed"],
-        )
+        ).to(self.device)
 
 
 class Stopwatch:
@@ -64,6 +71,8 @@ class Stopwatch:
     def enough_after(self, images: int) -> bool:
         """Count a step of `images`; return whether the last one is done."""
         self._step += 1
+        if self._step in (WARMUP_STEPS, WARMUP_STEPS + self._steps) and torch.cuda.is_available():
+            torch.cuda.synchronize()
         if self._step == WARMUP_STEPS:
             self._started = time.perf_counter()
         elif self._step > WARMUP_STEPS:

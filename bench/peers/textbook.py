@@ -56,6 +56,7 @@ def loader(job, split):
         batch_size=job.settings["batch_size"],
         shuffle=split == "train",
         num_workers=job.workers,
+        pin_memory=job.device.type == "cuda",
         drop_last=split == "train",
     )
 
@@ -76,12 +77,12 @@ def optimizer_and_schedule(network, settings, total_steps):
     return optimizer, schedule
 
 
-def evaluate(network, batches):
+def evaluate(network, batches, device):
     network.eval()
     truth, answers = [], []
     with torch.no_grad():
         for images, labels in batches:
-            answers += network(images).argmax(dim=1).tolist()
+            answers += network(images.to(device)).argmax(dim=1).tolist()
             truth += labels.tolist()
     return {
         "accuracy": accuracy_score(truth, answers),
@@ -102,8 +103,9 @@ def main():
         network.train()
         running_loss = 0.0
         for images, labels in batches:
+            images, labels = images.to(job.device), labels.to(job.device)
             optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bf16"):
+            with job.autocast():
                 logits = network(images)
                 loss = criterion(logits, labels)
             loss.backward()
@@ -113,11 +115,11 @@ def main():
             if watch.enough_after(len(images)) and not job.epochs:
                 answer(images_per_second=watch.images_per_second)
                 return
-        f1 = evaluate(network, loader(job, "validation"))["macro_f1"]
+        f1 = evaluate(network, loader(job, "validation"), job.device)["macro_f1"]
         if f1 > best_f1:
             best, best_f1 = {k: v.clone() for k, v in network.state_dict().items()}, f1
     network.load_state_dict(best)
-    answer(**evaluate(network, loader(job, "test")))
+    answer(**evaluate(network, loader(job, "test"), job.device))
 
 
 if __name__ == "__main__":

@@ -45,9 +45,9 @@ def main():
             mean=(0.5,) * channels,
             std=(0.5,) * channels,
             num_workers=job.workers,
-            use_prefetcher=False,
-            persistent_workers=False,
-            device=torch.device("cpu"),
+            use_prefetcher=job.device.type == "cuda",
+            persistent_workers=job.workers > 0,
+            device=job.device,
         )
         optimizer = create_optimizer_v2(
             network,
@@ -61,7 +61,7 @@ def main():
         losses, watch, step = AverageMeter(), Stopwatch(job.steps), 0
         while True:
             for images, labels in batches:
-                with torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bf16"):
+                with job.autocast():
                     loss = criterion(network(images), labels)
                 optimizer.zero_grad()
                 loss.backward()

@@ -40,6 +40,26 @@ def _block(inputs: int, outputs: int, kernel: int, stride: int, padding: int) ->
     )
 
 
+class AverageDown(nn.Module):
+    """Averages square maps (N, C, S, S) down to (N, C, side, side), as AdaptiveAvgPool2d does.
+
+    By two matrix products, since on CUDA the gradient of that layer is not deterministic, so that
+    PyTorch refuses it under `deterministic`. Maps that have the size already are left alone.
+    """
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, maps_NCSS: Tensor) -> Tensor:
+        found = maps_NCSS.shape[-1]
+        if found == self.side:
+            return maps_NCSS
+        unit_SS = torch.eye(found, dtype=maps_NCSS.dtype, device=maps_NCSS.device)
+        mean_SO = nn.functional.adaptive_avg_pool1d(unit_SS, self.side)
+        return mean_SO.T @ maps_NCSS @ mean_SO
+
+
 class AlexNet(nn.Module):
     """Five convolution blocks with batch norm, then 4096 -> 4096 -> classes with dropout.
 
@@ -64,7 +84,7 @@ class AlexNet(nn.Module):
             nn.MaxPool2d(shape.pool_kernel, 2),
         )
         side = min(_side_after(shape, image_size), LARGEST_HEAD)
-        self.pool = nn.AdaptiveAvgPool2d(side)
+        self.pool = AverageDown(side)
         self.classifier = nn.Sequential(
             nn.Flatten(),
             nn.Dropout(dropout),

@@ -18,7 +18,7 @@ from torch import nn
 from alexmri.data.pixels import MEAN, PREPROCESSING, STD, Pixels
 from alexmri.errors import UserError
 from alexmri.files import appearing
-from alexmri.model.alexnet import AlexNet
+from alexmri.model.alexnet import AlexNet, AverageDown
 from alexmri.model.forward import Compute, predict_logits
 from alexmri.model.inference import InferenceNetwork
 
@@ -155,7 +155,7 @@ class _Graph:
                 self._add("Relu")
             case nn.MaxPool2d(kernel_size=kernel, stride=stride):
                 self._add("MaxPool", kernel_shape=[kernel, kernel], strides=[stride, stride])
-            case nn.AdaptiveAvgPool2d(output_size=int(smaller)) if smaller != side:
+            case AverageDown(side=smaller) if smaller != side:
                 # ONNX has no such layer, but it is linear: rows and columns are averaged in turn.
                 mean_SO = nn.functional.adaptive_avg_pool1d(torch.eye(side), smaller).numpy()
                 self._add("MatMul", mean_SO)

@@ -6,6 +6,7 @@ Each computes a contiguous part of every batch. The first one prints, writes and
 import datetime
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -61,11 +62,14 @@ class Workers:
         """
         if self.alone:
             return network
+        # DDP wants the strides that a weight has, but a GPU's gradient of a weight with one input
+        # channel has others, of the same memory.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         if device.type == "cpu":
-            return DistributedDataParallel(network, broadcast_buffers=False)
+            return DistributedDataParallel(network, forward_sync_buffers=False)
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         device_ids = [torch.cuda.current_device()]
-        return DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
+        return DistributedDataParallel(network, device_ids=device_ids, forward_sync_buffers=False)
 
     def broadcast_buffers(self, network: nn.Module) -> None:
         """Give all workers the first one's statistics of batch norms."""

@@ -2,14 +2,17 @@
 
 import copy
 import time
+from functools import partial
 
 import torch
 
 from alexmri.model.alexnet import AlexNet
 from alexmri.model.forward import Compute
 from alexmri.settings import Settings
+from alexmri.training.distributed import ALONE
 from alexmri.training.loop import train_step
 from alexmri.training.state import State
+from alexmri.training.step_graph import step_on
 
 WARMUP_STEPS = 1
 TIMED_STEPS = 2
@@ -44,23 +47,22 @@ def seconds_per_image(
     state = State(copy.deepcopy(network), settings, compute)
     size, channels = settings.image_size, settings.channels
     generator = torch.Generator().manual_seed(0)
-    images_NCHW = torch.rand(batch, channels, size, size, generator=generator).to(compute.device)
-    labels_N = torch.zeros(batch, dtype=torch.int64, device=compute.device)
+    shape, device = (batch, channels, size, size), compute.device
+    pixels_NCHW = torch.randint(256, shape, generator=generator, dtype=torch.uint8).to(device)
+    labels_N = torch.zeros(batch, dtype=torch.int64, device=device)
+    smoothing = settings.label_smoothing
+    step_once = step_on(
+        device, partial(train_step, state, class_weights_K=None, label_smoothing=smoothing), ALONE
+    )
     started = time.monotonic()
     for step in range(WARMUP_STEPS + timed_steps):
         if step == WARMUP_STEPS:
-            _wait(compute.device)
+            _wait(device)
             started = time.monotonic()
-        train_step(
-            state,
-            images_NCHW,
-            labels_N,
-            class_weights_K=None,
-            label_smoothing=settings.label_smoothing,
-        )
+        step_once(pixels_NCHW, labels_N, share=1.0)
         if state.average:
             state.average.update(step)
-    _wait(compute.device)
+    _wait(device)
     return (time.monotonic() - started) / (timed_steps * batch)
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,8 +24,9 @@ from alexmri.settings import Settings
 from alexmri.terminal import Terminal
 from alexmri.training.checkpoint import Checkpoint, CheckpointWriter, Progress
 from alexmri.training.distributed import ALONE, Workers
-from alexmri.training.optim import class_weights, learning_rate_at
+from alexmri.training.optim import class_weights, learning_rate_at, set_learning_rate
 from alexmri.training.state import State
+from alexmri.training.step_graph import Step, step_on
 
 # How often a run whose loss is no finite number goes back, and what its learning rate is then
 # multiplied by.
@@ -34,7 +36,7 @@ RECOVERY_FACTOR = 0.3
 
 def train_step(
     state: State,
-    images_NCHW: Tensor,
+    pixels_NCHW: Tensor,
     labels_N: Tensor,
     *,
     class_weights_K: Tensor | None,
@@ -44,10 +46,11 @@ def train_step(
     """Move the weights once; return the mean loss and the number of right answers, on the device.
 
     Nothing here waits for the device: the caller adds the two results up and reads them once an
-    epoch. `share` weights the loss where several workers compute parts of a batch that differ in
-    size: the mean of their gradients then is the gradient of the whole batch's mean loss.
+    epoch. `pixels_NCHW` are `uint8`. `share` weights the loss where several workers compute parts
+    of a batch that differ in size: the mean of their gradients then is the gradient of the whole
+    batch's mean loss.
     """
-    logits_NK = state.low_precision.logits(images_NCHW)
+    logits_NK = state.low_precision.logits(to_input(pixels_NCHW))
     loss = F.cross_entropy(
         logits_NK, labels_N, weight=class_weights_K, label_smoothing=label_smoothing
     )
@@ -96,6 +99,7 @@ class Run:
             weights_K = class_weights(train.labels_N.tolist(), int(train.labels_N.max()) + 1)
             self._class_weights_K = weights_K.to(compute.device)
             self._weights_N = weights_K.numpy()[train.labels_N]
+        self._step = self._first_step()
         self._saved_at = time.monotonic()
 
     def epochs(
@@ -171,17 +175,9 @@ class Run:
             if self._augment:
                 pixels_NCHW = self._augment(pixels_NCHW, progress.epoch, local_N)
             rate = learning_rate_at(progress.step, len(batches), settings)
-            for group in self.state.optimizer.param_groups:
-                group["lr"] = rate * progress.learning_rate_factor
+            set_learning_rate(self.state.optimizer, rate * progress.learning_rate_factor)
             _seed_dropout(device, settings.seed, progress.step, workers.rank)
-            loss, batch_right = train_step(
-                self.state,
-                to_input(pixels_NCHW),
-                labels_N,
-                class_weights_K=self._class_weights_K,
-                label_smoothing=settings.label_smoothing,
-                share=share,
-            )
+            loss, batch_right = self._step(pixels_NCHW, labels_N, share=share)
             if self.state.average:
                 self.state.average.update(progress.step)
             loss_sum += loss * (len(rows_N) * share / workers.size)
@@ -190,6 +186,16 @@ class Run:
             progress.step_in_epoch += 1
         self._add_up(loss_sum, right)
         return progress.step_in_epoch == len(batches)
+
+    def _first_step(self) -> Step:
+        """Return what takes the steps from the state as it stands now."""
+        step = partial(
+            train_step,
+            self.state,
+            class_weights_K=self._class_weights_K,
+            label_smoothing=self.settings.label_smoothing,
+        )
+        return step_on(self.compute.device, step, self.workers)
 
     def _local_rows(self, rows_N: Indices) -> Indices:
         """Return the rows of a batch that this worker computes; where none is left, any one."""
@@ -241,6 +247,7 @@ class Run:
         progress.learning_rate_factor *= RECOVERY_FACTOR
         self._repeat_epoch()
         self.state.go_back()
+        self._step = self._first_step()
         terminal.warn(
             f"the loss is no finite number in epoch {progress.epoch}: going back to the weights of"
             f" {f'epoch {progress.best_epoch}' if progress.best_epoch else 'the start'} with"
@@ -312,6 +319,7 @@ class Run:
         before = checkpoint.resume_check["settings"]
         same = before["optimizer"] == self.settings.optimizer
         self.state.restore(checkpoint.tensors, with_optimizer=same)
+        self._step = self._first_step()
         self.progress = checkpoint.progress
         if before["batch_size"] != self.settings.batch_size:
             steps = steps_per_epoch(len(self._train), self.settings.batch_size)

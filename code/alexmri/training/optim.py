@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -25,10 +26,17 @@ def build_optimizer(network: nn.Module, settings: Settings) -> torch.optim.Optim
         {"params": weights, "weight_decay": settings.weight_decay},
         {"params": rest, "weight_decay": 0.0},
     ]
-    rate, momentum = settings.learning_rate, settings.momentum
+    momentum = settings.momentum
+    rate: float | Tensor = settings.learning_rate
     optimizer: torch.optim.Optimizer
+    if on_gpu := weights[0].is_cuda:  # where a captured step reads it
+        rate = torch.tensor(settings.learning_rate, device=weights[0].device)
     if settings.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(groups, lr=rate, betas=(momentum, 0.999), fused=True)
+        optimizer = torch.optim.AdamW(
+            groups, lr=rate, betas=(momentum, 0.999), fused=True, capturable=on_gpu
+        )
+        # Its first steps are taken outside the capture (alexmri.training.step_graph).
+        warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
     else:
         optimizer = torch.optim.SGD(groups, lr=rate, momentum=momentum, fused=True)
     optimizer.register_load_state_dict_post_hook(_lay_out_like_weights)
@@ -45,6 +53,15 @@ def _lay_out_like_weights(optimizer: torch.optim.Optimizer) -> None:
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == weight.shape:
                 state[name] = torch.empty_like(weight).copy_(value)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of the next step."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def learning_rate_at(step: int, steps_per_epoch: int, settings: Settings) -> float:

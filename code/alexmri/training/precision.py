@@ -38,8 +38,8 @@ class LowPrecisionCopy:
             pairs = list(
                 zip(_weights_of_products(network), _weights_of_products(copied), strict=True)
             )
-        self._weights = [weight for weight, _ in pairs]
-        self._copies = [copied_weight for _, copied_weight in pairs]
+        self._weights: list[Tensor] = [weight for weight, _ in pairs]
+        self._copies: list[Tensor] = [copied_weight for _, copied_weight in pairs]
         self._gradients = [torch.empty_like(weight) for weight in self._weights]
         self._network = workers.wrap(copied, compute.device)
 
@@ -51,18 +51,20 @@ class LowPrecisionCopy:
     @torch.no_grad()
     def copy_gradients(self) -> None:
         """Give the network's weights the gradients that a backward pass left at the copies."""
+        if not self._copies:
+            return
+        reduced = [copied.grad for copied in self._copies if copied.grad is not None]
+        torch._foreach_copy_(self._gradients, reduced)  # refuses lists of different lengths
         for weight, copied, gradient in zip(
             self._weights, self._copies, self._gradients, strict=True
         ):
-            assert copied.grad is not None  # noqa: S101 - every weight takes part in the pass
-            weight.grad = gradient.copy_(copied.grad)
-            copied.grad = None
+            weight.grad, copied.grad = gradient, None
 
     @torch.no_grad()
     def copy_weights(self) -> None:
         """Copy the network's weights, which have moved."""
-        for weight, copied in zip(self._weights, self._copies, strict=True):
-            copied.copy_(weight)
+        if self._copies:
+            torch._foreach_copy_(self._copies, self._weights)
 
 
 def _weights_of_products(network: nn.Module) -> list[nn.Parameter]:

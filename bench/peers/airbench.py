@@ -1,0 +1,84 @@
+"""A loop in the style of airbench (Jordan 2024, arXiv 2404.00498): all of it on the GPU.
+
+Decoded once, kept on the device in half precision, shuffled and augmented an epoch at a time there,
+half-precision weights, channels last, fused SGD, no step that waits, and a compiled network whose
+kernels are launched as CUDA graphs. It writes no checkpoint and does not validate.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from job import Job, Stopwatch, answer
+from PIL import Image
+from torch import nn
+
+
+def decoded(job):
+    side, mode = job.settings["image_size"], "L" if job.settings["channels"] == 1 else "RGB"
+    rows = job.rows("train")
+    images = [
+        np.asarray(Image.open(path).convert(mode).resize((side, side))).reshape(side, side, -1)
+        for path, _ in rows
+    ]
+    pixels = torch.from_numpy(np.stack(images)).to(job.device).permute(0, 3, 1, 2)
+    labels = torch.tensor([label for _, label in rows], device=job.device)
+    return (pixels.float() / 127.5 - 1).to(memory_format=torch.channels_last), labels
+
+
+def augmented(images, settings):
+    """Scale and rotate a random share of the images, about their centre."""
+    count, device = len(images), images.device
+    scale = 1 + settings["scale_limit"] * (2 * torch.rand(count, 2, device=device) - 1)
+    degrees = settings["rotate_limit"] * (2 * torch.rand(count, device=device) - 1)
+    angle = torch.deg2rad(degrees)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    theta = torch.zeros(count, 2, 3, device=device)
+    theta[:, 0, 0], theta[:, 0, 1] = cos / scale[:, 0], -sin / scale[:, 0]
+    theta[:, 1, 0], theta[:, 1, 1] = sin / scale[:, 1], cos / scale[:, 1]
+    grid = F.affine_grid(theta, list(images.shape), align_corners=True)
+    # Black is -1, and what comes from outside is 0.
+    moved = F.grid_sample(images + 1, grid, align_corners=True) - 1
+    chosen = torch.rand(count, 1, 1, 1, device=device) < settings["augment_probability"]
+    return torch.where(chosen, moved, images)
+
+
+def main():
+    job = Job.read()
+    settings, dtype = job.settings, torch.bfloat16
+    network = job.network().to(memory_format=torch.channels_last).train()
+    for module in network.modules():
+        if not isinstance(module, nn.BatchNorm2d) and not list(module.children()):
+            module.to(dtype)
+    images, labels = decoded(job)
+    size = settings["batch_size"]
+    steps_per_epoch = len(images) // size
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=settings["learning_rate"],
+        momentum=settings["momentum"],
+        weight_decay=settings["weight_decay"],
+        fused=True,
+    )
+    total = 1000 * steps_per_epoch
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
+    if job.device.type == "cuda":
+        network.compile(mode="reduce-overhead")
+    watch = Stopwatch(job.steps)
+    while True:
+        order = torch.randperm(len(images), device=job.device)
+        shuffled = augmented(images, settings)[order].to(dtype)
+        for step in range(steps_per_epoch):
+            rows = slice(step * size, (step + 1) * size)
+            batch = shuffled[rows].contiguous(memory_format=torch.channels_last)
+            loss = F.cross_entropy(network(batch).float(), labels[order[rows]])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            if watch.enough_after(size):
+                answer(images_per_second=watch.images_per_second)
+                return
+
+
+if __name__ == "__main__":
+    main()
