@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from functools import partial
 
 import torch
 
@@ -9,7 +10,10 @@ from alexmri.model.alexnet import build
 from alexmri.model.forward import Compute
 from alexmri.model.summary import summarise
 from alexmri.settings import Settings
-from alexmri.training.estimate import seconds_per_image
+from alexmri.training.distributed import ALONE
+from alexmri.training.loop import train_step
+from alexmri.training.state import State
+from alexmri.training.step_graph import step_on
 
 GEMM_SIDES = (1024, 2048, 4096)
 LIMIT_STEPS = 12
@@ -28,8 +32,29 @@ def network_of(settings: Settings, classes: int, compute: Compute) -> torch.nn.M
 
 def limit(settings: Settings, classes: int, compute: Compute, *, steps: int = LIMIT_STEPS) -> float:
     """Return images per second of forward, backward and optimiser on one batch that stays."""
-    network = network_of(settings, classes, compute)
-    return 1 / seconds_per_image(network, settings.batch_size, settings, compute, timed_steps=steps)
+    state = State(network_of(settings, classes, compute), settings, compute)
+    step = partial(
+        train_step, state, class_weights_K=None, label_smoothing=settings.label_smoothing
+    )
+    step_once = step_on(compute.device, step, ALONE)
+    batch, device = settings.batch_size, compute.device
+    shape = (batch, settings.channels, settings.image_size, settings.image_size)
+    pixels_NCHW = torch.randint(256, shape, dtype=torch.uint8).to(device)
+    labels_N = torch.zeros(batch, dtype=torch.int64, device=device)
+    step_once(pixels_NCHW, labels_N, share=1.0)  # the warm-up
+    _wait(device)
+    started = time.perf_counter()
+    for number in range(1, steps + 1):
+        step_once(pixels_NCHW, labels_N, share=1.0)
+        if state.average:
+            state.average.update(number)
+    _wait(device)
+    return batch * steps / (time.perf_counter() - started)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def operations_per_image(settings: Settings, classes: int) -> dict[str, float]:

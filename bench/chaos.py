@@ -92,7 +92,7 @@ class Job:
         printed = ""
         for line in process.stdout:
             printed += line
-            if line.endswith("to go\n"):
+            if " epochs of " in line:
                 ready = time.monotonic()
         if process.wait() != 0:
             raise SystemExit(f"the training failed:\n{printed}")

@@ -109,7 +109,9 @@ def start_and_memory(bench: Bench) -> dict[str, float]:
     command += ["--workers-per-host", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout
-    first_step = next((time.perf_counter() for line in process.stdout if " to go" in line), None)
+    first_step = next(
+        (time.perf_counter() for line in process.stdout if " epochs of " in line), None
+    )
     if first_step is None:
         raise RuntimeError(f"alexmri train ended early, with exit code {process.wait()}")
     time.sleep(TRAINED_SECONDS)

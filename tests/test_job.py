@@ -13,7 +13,7 @@ from alexmri.contract.signals import Stopped, StopRequest
 from alexmri.errors import UserError
 from alexmri.settings import Layer, resolve
 from alexmri.terminal import PlainTerminal
-from alexmri.training import estimate, job, loop
+from alexmri.training import job, loop
 from alexmri.training.job import Job, Outcome, run_job
 
 TINY = {"epochs": 2, "batch_size": 16, "wandb_mode": "disabled", "seed": 3, "precision": "fp32"}
@@ -35,8 +35,8 @@ def run(data: Path, out: Path, stop: StopRequest | None = None, **changes: Any) 
 
 @pytest.mark.parametrize(
     "place",
-    [(estimate, "train_step"), (loop, "train_step"), (loop, "predict_logits"), (job, "build")],
-    ids=["the timing steps", "a step", "validation", "the network"],
+    [(loop, "train_step"), (loop, "predict_logits"), (job, "build")],
+    ids=["a step", "validation", "the network"],
 )
 @pytest.mark.parametrize("size", [16, 2])
 def test_a_gpu_out_of_memory_is_one_sentence_wherever_it_happens(
@@ -52,6 +52,16 @@ def test_a_gpu_out_of_memory_is_one_sentence_wherever_it_happens(
         match=f"the GPU is out of memory at batch_size {size} .*; {fits} is likely to fit",
     ):
         run(demo, tmp_path, batch_size=size, epochs=1)
+
+
+def test_the_first_epoch_tells_how_long_the_others_will_take(
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(demo, tmp_path, epochs=3)
+    lines = capsys.readouterr().out.splitlines()
+    told = [number for number, line in enumerate(lines) if line.endswith(" to go")]
+    assert len(told) == 1
+    assert lines[told[0] - 1].startswith("epoch=1;")
 
 
 def test_a_signal_during_the_last_upload_leaves_a_finished_run(

@@ -32,7 +32,6 @@ from alexmri.tracking import MetricsFile, WandbSink
 from alexmri.training.checkpoint import Checkpoint, CheckpointWriter, Progress, load_newest
 from alexmri.training.checkpoint_sync import CheckpointSync, open_checkpoint_sync
 from alexmri.training.distributed import ALONE, Workers
-from alexmri.training.estimate import estimate_seconds
 from alexmri.training.loop import Run
 from alexmri.training.predictions_csv import PREDICTIONS, write_predictions
 from alexmri.training.provenance import machine_document
@@ -298,11 +297,7 @@ def _prepare_run(
             terminal.warn(f"resuming although {change}")
         run.restore(checkpoint)
         terminal.say(f"resuming at epoch {run.progress.epoch}, step {run.progress.step_in_epoch}")
-    whole = estimate_seconds(run.state.network, len(train), settings, compute, workers=workers.size)
-    seconds = whole * (1 - run.done_share)
-    terminal.say(
-        f"{settings.epochs} epochs of {len(train)} images: about {_duration(seconds)} to go"
-    )
+    terminal.say(f"{settings.epochs} epochs of {len(train)} images")
     return run
 
 
@@ -326,6 +321,7 @@ class _Recorder:
         self, job: Job, run: Run, dataset: Dataset, sync: CheckpointSync, terminal: Terminal
     ) -> None:
         self._run, self._terminal = run, terminal
+        self._said_how_long = False
         self._metrics = MetricsFile(job.output / "metrics.jsonl", run.progress.history)
         self.wandb = WandbSink(
             job.settings,
@@ -347,6 +343,10 @@ class _Recorder:
         self._terminal.say(metric_line({k: v for k, v in metrics.items() if k != "learning_rate"}))
         self._metrics.append(metrics)
         self.wandb.log(metrics)
+        images = self._run.images_to_go
+        if images and not self._said_how_long:
+            self._said_how_long = True
+            self._terminal.say(f"about {_duration(images / metrics['images_per_second'])} to go")
 
     def close_checkpoints(self, stopped: bool) -> None:
         """Wait for the checkpoint that is being written."""

@@ -276,10 +276,9 @@ class Run:
         return metrics
 
     @property
-    def done_share(self) -> float:
-        """How much of the planned steps is done, 0 to 1."""
-        steps = steps_per_epoch(len(self._train), self.settings.batch_size)
-        return self.progress.step / (steps * self.settings.epochs)
+    def images_to_go(self) -> int:
+        """How many images the epochs that are left take."""
+        return (self.settings.epochs + 1 - self.progress.epoch) * len(self._train)
 
     def is_over(self) -> bool:
         """Whether epochs, patience or time budget are used up; never within an epoch."""
