@@ -123,3 +123,19 @@ def test_every_command_refuses_a_machine_without_the_gpu_that_is_required(
     )
     assert result.returncode == 2
     assert result.stderr.startswith("error: ALEXMRI_REQUIRE_GPU is 1, but ")
+
+
+def test_a_process_that_needs_other_libraries_starts_anew_with_them() -> None:
+    """A worker of somebody else's torchrun once set LD_LIBRARY_PATH when it was too late."""
+    script = (
+        "from pathlib import Path; from alexmri.contract.gpu import adopt;"
+        " adopt({'LD_LIBRARY_PATH': '/compat'}); print(Path('/proc/self/environ').read_text())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "LD_LIBRARY_PATH": "/other"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert "LD_LIBRARY_PATH=/compat\0" in done.stdout

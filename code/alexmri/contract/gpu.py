@@ -58,20 +58,26 @@ def gpu_environment(environment: Mapping[str, str], paths: Paths) -> Startup:
 def use_gpu(say: Callable[[str], None]) -> Startup:
     """Make this process, which has not imported torch, one that uses the GPU or does without.
 
-    Libraries are found by the environment a process starts with. Where that must change, this
-    process starts anew.
-
     Raises:
         UserError: as `gpu_environment`.
     """
     startup = gpu_environment(os.environ, Paths.of(os.environ))
-    before = os.environ.get("LD_LIBRARY_PATH")
-    os.environ.update(startup.variables)
-    if os.environ.get("LD_LIBRARY_PATH") != before:
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
+    adopt(startup.variables)
     for line in startup.lines:
         say(line)
     return startup
+
+
+def adopt(variables: Mapping[str, str]) -> None:
+    """Take over the environment that was chosen for torch.
+
+    Libraries are found by the environment a process starts with. Where that must change, this
+    process starts anew.
+    """
+    before = os.environ.get("LD_LIBRARY_PATH")
+    os.environ.update(variables)
+    if os.environ.get("LD_LIBRARY_PATH") != before:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
 
 
 def examine(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexmri.contract.failure import report_failure
-from alexmri.contract.gpu import gpu_environment
+from alexmri.contract.gpu import adopt, gpu_environment
 from alexmri.contract.inputs import Hosts, check_input_modes, find_channels, read_hosts
 from alexmri.contract.launcher import MASTER_PORT, Launcher, Plan, count_workers
 from alexmri.contract.paths import UNFETCHED, Paths, checkpoint_folder
@@ -289,6 +289,6 @@ def check_as_process_1(paths: Paths, terminal: Terminal) -> None:
     """
     if os.environ.get("LOCAL_RANK", "0") == "0":
         forget(paths.failure)
+    adopt(gpu_environment(os.environ, paths).variables)
     job = read_job(sys.argv[1:], paths, os.environ, terminal)
-    os.environ.update(job.environment)
     count_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), job.gpus)
