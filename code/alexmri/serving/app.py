@@ -1,117 +1,130 @@
-"""The HTTP side of a model: what gunicorn serves, and the addresses that are for people."""
+"""The server's routes, as gunicorn serves them: what each address answers, and with which errors."""
 
+import base64
+import hashlib
+import logging
 import os
+import re
+import threading
+import time
 import uuid
+from collections.abc import Callable, Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from flask import Flask, Response, jsonify
+from flask import Flask, Response, g, request
+from gunicorn.http.errors import ParseException
+from pydantic import BaseModel
 from werkzeug.exceptions import HTTPException
 
 from alexmri.contract.paths import Paths
-from alexmri.serving.answers import ACCEPT_TYPES
-from alexmri.serving.arrays import MOST_PICTURES
-from alexmri.serving.codec import CONTENT_TYPES, MOST_PIXELS
-from alexmri.serving.door import Door
-from alexmri.serving.options import MEGABYTE, TRANSFORM_MB, Options
-from alexmri.serving.page import page
-from alexmri.serving.request_error import RequestError
-from alexmri.serving.served_model import ServedModel
+from alexmri.serving.config import MEGABYTE, TRANSFORM_MB, Config
+from alexmri.serving.decode import (
+    CONTENT_TYPES,
+    MAX_IMAGES,
+    MAX_PIXELS,
+    PixelBudget,
+    Record,
+    read_records,
+    to_pixels,
+)
+from alexmri.serving.engine import Engine, Predictions
+from alexmri.serving.request_error import RequestError, bad_request, too_large
+from alexmri.serving.responses import Answer, choose_type
+from alexmri.serving.schemas import ACCEPT_TYPES, ExecutionParameters, Info, Limits, openapi
 
+# Requests that may hold a thread; gunicorn_config has more threads, for /ping and refusals.
+MAX_REQUESTS = 112
 # SageMaker's default for a batch transform; times the concurrent requests it may be 100 at most.
-USUAL_TRANSFORM_MB = 6
+DEFAULT_TRANSFORM_MB = 6
+# What is wrong with a record itself: a batch transform tells it in its place and goes on.
+OF_THE_RECORD = (400, 413, 422)
+CHUNK_BYTES = 2**16
+# What the platform allows: visible US-ASCII, at most 1,024 characters.
+CUSTOM_ATTRIBUTES = re.compile(r"[\x20-\x7e]{1,1024}")
+# In the query or among the custom attributes.
+EXPLAIN = re.compile(r"(?:^|[&,;\s])explain=([^&,;\s]*)")
+ATTRIBUTES_HEADER = "X-Amzn-SageMaker-Custom-Attributes"
+INFO_FACTS = ("architecture", "classes", "preprocessing", "temperature", "metrics")
+PAGE = resources.files("alexmri.serving").joinpath("page.html").read_text(encoding="utf-8")
+
+log = logging.getLogger("alexmri.serving")
 
 
-def serve(folder: str | None = None) -> Door:
+def serve(folder: str | None = None) -> Flask:
     """Return the application for gunicorn; its hook `post_worker_init` starts loading the model.
 
     Without `folder` the model directory is that of the platform's layout, /opt/ml/model.
     """
-    model = ServedModel(
-        Path(folder) if folder else Paths.of(os.environ).model, Options.of(os.environ)
-    )
-    return Door(model, people_app(model).wsgi_app)
+    model = Path(folder) if folder else Paths.of(os.environ).model
+    return create_app(Engine(model, Config.of(os.environ)))
 
 
-def create_app(model: ServedModel) -> Flask:
-    """Return the whole application that answers with `model`, as Flask runs it."""
-    app = people_app(model)
-    app.wsgi_app = Door(model, app.wsgi_app)  # type: ignore[method-assign]
-    return app
-
-
-def people_app(model: ServedModel) -> Flask:
-    """Return the part that is Flask's: facts, metrics, the description, and the errors of HTTP."""
+def create_app(engine: Engine) -> Flask:
+    """Return the application that answers with `engine`."""
     app = Flask("alexmri")
-    app.register_blueprint(page)
-    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.extensions["engine"] = engine
+    app.wsgi_app = one_slash(app.wsgi_app)  # type: ignore[method-assign]
+    free = threading.Semaphore(MAX_REQUESTS)
+    description = openapi()
 
-    @app.get("/info")
-    def info() -> Response:
-        predictor, batcher = model.require_ready()
-        document = predictor.bundle.document
-        told = ("architecture", "classes", "preprocessing", "temperature", "metrics")
-        return jsonify(
-            {
-                "model_version": predictor.bundle.version,
-                **{name: document[name] for name in told if name in document},
-                "image_size": predictor.bundle.image_size,
-                "channels": predictor.bundle.channels,
-                "trained_on": document.get("data", {}).get("counts", {}).get("train"),
-                "synthetic": bool(document.get("data", {}).get("synthetic")),
-                "intended_use": document["intended_use"],
-                "card": predictor.bundle.card,
-                "content_types": CONTENT_TYPES,
-                "accept_types": ACCEPT_TYPES,
-                "limits": {
-                    "payload_mb": model.options.largest_payload_bytes // MEGABYTE,
-                    "pictures": MOST_PICTURES,
-                    "pixels": MOST_PIXELS,
-                    "seconds": model.options.timeout_s,
-                    "pictures_inside": batcher.capacity,
-                },
-                "milliseconds_by_batch_size": {
-                    size: round(seconds * 1000, 2) for size, seconds in batcher.costs.timed.items()
-                },
-            }
-        )
+    @app.before_request
+    def begin() -> None:
+        g.began, g.request_id, g.labels, g.code = time.monotonic(), uuid.uuid4().hex, (), ""
+
+    @app.get("/ping")
+    def ping() -> Response:
+        engine.require_ready()
+        return Response(status=200)
+
+    @app.post("/invocations")
+    def invocations() -> Response:
+        if not free.acquire(blocking=False):
+            raise RequestError(
+                429, "too_many_requests", "too many requests are in flight; try again later", 1
+            )
+        try:
+            answer, media = invoke(app, engine)
+        finally:
+            free.release()
+        g.labels = answer.labels()
+        batch = engine.config.batch_transform
+        return Response(answer.encode(media, newline_at_end=not batch), content_type=media)
 
     @app.get("/execution-parameters")
     def execution_parameters() -> Response:
-        allowed = model.options.largest_payload_bytes // MEGABYTE
-        batch = model.options.batch_transform
-        megabytes = allowed if batch else min(allowed, USUAL_TRANSFORM_MB)
-        return jsonify(
-            {
-                "MaxConcurrentTransforms": max(1, TRANSFORM_MB // megabytes),
-                "BatchStrategy": "SINGLE_RECORD",
-                "MaxPayloadInMB": megabytes,
-            }
+        allowed = engine.config.max_payload_bytes // MEGABYTE
+        batch = engine.config.batch_transform
+        megabytes = allowed if batch else min(allowed, DEFAULT_TRANSFORM_MB)
+        return as_json(
+            ExecutionParameters(
+                MaxConcurrentTransforms=max(1, TRANSFORM_MB // megabytes), MaxPayloadInMB=megabytes
+            )
         )
+
+    @app.get("/info")
+    def info() -> Response:
+        return as_json(info_of(engine))
 
     @app.get("/metrics")
     def metrics() -> Response:
-        return Response(
-            model.telemetry.exposition(), content_type="text/plain; version=0.0.4; charset=utf-8"
-        )
+        media = "text/plain; version=0.0.4; charset=utf-8"
+        return Response(engine.metrics.exposition(), content_type=media)
 
     @app.get("/openapi.json")
-    def openapi() -> Response:
-        return Response(
-            resources.files("alexmri.serving").joinpath("openapi.json").read_bytes(),
-            content_type="application/json",
-        )
+    def openapi_json() -> dict[str, Any]:
+        return description
 
-    # The door answers these two; here they are known, so that other methods get 405.
-    app.add_url_rule("/ping", "ping", _unreachable, methods=["GET"])
-    app.add_url_rule("/invocations", "invocations", _unreachable, methods=["POST"])
+    @app.get("/")
+    def page() -> Response:
+        return Response(PAGE, content_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
 
     @app.errorhandler(RequestError)
     def refuse(error: RequestError) -> Response:
-        answer = Response(
-            error.encode(uuid.uuid4().hex), error.status, content_type="application/json"
-        )
+        g.code = error.code
+        body = b"" if request.path == "/ping" else error.encode(g.request_id)
+        answer = Response(body, error.status, content_type="application/json")
         if error.retry_after_s is not None:
             answer.headers["Retry-After"] = str(error.retry_after_s)
         return answer
@@ -127,11 +140,188 @@ def people_app(model: ServedModel) -> Flask:
 
     @app.errorhandler(Exception)
     def admit(error: Exception) -> Response:
-        app.logger.exception("a request failed")
-        return refuse(RequestError(500, "internal_error", "the server failed; its log says why"))
+        log.exception("request %s failed", g.request_id)
+        message = "the server failed; its log names the request_id"
+        return refuse(RequestError(500, "internal_error", message))
+
+    @app.after_request
+    def finish(answer: Response) -> Response:
+        answer.headers["X-Request-Id"] = g.request_id
+        if request.path != "/invocations":
+            return answer
+        attributes = request.headers.get(ATTRIBUTES_HEADER, "")
+        if CUSTOM_ATTRIBUTES.fullmatch(attributes):
+            answer.headers[ATTRIBUTES_HEADER] = attributes
+        facts = {
+            "request_id": g.request_id,
+            "code": g.code,
+            "inference_id": request.headers.get("X-Amzn-SageMaker-Inference-Id", "")[:64],
+        }
+        engine.metrics.request(answer.status_code, time.monotonic() - g.began, g.labels, facts)
+        return answer
 
     return app
 
 
-def _unreachable() -> Any:
-    raise AssertionError("the door answers this address")
+def invoke(app: Flask, engine: Engine) -> tuple[Answer, str]:
+    """Answer the request at hand; return the answer and the media type that it is wanted in.
+
+    Raises:
+        RequestError: the request, or its time, will not do.
+    """
+    predictor, batcher = engine.require_ready()
+    config, bundle = engine.config, predictor.bundle
+    explained = wants_gradcam()
+    media = choose_type(request.headers.get("Accept", ""), config.default_accept)
+    batcher.require_room()
+    deadline: float = g.began + config.timeout_s
+    tolerated = OF_THE_RECORD if config.batch_transform else ()
+    with PixelBudget(deadline) as budget:
+        records: list[Record]
+        try:
+            body = read_body(app, config.max_payload_bytes)
+            records = read_records(request.headers.get("Content-Type", ""), body, budget)
+        except RequestError as error:
+            if error.status not in tolerated:
+                raise
+            records = [error]
+        pixels_NCHW, errors = to_pixels(
+            records,
+            budget,
+            image_size=bundle.image_size,
+            channels=bundle.channels,
+            tolerated=tolerated,
+        )
+    if len(pixels_NCHW):
+        predictions = batcher.submit(pixels_NCHW, deadline)
+    else:
+        predictions = Predictions.none(len(bundle.classes))
+    answer = Answer(
+        model_version=bundle.version,
+        request_id=g.request_id,
+        classes=bundle.classes,
+        predictions=predictions,
+        errors=errors,
+        overlays=engine.explain(pixels_NCHW, predictions, deadline) if explained else (),
+    )
+    return answer, media
+
+
+def read_body(app: Flask, max_bytes: int) -> bytes:
+    """Return the body of the request at hand; the worker ends the reading when its time is over.
+
+    Raises:
+        RequestError: 400 its chunks are malformed; 408 it did not come in time, or not whole;
+            413 it is larger than `max_bytes`, which is noticed before it is kept.
+    """
+    source, length = request.environ["wsgi.input"], request.content_length
+    if length is not None and length > max_bytes:
+        raise too_large(f"the request is larger than {max_bytes // MEGABYTE} MB")
+    # Without a length (chunked) one byte too many is how a body over the limit is noticed.
+    wanted = max_bytes + 1 if length is None else length
+    pieces: list[bytes] = []
+    try:
+        while wanted > 0 and (piece := source.read(min(wanted, CHUNK_BYTES))):
+            pieces.append(piece)
+            wanted -= len(piece)
+    except ParseException:
+        raise bad_request("the chunks of the body are malformed") from None
+    except OSError:
+        raise incomplete() from None
+    body = b"".join(pieces)
+    if len(body) > max_bytes:
+        raise too_large(f"the request is larger than {max_bytes // MEGABYTE} MB")
+    if length is not None and len(body) < length:
+        raise incomplete()
+    if body_was_read := app.extensions.get("body_was_read"):
+        body_was_read(request.environ["gunicorn.socket"])
+    return body
+
+
+def incomplete() -> RequestError:
+    """Return the error of a body that did not come."""
+    return RequestError(408, "request_timeout", "the request did not come in time")
+
+
+def wants_gradcam() -> bool:
+    """Whether the request at hand asks for `explain=gradcam`.
+
+    Raises:
+        RequestError: 400, it asks for another explanation.
+    """
+    query, attributes = request.query_string.decode(), request.headers.get(ATTRIBUTES_HEADER, "")
+    wishes = EXPLAIN.findall(query) + EXPLAIN.findall(attributes)
+    if any(wish != "gradcam" for wish in wishes):
+        raise bad_request("there is one explanation: explain=gradcam")
+    return bool(wishes)
+
+
+def info_of(engine: Engine) -> Info:
+    """Return what /info tells.
+
+    Raises:
+        RequestError: 503, there is no model yet.
+    """
+    predictor, batcher = engine.require_ready()
+    document = predictor.bundle.document
+    data = document.get("data", {})
+    return Info(
+        **{name: document[name] for name in INFO_FACTS if name in document},
+        model_version=predictor.bundle.version,
+        image_size=predictor.bundle.image_size,
+        channels=predictor.bundle.channels,
+        trained_on=data.get("counts", {}).get("train"),
+        synthetic=bool(data.get("synthetic")),
+        intended_use=document["intended_use"],
+        card=predictor.bundle.card,
+        content_types=list(CONTENT_TYPES),
+        accept_types=list(ACCEPT_TYPES),
+        limits=Limits(
+            payload_mb=engine.config.max_payload_bytes // MEGABYTE,
+            images=MAX_IMAGES,
+            pixels=MAX_PIXELS,
+            seconds=engine.config.timeout_s,
+            images_in_flight=batcher.capacity,
+        ),
+        milliseconds_by_batch_size={
+            size: round(seconds * 1000, 2) for size, seconds in batcher.latency.timed.items()
+        },
+    )
+
+
+def as_json(model: BaseModel) -> Response:
+    """Return an answer of what was set of a model."""
+    body = model.model_dump_json(exclude_defaults=False, exclude_none=False)
+    return Response(body, content_type="application/json")
+
+
+Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
+
+
+def one_slash(application: Application) -> Application:
+    """Return `application` for clients whose base address ends in a slash: //ping is /ping."""
+
+    def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        environ["PATH_INFO"] = re.sub("^/+", "/", environ.get("PATH_INFO", ""))
+        return application(environ, start_response)
+
+    return answer
+
+
+def policy_hashes(tag: str) -> str:
+    """Return the sources by which a policy knows the page's own `tag` elements."""
+    found = re.findall(rf"<{tag}>(.*?)</{tag}>", PAGE, re.DOTALL)
+    digests = (base64.b64encode(hashlib.sha256(each.encode()).digest()) for each in found)
+    return " ".join(f"'sha256-{digest.decode()}'" for digest in digests)
+
+
+# A policy under which nothing outside the page can run.
+PAGE_HEADERS = {
+    # Images come from the visitor's own disk (blob:) and from answers (data:).
+    "Content-Security-Policy": f"default-src 'none'; script-src {policy_hashes('script')};"
+    f" style-src {policy_hashes('style')}; img-src blob: data:; connect-src 'self';"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}

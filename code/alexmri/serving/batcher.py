@@ -1,10 +1,8 @@
-"""Gather the pictures of waiting requests into batches for the one thread that owns the model.
+"""Gather the images of waiting requests into batches for the one thread that owns the model.
 
-A batch takes everything that waits, up to the largest size worth having. A lone request never waits
-for company. Under load the clients of the last batch come back at once, so a batch gives them a
-moment: else two half batches take turns, which cost a quarter more per picture (measured at 64
-connections on two cores: batches of 16 became 30, 920 answers per second 1,060). What cannot be
-answered in time is refused at once, by a table of how long batches take, not after it has waited.
+A batch takes everything that waits, up to the maximum size. A request that is alone never waits for
+others. A request that cannot be answered before its deadline is refused at once, by a table of how
+long batches take, and not after it has waited.
 """
 
 import math
@@ -19,12 +17,9 @@ import numpy as np
 from alexmri.data.pixels import Pixels
 from alexmri.serving.request_error import RequestError, too_late
 
-# A batch waits no longer than this share of a lone picture's time for the next one to come back.
-PAUSE_SHARE = 0.5
-
 
 class Sliceable(Protocol):
-    """The answers of a batch: row i belongs to picture i."""
+    """The results of a batch: row i belongs to image i."""
 
     def __getitem__(self, rows: slice, /) -> "Sliceable": ...
 
@@ -32,7 +27,7 @@ class Sliceable(Protocol):
 Rows = TypeVar("Rows", bound=Sliceable)
 
 
-class Costs:
+class LatencyModel:
     """How long a forward pass takes by batch size, in seconds, between and beyond what was timed.
 
     Args:
@@ -41,27 +36,27 @@ class Costs:
 
     def __init__(self, timed: dict[int, float]) -> None:
         self.timed = dict(sorted(timed.items()))
-        self.largest_batch = max(timed)
-        # Never less for more pictures, whatever disturbed the clock.
+        self.max_batch_size = max(timed)
+        # Never less for more images, whatever disturbed the clock.
         seconds = np.maximum.accumulate(list(self.timed.values()))
-        sizes = range(self.largest_batch + 1)
+        sizes = range(self.max_batch_size + 1)
         self._seconds = [0.0, *np.interp(sizes, list(self.timed), seconds).tolist()[1:]]
 
-    def seconds(self, pictures: int) -> float:
-        """Return the time for `pictures`, in as many batches as they need."""
-        full, rest = divmod(pictures, self.largest_batch)
+    def seconds(self, images: int) -> float:
+        """Return the time for `images`, in as many batches as they need."""
+        full, rest = divmod(images, self.max_batch_size)
         return full * self._seconds[-1] + self._seconds[rest]
 
-    def pictures_within(self, seconds: float, besides: float = 0.0) -> int:
-        """Return for how many pictures, in largest batches, so many seconds are enough.
+    def images_within(self, seconds: float, overhead_s: float = 0.0) -> int:
+        """Return how many images are computed in so many seconds, in batches of the maximum size.
 
-        Each takes `besides` more than its part of the batch.
+        Each takes `overhead_s` more than its part of the batch.
         """
-        return int(seconds / (self._seconds[-1] / self.largest_batch + besides))
+        return int(seconds / (self._seconds[-1] / self.max_batch_size + overhead_s))
 
 
 class _Job:
-    """One request that waits: its thread sleeps on a lock that the model thread opens."""
+    """One request that waits: its thread sleeps on a lock that the model's thread opens."""
 
     __slots__ = ("deadline", "done", "error", "pixels_NCHW", "queued", "rows")
 
@@ -77,18 +72,17 @@ class _Job:
 
 
 class Batcher(Generic[Rows]):
-    """A queue before a model, and the thread that empties it.
+    """A bounded queue before a model, and the thread that empties it.
 
     Args:
-        forward: pictures (N, C, S, S) -> their N answers; only ever called by one thread.
-        probe: a picture (1, C, S, S) the model is asked about after an error, to learn whether it
-            was the request's or its own.
-        costs: how long `forward` takes.
-        capacity: pictures that may wait or be computed; more are refused.
+        forward: images (N, C, S, S) -> their N results; only ever called by one thread.
+        probe: an image (1, C, S, S) that the model computes after an error, to learn whether the
+            error was the request's or the model's.
+        latency: how long `forward` takes.
+        capacity: images that may wait or be computed; more are refused.
         delay_s: how long a batch that is not full waits for more.
-        prepare: called once by the model thread; there is no batcher before it is over.
-        on_death: called once by the model thread when it can answer no more.
-        on_batch: called after each batch with its pictures, its seconds, and the seconds for which
+        on_death: called once by the model's thread when it can answer no more.
+        on_batch: called after each batch with its images, its seconds, and the seconds for which
             each of its requests had waited.
     """
 
@@ -96,20 +90,18 @@ class Batcher(Generic[Rows]):
         self,
         forward: Callable[[Pixels], Rows],
         probe: Pixels,
-        costs: Costs,
+        latency: LatencyModel,
         *,
         capacity: int,
         delay_s: float,
-        prepare: Callable[[], None] = lambda: None,
         on_death: Callable[[BaseException], None],
         on_batch: Callable[[int, float, Sequence[float]], None],
     ) -> None:
-        self.costs = costs
+        self.latency = latency
         self.capacity = capacity
         self._forward = forward
         self._probe = probe
         self._delay_s = delay_s
-        self._prepare = prepare
         self._on_death = on_death
         self._on_batch = on_batch
         self._changed = threading.Condition(threading.Lock())
@@ -117,14 +109,10 @@ class Batcher(Generic[Rows]):
         self._waiting = 0
         self._running = 0
         self._running_until = 0.0
-        self._inside = 0
-        self._prepared = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
-        self._thread.start()
-        self._prepared.wait()
+        threading.Thread(target=self._run, name="model", daemon=True).start()
 
-    def ask(self, pixels_NCHW: Pixels, deadline: float) -> Rows:
-        """Return the answers for one request, which must be there at `deadline` (monotonic clock).
+    def submit(self, pixels_NCHW: Pixels, deadline: float) -> Rows:
+        """Return the results for one request, which must be there at `deadline` (monotonic clock).
 
         Raises:
             RequestError: 429 the queue is full; 503 the deadline has passed, or would.
@@ -136,7 +124,7 @@ class Batcher(Generic[Rows]):
             self._queue.append(job)
             self._waiting += len(pixels_NCHW)
             self._changed.notify()
-        # Left in the queue when its time is over: the model thread passes over it.
+        # Left in the queue when its time is over: the model's thread passes over it.
         if not job.done.acquire(timeout=max(0.0, deadline - job.queued)):
             raise too_late()
         if job.error is not None:
@@ -148,37 +136,29 @@ class Batcher(Generic[Rows]):
         """How many requests wait for their batch."""
         return len(self._queue)
 
-    def check_room(self) -> None:
+    def require_room(self) -> None:
         """Refuse while the queue is full, before work is put into a request.
 
         Raises:
             RequestError: 429.
         """
         if self._waiting + self._running >= self.capacity:
-            raise self.refusal()
-
-    def refusal(self) -> RequestError:
-        """Return the error of a request for which there is no room: 429."""
-        return RequestError(
-            429,
-            "too_many_requests",
-            "the queue is full; try again later",
-            max(1, math.ceil(self.costs.seconds(self.capacity))),
-        )
+            raise RequestError(
+                429,
+                "too_many_requests",
+                "the queue is full; try again later",
+                max(1, math.ceil(self.latency.seconds(self.capacity))),
+            )
 
     def _admit(self, job: _Job) -> None:
-        self.check_room()
+        self.require_room()
         running = max(0.0, self._running_until - job.queued) if self._running else 0.0
-        waiting = self.costs.seconds(self._waiting + len(job.pixels_NCHW))
+        waiting = self.latency.seconds(self._waiting + len(job.pixels_NCHW))
         if job.queued + running + waiting > job.deadline:
             raise too_late()
 
     def _run(self) -> None:
         try:
-            try:
-                self._prepare()
-            finally:
-                self._prepared.set()
             while True:
                 self._answer(self._take())
         except BaseException as error:
@@ -186,42 +166,35 @@ class Batcher(Generic[Rows]):
 
     def _take(self) -> list[_Job]:
         """Return the next batch: what waits, in its order, as far as it fits; at least one."""
-        largest = self.costs.largest_batch
+        max_size = self.latency.max_batch_size
         batch: list[_Job] = []
         taken = 0
         with self._changed:
             while not self._queue:
                 self._changed.wait()
             until = self._queue[0].queued + self._delay_s
-            while self._waiting < largest and (left := until - time.monotonic()) > 0:
+            while self._waiting < max_size and (left := until - time.monotonic()) > 0:
                 self._changed.wait(left)
-            self._wait_for_those_answered()
             now = time.monotonic()
-            while self._queue and (not batch or taken + len(self._queue[0].pixels_NCHW) <= largest):
+            while self._queue and (
+                not batch or taken + len(self._queue[0].pixels_NCHW) <= max_size
+            ):
                 job = self._queue.popleft()
                 self._waiting -= len(job.pixels_NCHW)
                 if job.deadline > now:
                     batch.append(job)
                     taken += len(job.pixels_NCHW)
             self._running = taken
-            self._running_until = now + self.costs.seconds(taken)
+            self._running_until = now + self.latency.seconds(taken)
         return batch
-
-    def _wait_for_those_answered(self) -> None:
-        """Wait, for a batch's time at most, while the pictures that were inside come back."""
-        wanted = min(self._inside, self.costs.largest_batch)
-        until = time.monotonic() + self.costs.seconds(wanted)
-        while self._waiting < wanted and time.monotonic() < until:
-            if not self._changed.wait(PAUSE_SHARE * self.costs.seconds(1)):
-                return
 
     def _answer(self, batch: list[_Job]) -> None:
         if not batch:
             return
-        pictures = [job.pixels_NCHW for job in batch]
+        images = [job.pixels_NCHW for job in batch]
         began = time.monotonic()
         try:
-            rows = self._forward(pictures[0] if len(batch) == 1 else np.concatenate(pictures))
+            rows = self._forward(images[0] if len(batch) == 1 else np.concatenate(images))
         except Exception as error:
             self._running = 0
             for job in batch:
@@ -233,7 +206,6 @@ class Batcher(Generic[Rows]):
             return
         # Before the answers, since those who have one may ask again at once.
         self._running = 0
-        self._inside = self._waiting + sum(map(len, pictures))
         start = 0
         for job in batch:
             stop = start + len(job.pixels_NCHW)

@@ -15,10 +15,10 @@ from alexmri.errors import UserError
 MEGABYTE = 2**20
 # What SageMaker lets through to a real-time endpoint, and to a batch transform without a limit.
 REAL_TIME_MB, TRANSFORM_MB = 25, 100
-# Torch and one copy of the model on a CPU, with room for pictures being decoded.
-BYTES_PER_PROCESS = 2**30
+# Torch and one copy of the model on a CPU, with room for images being decoded.
+BYTES_PER_WORKER = 2**30
 # More processes share the same requests in smaller batches, and batches are what is fast.
-MOST_PROCESSES = 4
+MAX_WORKERS = 4
 # Seconds kept back of the platform's limit, so that a refusal still arrives.
 MARGIN_S = 5.0
 
@@ -38,22 +38,22 @@ TIMEOUT = (
     "MODEL_SERVER_TIMEOUT",
     "SAGEMAKER_GUNICORN_TIMEOUT_SECONDS",
 )
-LARGEST_BATCH = ("ALEXMRI_MAX_BATCH_SIZE", "SAGEMAKER_TS_BATCH_SIZE")
+MAX_BATCH_SIZE = ("ALEXMRI_MAX_BATCH_SIZE", "SAGEMAKER_TS_BATCH_SIZE")
 BATCH_DELAY = ("ALEXMRI_MAX_BATCH_DELAY_MS", "SAGEMAKER_TS_MAX_BATCH_DELAY")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Config:
     """How to serve; every field has a default that needs no environment."""
 
     port: int = 8080
     workers: int | None = None
-    """Processes that each hold the model; None: as `process_count` decides."""
+    """Processes that each hold the model; None: as `worker_count` decides."""
     timeout_s: float = 60 - MARGIN_S
     """Time in which an answer must be there, from the first byte of the request."""
-    largest_payload_bytes: int = REAL_TIME_MB * MEGABYTE
-    largest_batch: int | None = None
-    """Pictures in one forward pass; None: 64."""
+    max_payload_bytes: int = REAL_TIME_MB * MEGABYTE
+    max_batch_size: int | None = None
+    """Images in one forward pass; None: 64."""
     batch_delay_s: float = 0.0
     """How long a batch that is not full waits for more."""
     default_accept: str = "application/json"
@@ -65,15 +65,15 @@ class Options:
     log_json: bool = False
 
     @classmethod
-    def of(cls, environment: Mapping[str, str]) -> "Options":
+    def of(cls, environment: Mapping[str, str]) -> "Config":
         """Read the environment.
 
         Raises:
             UserError: a variable is set to something that is not a number in its range.
         """
 
-        def number(names: Sequence[str], default: float, least: float, most: float) -> float:
-            return _number(environment, names, default, least, most)
+        def number(names: Sequence[str], default: float, minimum: float, maximum: float) -> float:
+            return _number(environment, names, default, minimum, maximum)
 
         timeout_s = number(TIMEOUT, 60, 1, 3600)
         megabytes = number(["SAGEMAKER_MAX_PAYLOAD_IN_MB"], REAL_TIME_MB, 0, TRANSFORM_MB)
@@ -86,8 +86,8 @@ class Options:
             port=int(number(["SAGEMAKER_BIND_TO_PORT"], 8080, 1, 65535)),
             workers=int(number(WORKERS, 0, 0, 64)) or None,
             timeout_s=timeout_s - min(MARGIN_S, timeout_s / 4),
-            largest_payload_bytes=int(megabytes or TRANSFORM_MB) * MEGABYTE,
-            largest_batch=int(number(LARGEST_BATCH, 0, 0, 1024)) or None,
+            max_payload_bytes=int(megabytes or TRANSFORM_MB) * MEGABYTE,
+            max_batch_size=int(number(MAX_BATCH_SIZE, 0, 0, 1024)) or None,
             batch_delay_s=number(BATCH_DELAY, 0, 0, 10_000) / 1000,
             default_accept=environment.get("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT")
             or "application/json",
@@ -97,19 +97,19 @@ class Options:
         )
 
 
-def process_count(options: Options, environment: Mapping[str, str]) -> int:
+def worker_count(config: Config, environment: Mapping[str, str]) -> int:
     """Return how many processes shall hold the model.
 
     One per GPU: two on one GPU only wait for each other. On a CPU one per core, up to four and
     what the memory holds: a forward pass over two cores stands still whenever one of them is
     taken, by an HTTP thread for example, and two processes never wait for each other.
     """
-    if options.workers:
-        return options.workers
+    if config.workers:
+        return config.workers
     if cards := gpus(environment):
         return len(cards)
-    held = usable_memory_bytes() // BYTES_PER_PROCESS
-    return max(1, min(cpu_cores(), MOST_PROCESSES, held))
+    held = usable_memory_bytes() // BYTES_PER_WORKER
+    return max(1, min(cpu_cores(), MAX_WORKERS, held))
 
 
 def gpus(environment: Mapping[str, str]) -> list[str]:
@@ -134,8 +134,8 @@ def _number(
     environment: Mapping[str, str],
     names: Sequence[str],
     default: float,
-    least: float,
-    most: float,
+    minimum: float,
+    maximum: float,
 ) -> float:
     for name in names:
         text = environment.get(name, "").strip()
@@ -146,8 +146,8 @@ def _number(
             value = float(text)
         except ValueError:
             value = float("nan")
-        if not least <= value <= most:
-            raise UserError(f"{name} is {text!r}; it must be a number from {least:g} to {most:g}")
+        if not minimum <= value <= maximum:
+            raise UserError(f"{name} is {text!r}; it must be a number from {minimum:g} to {maximum:g}")
         return value
     return default
 

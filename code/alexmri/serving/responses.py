@@ -1,0 +1,160 @@
+"""From predictions to the bytes of an answer, in the type the client accepts."""
+
+import base64
+import csv
+import functools
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
+
+from alexmri.serving.engine import Predictions
+from alexmri.serving.request_error import RequestError
+from alexmri.serving.schemas import (
+    ACCEPT_TYPES,
+    CSV,
+    JSON,
+    JSON_LINES,
+    ErrorDocument,
+    InvocationAnswer,
+    Prediction,
+    Subject,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A request answered: every record has its row of the predictions, or its error."""
+
+    model_version: str
+    request_id: str
+    classes: Sequence[str]
+    predictions: Predictions
+    errors: Sequence[RequestError | None]
+    overlays: Sequence[bytes] = ()
+    """A PNG for each row of the predictions, where they were asked for."""
+
+    def labels(self) -> list[str]:
+        """Return the label of every image that has one."""
+        return [self.classes[i] for i in self.predictions.probabilities_NK.argmax(axis=1)]
+
+    def document(self) -> InvocationAnswer:
+        """Return the answer as JSON tells it."""
+        return InvocationAnswer(
+            model=self.model_version,
+            model_version=self.model_version,
+            request_id=self.request_id,
+            predictions=self._records(),
+            subject=self._subject(),
+        )
+
+    def encode(self, media: str, *, newline_at_end: bool = True) -> bytes:
+        """Return the answer in one of ACCEPT_TYPES.
+
+        A batch transform puts a newline behind each answer itself.
+        """
+        if media == JSON:
+            return _dumped(self.document()).encode()
+        if media not in (JSON_LINES, CSV):
+            return self._npy()
+        text = self._csv() if media == CSV else "".join(
+            f"{_dumped(record)}\n" for record in self._records()
+        )
+        return (text if newline_at_end else text.removesuffix("\n")).encode()
+
+    def _records(self) -> list[Prediction | ErrorDocument]:
+        """Return one model per record, in their order."""
+        rows = iter(range(len(self.predictions.probabilities_NK)))
+        return [
+            self._prediction(next(rows))
+            if error is None
+            else ErrorDocument.model_validate(error.document(self.request_id))
+            for error in self.errors
+        ]
+
+    def _prediction(self, row: int) -> Prediction:
+        row_K, ood_N = self.predictions.probabilities_NK[row], self.predictions.ood_percentile_N
+        overlay = {"gradcam_png": base64.b64encode(png).decode() for png in self.overlays[row:][:1]}
+        return Prediction(
+            label=self.classes[int(row_K.argmax())],
+            probabilities=_ranked(self.classes, row_K),
+            ood_percentile=None if ood_N is None else float(ood_N[row]),
+            **overlay,
+        )
+
+    def _subject(self) -> Subject | None:
+        """Several slices as one subject: the mean of their probabilities, as `alexmri evaluate`."""
+        slices = len(self.predictions.probabilities_NK)
+        if slices < 2:
+            return None
+        mean_K = self.predictions.probabilities_NK.mean(axis=0)
+        return Subject(
+            label=self.classes[int(mean_K.argmax())],
+            probabilities=_ranked(self.classes, mean_K),
+            slices=slices,
+        )
+
+    def _csv(self) -> str:
+        """One line per record: label, a probability per class in the model's order, the score.
+
+        The line of a bad record has no label and its reason in the last field.
+        """
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        rows = iter(range(len(self.predictions.probabilities_NK)))
+        ood_N = self.predictions.ood_percentile_N
+        for error in self.errors:
+            if error is not None:
+                writer.writerow(["", *[""] * len(self.classes), error.message])
+                continue
+            row = next(rows)
+            row_K = self.predictions.probabilities_NK[row]
+            score = "" if ood_N is None else float(ood_N[row])
+            writer.writerow([self.classes[int(row_K.argmax())], *row_K.tolist(), score])
+        return text.getvalue()
+
+    def _npy(self) -> bytes:
+        """Float64 (N, K), classes in the model's order; the row of a bad record is NaN."""
+        array_NK = np.full((len(self.errors), len(self.classes)), np.nan)
+        array_NK[[error is None for error in self.errors]] = self.predictions.probabilities_NK
+        buffer = io.BytesIO()
+        np.lib.format.write_array(buffer, array_NK, allow_pickle=False)
+        return buffer.getvalue()
+
+
+@functools.lru_cache(maxsize=256)
+def choose_type(accept: str, default: str) -> str:
+    """Return the type to answer in, by the Accept header; empty and `*/*` take the default.
+
+    Raises:
+        RequestError: 406, none of ours is accepted.
+    """
+    offered = [default, *(media for media in ACCEPT_TYPES if media != default)]
+    if default not in ACCEPT_TYPES:
+        offered = list(ACCEPT_TYPES)
+    if not accept.strip():
+        return offered[0]
+    wanted = parse_accept_header(accept, MIMEAccept)
+    # Without parameters as charset: what is offered has none.
+    plain = MIMEAccept([(media.partition(";")[0].strip(), quality) for media, quality in wanted])
+    best = plain.best_match(offered)
+    if best is None:
+        raise RequestError(
+            406, "not_acceptable", f"the answer can be {', '.join(ACCEPT_TYPES)} and nothing else"
+        )
+    return best
+
+
+def _dumped(model: InvocationAnswer | Prediction | ErrorDocument) -> str:
+    # An overlay that was not asked for is not set, and left out.
+    return model.model_dump_json(exclude_unset=True)
+
+
+def _ranked(classes: Sequence[str], probabilities_K: NDArray[np.float64]) -> dict[str, float]:
+    """Return class -> probability, the most likely first."""
+    named = zip(classes, probabilities_K.tolist(), strict=True)
+    return dict(sorted(named, key=lambda pair: -pair[1]))
