@@ -27,8 +27,8 @@ class Forecast:
 
     probabilities_NK: NDArray[np.float64]
     """Calibrated; classes in the order of the model."""
-    unlike_training_N: NDArray[np.float64] | None = None
-    """From 0, like the training data, to 1, unlike any of it; None where the model has no score."""
+    ood_percentile_N: NDArray[np.float64] | None = None
+    """How unusual each image is, 0 to 1; None where the model has no score (see model/ood.py)."""
 
     @classmethod
     def of_nothing(cls, classes: int) -> "Forecast":
@@ -39,8 +39,8 @@ class Forecast:
         return len(self.probabilities_NK)
 
     def __getitem__(self, rows: slice) -> "Forecast":
-        unlike = self.unlike_training_N
-        return Forecast(self.probabilities_NK[rows], None if unlike is None else unlike[rows])
+        ood = self.ood_percentile_N
+        return Forecast(self.probabilities_NK[rows], None if ood is None else ood[rows])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,12 +88,12 @@ class Answer:
         return self._npy()
 
     def _good(self) -> list[dict[str, Any]]:
-        unlike_N = self.forecast.unlike_training_N
+        ood_N = self.forecast.ood_percentile_N
         good = [
             {
                 "label": self.classes[int(row_K.argmax())],
                 "probabilities": _ranked(self.classes, row_K),
-                "unlike_training_data": None if unlike_N is None else float(unlike_N[i]),
+                "ood_percentile": None if ood_N is None else float(ood_N[i]),
             }
             for i, row_K in enumerate(self.forecast.probabilities_NK)
         ]
@@ -120,14 +120,14 @@ class Answer:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         good = iter(range(len(self.forecast)))
-        unlike_N = self.forecast.unlike_training_N
+        ood_N = self.forecast.ood_percentile_N
         for error in self.errors:
             if error is not None:
                 writer.writerow(["", *[""] * len(self.classes), error.message])
                 continue
             i = next(good)
             row_K = self.forecast.probabilities_NK[i]
-            score = "" if unlike_N is None else float(unlike_N[i])
+            score = "" if ood_N is None else float(ood_N[i])
             writer.writerow([self.classes[int(row_K.argmax())], *row_K.tolist(), score])
         return text.getvalue().encode()
 

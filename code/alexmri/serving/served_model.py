@@ -210,12 +210,10 @@ class ServedModel:
             self.predictor.predict(self._filled(pixels_NCHW[start : start + largest]))
             for start in range(0, len(pixels_NCHW), largest)
         ]
-        unlike = [
-            each.unlike_training_N for each in predictions if each.unlike_training_N is not None
-        ]
+        ood = [each.ood_percentile_N for each in predictions if each.ood_percentile_N is not None]
         return Forecast(
             np.concatenate([each.probabilities_NK for each in predictions])[: len(pixels_NCHW)],
-            np.concatenate(unlike)[: len(pixels_NCHW)] if unlike else None,
+            np.concatenate(ood)[: len(pixels_NCHW)] if ood else None,
         )
 
     def _filled(self, pixels_NCHW: Pixels) -> Pixels:
