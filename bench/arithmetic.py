@@ -6,9 +6,8 @@ from functools import partial
 
 import torch
 
-from alexmri.model.alexnet import build
+from alexmri.model.alexnet import build, summarise
 from alexmri.model.forward import Compute
-from alexmri.model.summary import summarise
 from alexmri.settings import Settings
 from alexmri.training.distributed import ALONE
 from alexmri.training.loop import train_step

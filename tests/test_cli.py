@@ -85,7 +85,7 @@ def test_the_same_seed_gives_the_same_bytes(finished: tuple[Path, str], demo: Pa
         "model.safetensors",
         "model.json",
         "golden.npz",
-        "unlike.safetensors",
+        "ood.safetensors",
         "MODEL_CARD.md",
     ):
         assert (out / "model" / name).read_bytes() == (again / "model" / name).read_bytes(), name

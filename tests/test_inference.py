@@ -16,8 +16,8 @@ from alexmri.model.alexnet import AlexNet, build
 from alexmri.model.bundle import load_bundle
 from alexmri.model.forward import Compute, choose_compute, predict_logits, to_input
 from alexmri.model.inference import InferenceNetwork, choose_inference
+from alexmri.model.ood import OutOfDistribution, fit_ood
 from alexmri.model.predictor import Predictor
-from alexmri.model.unlike import UnlikeTraining, fit_unlike
 
 from . import bundles
 
@@ -44,8 +44,8 @@ def network_of(image_size: int = 32, channels: int = 1) -> AlexNet:
     return network.eval()
 
 
-def save(folder: Path, network: AlexNet, unlike: UnlikeTraining | None = None) -> Path:
-    return bundles.save(folder, network, CLASSES, unlike=unlike)
+def save(folder: Path, network: AlexNet, ood: OutOfDistribution | None = None) -> Path:
+    return bundles.save(folder, network, CLASSES, ood=ood)
 
 
 def noise(count: int, image_size: int = 32, channels: int = 1) -> Pixels:
@@ -103,7 +103,7 @@ def test_a_model_that_folding_changes_is_refused(tmp_path: Path) -> None:
         choose_inference(bundle, CPU)
 
 
-# Unlike the training data.
+# Out of distribution.
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +131,9 @@ def photos(count: int) -> Pixels:
     return np.rint((scenes - low) / spread * 255).astype(np.uint8)[:, None]
 
 
-def fitted(network: AlexNet, train: Pixels, validation: Pixels) -> UnlikeTraining:
+def fitted(network: AlexNet, train: Pixels, validation: Pixels) -> OutOfDistribution:
     looking = InferenceNetwork(network, FP32)
-    return fit_unlike(looking.run(train)[1], looking.run(validation)[1])
+    return fit_ood(looking.run(train)[1], looking.run(validation)[1])
 
 
 def check_scores(train: Pixels, validation: Pixels, held_out: Pixels, folder: Path) -> None:
@@ -141,11 +141,11 @@ def check_scores(train: Pixels, validation: Pixels, held_out: Pixels, folder: Pa
     predictor = Predictor.load(save(folder, network, fitted(network, train, validation)))
 
     def score(pixels: Pixels) -> np.ndarray:
-        unlike = predictor.predict(pixels).unlike_training_N
-        assert unlike is not None
-        assert unlike.min() >= 0
-        assert unlike.max() <= 1
-        return unlike
+        ood = predictor.predict(pixels).ood_percentile_N
+        assert ood is not None
+        assert ood.min() >= 0
+        assert ood.max() <= 1
+        return ood
 
     for foreign in (noise(20), photos(20), 255 - held_out[:20], np.zeros_like(held_out[:1])):
         assert score(foreign).min() > 0.99
@@ -166,22 +166,22 @@ def test_foreign_pictures_score_high_and_real_slices_do_not(
     check_scores(*parts(sorted(real_slices.rglob("*.jpg"))[::8]), tmp_path)
 
 
-def test_the_score_is_the_share_of_validation_slices_less_unlike() -> None:
+def test_the_score_is_the_share_of_validation_slices_that_are_less_unusual() -> None:
     generator = np.random.default_rng(0)
     train = generator.normal(size=(500, 40)).astype(np.float32)
     validation = generator.normal(size=(100, 40)).astype(np.float32)
-    unlike = fit_unlike(train, validation)
-    ranks = np.sort(unlike.score(validation))
+    ood = fit_ood(train, validation)
+    ranks = np.sort(ood.score(validation))
     np.testing.assert_allclose(ranks, np.arange(100) / 100)
-    assert unlike.score(np.full((1, 40), 50, dtype=np.float32)).tolist() == [1.0]
-    assert unlike.score(train.mean(axis=0, keepdims=True)).tolist() == [0.0]
+    assert ood.score(np.full((1, 40), 50, dtype=np.float32)).tolist() == [1.0]
+    assert ood.score(train.mean(axis=0, keepdims=True)).tolist() == [0.0]
 
 
 def test_two_slices_or_equal_ones_are_enough_to_fit() -> None:
     same = np.ones((2, 40), dtype=np.float32)
-    unlike = fit_unlike(same, same[:1])
-    assert unlike.score(same).tolist() == [0.0, 0.0]
-    assert unlike.score(same + 1).tolist() == [1.0, 1.0]
+    ood = fit_ood(same, same[:1])
+    assert ood.score(same).tolist() == [0.0, 0.0]
+    assert ood.score(same + 1).tolist() == [1.0, 1.0]
 
 
 def test_equal_slices_give_equal_bytes_and_few(
@@ -191,18 +191,16 @@ def test_equal_slices_give_equal_bytes_and_few(
     for name in ("one", "two"):
         network = network_of()
         save(tmp_path / name, network, fitted(network, train, validation))
-    one, two = (tmp_path / name / "unlike.safetensors" for name in ("one", "two"))
+    one, two = (tmp_path / name / "ood.safetensors" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
     assert one.stat().st_size <= 200_000
-    assert (
-        "unlike.safetensors" in json.loads((tmp_path / "one" / "model.json").read_text())["files"]
-    )
+    assert "ood.safetensors" in json.loads((tmp_path / "one" / "model.json").read_text())["files"]
 
 
 def test_a_model_without_the_measure_answers_without_it(tmp_path: Path) -> None:
     predictor = Predictor.load(save(tmp_path, network_of()))
     prediction = predictor.predict(noise(5))
-    assert prediction.unlike_training_N is None
+    assert prediction.ood_percentile_N is None
     np.testing.assert_allclose(
         prediction.probabilities_NK, predictor.probabilities(noise(5)), atol=0.02
     )
@@ -214,11 +212,11 @@ def test_a_damaged_measure_is_noticed(
 ) -> None:
     network = network_of()
     save(tmp_path, network, fitted(network, *demo_parts[:2]))
-    (tmp_path / "unlike.safetensors").write_bytes(b"\0" * 100)
-    with pytest.raises(UserError, match=r"unlike\.safetensors is damaged"):
+    (tmp_path / "ood.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(UserError, match=r"ood\.safetensors is damaged"):
         load_bundle(tmp_path)
-    with pytest.raises(UserError, match=r"unlike\.safetensors cannot be read"):
-        UnlikeTraining.load(tmp_path / "unlike.safetensors")
+    with pytest.raises(UserError, match=r"ood\.safetensors cannot be read"):
+        OutOfDistribution.load(tmp_path / "ood.safetensors")
 
 
 # Grad-CAM.

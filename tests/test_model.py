@@ -15,12 +15,11 @@ from torch import nn
 from alexmri.data.pixels import Pixels
 from alexmri.errors import UserError
 from alexmri.files import sha256_of, sha256_of_json, write_json
-from alexmri.model.alexnet import AlexNet, AverageDown, build
+from alexmri.model.alexnet import AlexNet, AverageDown, build, summarise
 from alexmri.model.bundle import load_bundle
 from alexmri.model.forward import Compute, choose_compute, predict_logits, to_input
+from alexmri.model.ood import OutOfDistribution, fit_ood
 from alexmri.model.predictor import Predictor, log_softmax, ranked, softmax, subject_mean
-from alexmri.model.summary import summarise
-from alexmri.model.unlike import UnlikeTraining, fit_unlike
 
 from . import bundles
 
@@ -233,7 +232,7 @@ def with_ood(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in bundle.iterdir():
         (folder / path.name).hardlink_to(path)
     features_NF = np.random.default_rng(0).random((40, 736), dtype=np.float32)
-    fit_unlike(features_NF, features_NF[:20]).save(folder / "unlike.safetensors")
+    fit_ood(features_NF, features_NF[:20]).save(folder / "ood.safetensors")
     return folder
 
 
@@ -243,7 +242,7 @@ def folder(with_ood: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "copy"
     folder.mkdir()
     (folder / "model.safetensors").hardlink_to(with_ood / "model.safetensors")
-    for name in ("model.json", "golden.npz", "unlike.safetensors"):
+    for name in ("model.json", "golden.npz", "ood.safetensors"):
         shutil.copy(with_ood / name, folder)
     seal(folder)
     return folder
@@ -313,7 +312,7 @@ def put(*path: str, value: object) -> Callable[[dict[str, Any]], object]:
         (put("files", value={}), "does not list model.safetensors among its files"),
         (lambda c: c["files"].pop("model.safetensors"), "does not list model.safetensors"),
         (lambda c: c["files"].pop("golden.npz"), "does not list golden.npz"),
-        (lambda c: c["files"].pop("unlike.safetensors"), "does not list unlike.safetensors"),
+        (lambda c: c["files"].pop("ood.safetensors"), "does not list ood.safetensors"),
         (put("files", "../copy/golden.npz", value="00"), "which is not in its folder"),
         (put("files", "golden.npz", value=5), "as 'files.golden.npz'"),
         (lambda c: c.pop("temperature"), "has no 'temperature'"),
@@ -359,7 +358,7 @@ def in_weights(edit: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[P
 
 def in_ood(**values: Any) -> Callable[[Path], None]:
     def spoil(folder: Path) -> None:
-        path = folder / "unlike.safetensors"
+        path = folder / "ood.safetensors"
         arrays = load_file(path, device="cpu")
         for name, edit in values.items():
             arrays[name] = edit(arrays[name]).contiguous()
@@ -433,10 +432,39 @@ def test_weights_beside_the_model_must_be_listed(folder: Path) -> None:
 
 
 def test_a_file_about_the_training_data_comes_back(folder: Path) -> None:
-    loaded = load_bundle(folder).unlike
+    loaded = load_bundle(folder).ood
     assert loaded
-    stored = UnlikeTraining.load(folder / "unlike.safetensors")
+    stored = OutOfDistribution.load(folder / "ood.safetensors")
     assert np.array_equal(loaded.distances_V, stored.distances_V)
+
+
+def as_version_0_1_0_wrote_it(folder: Path) -> None:
+    (folder / "ood.safetensors").rename(folder / "unlike.safetensors")
+    seal(folder)
+    content = json.loads((folder / "model.json").read_text())
+    del content["checksum"]
+    write_json(folder / "model.json", content)
+
+
+def test_a_model_of_version_0_1_0_loads_and_scores_images(folder: Path) -> None:
+    images_NCHW = noise(5)
+    now = Predictor.load(folder).predict(images_NCHW).ood_percentile_N
+    as_version_0_1_0_wrote_it(folder)
+    then = Predictor.load(folder).predict(images_NCHW).ood_percentile_N
+    assert now is not None
+    assert then is not None
+    assert np.array_equal(now, then)
+    (folder / "unlike.safetensors").write_bytes(b"changed")
+    with pytest.raises(UserError, match=r"unlike\.safetensors is damaged"):
+        load_bundle(folder)
+
+
+def test_a_new_model_replaces_one_of_version_0_1_0(folder: Path) -> None:
+    as_version_0_1_0_wrote_it(folder)
+    (folder / "model.safetensors").unlink()  # a link to the weights of the other tests
+    bundles.save(folder, network_of(), CLASSES)
+    assert not (folder / "unlike.safetensors").exists()
+    assert load_bundle(folder).ood is None
 
 
 def test_probabilities_survive_large_logits() -> None:

@@ -24,7 +24,7 @@ def test_exit_code_0_is_a_model(training: Training) -> None:
     with tarfile.open(training.job.artifact()) as tar:
         names = set(tar.getnames())
     assert names == {
-        *("model.safetensors", "model.json", "golden.npz", "unlike.safetensors", "MODEL_CARD.md")
+        *("model.safetensors", "model.json", "golden.npz", "ood.safetensors", "MODEL_CARD.md")
     }
 
 

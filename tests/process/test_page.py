@@ -85,7 +85,7 @@ def test_a_picture_gets_its_answer_with_bars_score_and_overlay(
         for s in ("#pictures .fill", "#pictures .track")
     )
     assert width / of == pytest.approx(expected["probabilities"][label], abs=0.02)
-    assert any("Unlike the training data: more than" in line for line in page.text("article p"))
+    assert any("Out of distribution: more unusual than" in line for line in page.text("article p"))
     images = page.find("#pictures img")
     page.wait(lambda: all(image.get_property("complete") for image in images))
     picture, overlay = images
@@ -110,8 +110,8 @@ def test_a_foreign_picture_is_warned_about(page: Page, tmp_path: Path, slices: l
     Image.effect_noise((64, 64), 120).save(tmp_path / "noise.png")
     page.choose(tmp_path / "noise.png", slices[0])
     (warning,) = page.text("#pictures article:first-child .warn")
-    assert "more than every validation slice. Distrust" in warning
-    assert "slices is unlike the training data: distrust" in page.text("#person .warn")[0]
+    assert "more unusual than every validation slice. Distrust" in warning
+    assert "slices is out of distribution: distrust" in page.text("#person .warn")[0]
 
 
 def test_a_refusal_is_told_in_the_servers_words(

@@ -116,7 +116,7 @@ def export(bundle: Path, onnx: bool, out: Path | None) -> None:
     """
     from alexmri.contract.archive import model_folder
     from alexmri.model.bundle import ONNX, load_bundle
-    from alexmri.model.export import export_onnx, require_onnx
+    from alexmri.model.onnx import export_onnx, require_onnx
 
     require_onnx()
     if out is None and not (bundle / "model.json").is_file():

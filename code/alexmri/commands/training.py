@@ -154,7 +154,7 @@ def _show_layers(settings: Settings) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from alexmri.model.summary import summarise
+    from alexmri.model.alexnet import summarise
 
     layers = summarise(
         classes=settings.num_classes or 4,

@@ -12,7 +12,7 @@ from PIL import Image
 from alexmri.data.pixels import PixelRows
 from alexmri.evaluation.predictions import Predictions
 from alexmri.model.alexnet import AlexNet
-from alexmri.model.saliency import gradcam, overlay_png
+from alexmri.model.gradcam import gradcam, overlay_png
 
 MAX_SHOWN = 12
 MAX_PER_SUBJECT = 2  # a person's slices look alike, and one wrong person would fill the page

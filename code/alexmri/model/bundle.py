@@ -5,9 +5,10 @@
                         settings, split, fingerprints, metrics, checksums of the other files, and
                         its own (`checksum`, over the rest; version 0.1.0 wrote none)
     golden.npz          a few made-up inputs and the logits the network gave for them
-    unlike.safetensors  what training slices look like, to tell other pictures from them; models
-                        made before there was such a file lack it
-    model.onnx          on request: the network for other runtimes (see model/export.py)
+    ood.safetensors     what training slices look like, to find images that are unusual (see
+                        model/ood.py); absent from a training that stopped early. Version 0.1.0
+                        called it unlike.safetensors
+    model.onnx          on request: the network for other runtimes (see model/onnx.py)
     MODEL_CARD.md       the same for people
 
 Nothing in it depends on clock, host or duration: equal runs give equal bytes. No pickle.
@@ -40,12 +41,13 @@ from alexmri.files import (
 )
 from alexmri.model.alexnet import WIDTHS, AlexNet
 from alexmri.model.forward import Compute, predict_logits
-from alexmri.model.unlike import DESCRIBING_BLOCKS, UnlikeTraining
+from alexmri.model.ood import DESCRIBING_BLOCKS, OutOfDistribution
 
 SCHEMA = "alexmri.model/1"
 WEIGHTS = "model.safetensors"
 GOLDEN = "golden.npz"
-UNLIKE = "unlike.safetensors"
+OOD = "ood.safetensors"
+OOD_OF_0_1_0 = "unlike.safetensors"
 ONNX = "model.onnx"
 FEATURES = sum(WIDTHS[:DESCRIBING_BLOCKS])
 GOLDEN_IMAGES = 4
@@ -106,7 +108,7 @@ class Bundle:
     network: AlexNet
     document: Mapping[str, Any]
     golden_NCHW: Pixels
-    unlike: UnlikeTraining | None
+    ood: OutOfDistribution | None
     card: str
 
     @property
@@ -142,7 +144,7 @@ def save_bundle(
     temperature: float,
     facts: Mapping[str, Any],
     card: str,
-    unlike: UnlikeTraining | None = None,
+    ood: OutOfDistribution | None = None,
     also: tuple[str, ...] = (),
 ) -> None:
     """Write the model directory; model.json comes last, so where it stands the rest is whole.
@@ -163,11 +165,11 @@ def save_bundle(
     write_atomically(folder / GOLDEN, buffer.getvalue())
     write_atomically(folder / "MODEL_CARD.md", card)
     names = [WEIGHTS, GOLDEN, *also]
-    if unlike:
-        with appearing(folder / UNLIKE) as temporary:
-            unlike.save(temporary)
-        names.append(UNLIKE)
-    for name in {UNLIKE, ONNX}.difference(names):
+    if ood:
+        with appearing(folder / OOD) as temporary:
+            ood.save(temporary)
+        names.append(OOD)
+    for name in {OOD, OOD_OF_0_1_0, ONNX}.difference(names):
         (folder / name).unlink(missing_ok=True)
     files = {name: sha256_of(folder / name) for name in names}
     content = {
@@ -211,19 +213,14 @@ def load_bundle(folder: Path) -> Bundle:
     network = _load_network(folder / WEIGHTS, model.architecture)
     _check_agreement(folder, model)
     golden_NCHW = _check_golden(folder, network, model)
-    unlike = UnlikeTraining.load(folder / UNLIKE) if UNLIKE in model.files else None
-    if unlike and unlike.mean_F.shape != (FEATURES,):
-        raise UserError(
-            f"{folder / UNLIKE} does not fit: it describes an image by {len(unlike.mean_F)}"
-            f" numbers, and the network by {FEATURES}; copy the model again"
-        )
+    ood = _load_ood(folder, model.files)
     # Last, since what is wrong is told better by what it contradicts.
     content = {key: value for key, value in document.items() if key != "checksum"}
     if "checksum" in document and document["checksum"] != sha256_of_json(content):
         raise UserError(
             f"{folder / 'model.json'} is damaged: its checksum does not match; copy the model again"
         )
-    return Bundle(network, document, golden_NCHW, unlike, _read_card(folder))
+    return Bundle(network, document, golden_NCHW, ood, _read_card(folder))
 
 
 def _checked(folder: Path, document: Mapping[str, Any]) -> _ModelJson:
@@ -300,6 +297,20 @@ def _load_network(path: Path, architecture: _Architecture) -> AlexNet:
             raise UserError(f"{path} is damaged: {name} holds negative variances")
     network.load_state_dict(weights, assign=True)
     return network.eval().requires_grad_(False)
+
+
+def _load_ood(folder: Path, files: Mapping[str, str]) -> OutOfDistribution | None:
+    """Return what the model has learned about training slices; None where it has no such file."""
+    name = next((name for name in (OOD, OOD_OF_0_1_0) if name in files), None)
+    if name is None:
+        return None
+    ood = OutOfDistribution.load(folder / name)
+    if ood.mean_F.shape != (FEATURES,):
+        raise UserError(
+            f"{folder / name} does not fit: it describes an image by {len(ood.mean_F)}"
+            f" numbers, and the network by {FEATURES}; copy the model again"
+        )
+    return ood
 
 
 def _kind(tensor: torch.Tensor) -> str:

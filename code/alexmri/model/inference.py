@@ -10,7 +10,7 @@ from alexmri.errors import UserError
 from alexmri.model.alexnet import AlexNet
 from alexmri.model.bundle import Bundle
 from alexmri.model.forward import BATCH, Compute, choose_compute, predict_logits, to_input
-from alexmri.model.unlike import DESCRIBING_BLOCKS
+from alexmri.model.ood import DESCRIBING_BLOCKS
 
 # How far a probability of the stored example may be off. Folding in float32 rounds each weight once
 # more: 8e-7 at most was measured over 544 slices. bf16 keeps 8 bits of every value: 0.008.

@@ -12,8 +12,8 @@ from alexmri.contract.archive import model_folder
 from alexmri.data.pixels import PixelRows, Pixels, decode
 from alexmri.model.bundle import Bundle, load_bundle
 from alexmri.model.forward import Compute, choose_compute, predict_logits
+from alexmri.model.gradcam import gradcam, overlay_png
 from alexmri.model.inference import choose_inference
-from alexmri.model.saliency import gradcam, overlay_png
 
 
 def log_softmax(logits_NK: npt.ArrayLike, temperature: float = 1.0) -> NDArray[np.float64]:
@@ -31,14 +31,14 @@ def softmax(logits_NK: npt.ArrayLike, temperature: float = 1.0) -> NDArray[np.fl
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
-    """What a model says about N pictures.
+    """What a model says about N images: calibrated probabilities (N, K), and `ood_percentile_N`.
 
-    `unlike_training_N` is the share of validation slices less unlike the training data than the
-    picture is, 0 to 1 (see model/unlike.py); None for models without that measure.
+    The latter (N,) tells how unusual each image is, as a percentile of the validation slices, 0 to
+    1 (see model/ood.py). It is None for a model without `ood.safetensors`.
     """
 
     probabilities_NK: NDArray[np.float64]
-    unlike_training_N: NDArray[np.float64] | None
+    ood_percentile_N: NDArray[np.float64] | None
 
 
 class Predictor:
@@ -76,14 +76,14 @@ class Predictor:
     def predict(self, pixels_NCHW: Pixels) -> Prediction:
         """Return what a server answers about `uint8` images; safe in several threads."""
         logits_NK, features_NF = self.inference.run(pixels_NCHW)
-        unlike = self.bundle.unlike
+        ood = self.bundle.ood
         return Prediction(
             softmax(logits_NK, self.bundle.temperature),
-            unlike.score(features_NF) if unlike else None,
+            ood.score(features_NF) if ood else None,
         )
 
     def gradcam_png(self, pixels_CHW: Pixels, class_index: int) -> bytes:
-        """Return a PNG of one image, coloured where the class was seen (see model/saliency.py)."""
+        """Return a PNG of one image, coloured where the class was seen (see model/gradcam.py)."""
         heat_HW = gradcam(self._network, pixels_CHW, class_index, self.compute.device)
         return overlay_png(pixels_CHW, heat_HW)
 

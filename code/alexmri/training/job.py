@@ -24,8 +24,8 @@ from alexmri.errors import UserError
 from alexmri.evaluation.negative_class import find_negative_class
 from alexmri.files import make_writable, remove_leftovers, write_json
 from alexmri.model.alexnet import build
-from alexmri.model.export import require_onnx
 from alexmri.model.forward import Compute, choose_compute
+from alexmri.model.onnx import require_onnx
 from alexmri.settings import Settings
 from alexmri.terminal import Terminal
 from alexmri.tracking import MetricsFile, WandbSink

@@ -23,11 +23,11 @@ from alexmri.evaluation.writer import write_measured
 from alexmri.files import write_json
 from alexmri.model.alexnet import AlexNet
 from alexmri.model.bundle import ONNX, save_bundle
-from alexmri.model.export import export_onnx
 from alexmri.model.forward import Compute, predict_logits
 from alexmri.model.inference import InferenceNetwork
+from alexmri.model.onnx import export_onnx
+from alexmri.model.ood import OutOfDistribution, fit_ood, sample_rows
 from alexmri.model.predictor import softmax
-from alexmri.model.unlike import UnlikeTraining, fit_unlike, sample_rows
 from alexmri.training.loop import Run
 from alexmri.training.provenance import code_document
 
@@ -188,18 +188,18 @@ def write_model(
         },
         card=model_card(facts),
         also=(ONNX,) if with_onnx else (),
-        unlike=None if soon else _describe_slices(network, run.compute.device, dataset),
+        ood=None if soon else _describe_slices(network, run.compute.device, dataset),
     )
 
 
-def _describe_slices(network: AlexNet, device: torch.device, dataset: Dataset) -> UnlikeTraining:
+def _describe_slices(network: AlexNet, device: torch.device, dataset: Dataset) -> OutOfDistribution:
     """Learn what training slices look like to the network, and how far off others of them lie."""
     looking = InferenceNetwork(network, Compute(device, "fp32"))
     features = []
     for split in ("train", "validation"):
         part = dataset.part(split)
         features.append(looking.run(part.pixels_NCHW[sample_rows(len(part))])[1])
-    return fit_unlike(*features)
+    return fit_ood(*features)
 
 
 def write_results(

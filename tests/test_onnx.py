@@ -13,8 +13,8 @@ import pytest
 from alexmri.errors import UserError
 from alexmri.model.alexnet import build
 from alexmri.model.bundle import load_bundle
-from alexmri.model.export import export_onnx
 from alexmri.model.forward import predict_logits
+from alexmri.model.onnx import export_onnx
 from alexmri.model.predictor import Predictor
 from alexmri.settings import Layer, resolve
 
@@ -82,7 +82,7 @@ def test_a_file_that_answers_otherwise_does_not_appear(
 ) -> None:
     other = build(classes=4, image_size=32, channels=1, dropout=0.5, seed=9).eval()
     monkeypatch.setattr(
-        "alexmri.model.export.predict_logits",
+        "alexmri.model.onnx.predict_logits",
         lambda network, pixels, compute: predict_logits(other, pixels, compute),
     )
     with pytest.raises(UserError, match=r"was not written: its logits differ from PyTorch's by"):
@@ -116,7 +116,7 @@ def test_training_writes_it_beside_the_model_and_vouches_for_it(demo: Path, tmp_
     done = run(*command, "--wandb-mode", "disabled")
     assert done.returncode == 0, done.stderr
     predictor = Predictor.load(tmp_path / "model")
-    assert {"model.onnx", "unlike.safetensors"} <= set(predictor.bundle.document["files"])
+    assert {"model.onnx", "ood.safetensors"} <= set(predictor.bundle.document["files"])
     session = onnxruntime.InferenceSession(tmp_path / "model" / "model.onnx")
     (given,) = session.run(["probabilities"], {"pixels": noise(3)})
     np.testing.assert_allclose(given, predictor.probabilities(noise(3)), atol=1e-5)

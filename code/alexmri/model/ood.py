@@ -1,11 +1,11 @@
-"""How unlike the training data a picture is: a share of the validation slices, 0 to 1.
+"""Out of distribution: how unusual an image is, as a percentile of the validation slices, 0 to 1.
 
-A picture is described by the channel means of the network's first blocks. Training slices span a
-few directions of that space; the distance counts steps along them in units of their spread, and
-what lies beside them in units of what is usual there (a probabilistic PCA, Tipping and Bishop 1999;
-as a test for foreign inputs, Lee et al. 2018). The score of a picture is the share of validation
-slices whose distance is smaller: 0.5 is an ordinary slice, above 0.99 hardly any slice was as far
-off, 1 is farther than all. It speaks of the picture, not of whether the answer is right.
+An image is described by the channel means of the network's first blocks. Training slices vary along
+a few directions of that space. The distance of an image counts steps along these directions in
+units of their spread, and the rest in units of the usual rest. This is a probabilistic PCA (Tipping
+and Bishop 1999); Lee et al. (2018) use such distances to find foreign inputs. The score is the
+share of validation slices whose distance is smaller: 0.5 is an ordinary slice, and 1 is farther off
+than all. Above 0.99, distrust the answer. A low score does not say that the answer is right.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ MOST_SLICES = 1000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class UnlikeTraining:
+class OutOfDistribution:
     """What training slices look like (mean, directions, spread), and validation's distances."""
 
     mean_F: Vector
@@ -38,7 +38,7 @@ class UnlikeTraining:
     distances_V: Vector
 
     def score(self, features_NF: Vector) -> NDArray[np.float64]:
-        """Return for each picture the share (N,) of validation slices that are less unlike."""
+        """Return for each picture the share (N,) of validation slices that are less unusual."""
         distances_N = self._distances(features_NF)
         below_N = np.searchsorted(self.distances_V, distances_N, side="left")
         result: NDArray[np.float64] = below_N / len(self.distances_V)
@@ -57,7 +57,7 @@ class UnlikeTraining:
         save_file({name: np.ascontiguousarray(getattr(self, name)) for name in _NAMES}, path)
 
     @classmethod
-    def load(cls, path: Path) -> "UnlikeTraining":
+    def load(cls, path: Path) -> "OutOfDistribution":
         """Read what `save` wrote; UserError where it is something else."""
         try:
             tensors = load_file(path)
@@ -87,10 +87,10 @@ class UnlikeTraining:
         return None
 
 
-_NAMES = tuple(UnlikeTraining.__dataclass_fields__)
+_NAMES = tuple(OutOfDistribution.__dataclass_fields__)
 
 
-def fit_unlike(train_NF: Vector, validation_NF: Vector) -> UnlikeTraining:
+def fit_ood(train_NF: Vector, validation_NF: Vector) -> OutOfDistribution:
     """Fit on features of training slices, calibrate on those of validation slices, one at least."""
     from_mean_NF = train_NF.astype(np.float64) - train_NF.mean(axis=0, dtype=np.float64)
     covariance_FF = from_mean_NF.T @ from_mean_NF / len(train_NF)
@@ -99,7 +99,7 @@ def fit_unlike(train_NF: Vector, validation_NF: Vector) -> UnlikeTraining:
     count = min(DIRECTIONS, len(train_NF) - 1)
     # Never nothing, or all that varies by a rounding error would be infinitely far away.
     rest = max(float(values[count:].mean()), 1e-6 * float(values.mean()), 1e-12)
-    fitted = UnlikeTraining(
+    fitted = OutOfDistribution(
         mean_F=train_NF.mean(axis=0, dtype=np.float64).astype(np.float32),
         directions_DF=np.ascontiguousarray(vectors[:, :count].T, dtype=np.float32),
         variance_D=(values[:count] + rest).astype(np.float32),
@@ -107,7 +107,7 @@ def fit_unlike(train_NF: Vector, validation_NF: Vector) -> UnlikeTraining:
         distances_V=np.zeros(0, dtype=np.float32),
     )
     distances_V = np.sort(fitted._distances(validation_NF))
-    return UnlikeTraining(
+    return OutOfDistribution(
         **{name: getattr(fitted, name) for name in _NAMES if name != "distances_V"},
         distances_V=distances_V,
     )
