@@ -80,7 +80,7 @@ def ours(settings: Settings) -> Command:
 
 def noop(settings: Settings) -> Command:
     """Return the command of the same gunicorn in front of an application that does nothing."""
-    config = REPOSITORY / "container" / "gunicorn.conf.py"
+    config = "python:alexmri.serving.gunicorn_config"
     gunicorn: Command = [sys.executable, "-m", "gunicorn", "--config", config]
     return [*gunicorn, "--chdir", PEERS, "serve_noop:app"]
 

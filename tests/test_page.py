@@ -4,21 +4,20 @@ import base64
 import hashlib
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
-from flask import Flask
 from werkzeug.test import TestResponse
 
-from alexmri.serving.page import page
+from alexmri.serving.app import create_app
+from alexmri.serving.engine import Engine
 
 VOID = {"meta", "link", "input", "br", "img"}
 
 
 @pytest.fixture(scope="module")
 def answer() -> TestResponse:
-    app = Flask("test")
-    app.register_blueprint(page)
-    return app.test_client().get("/")
+    return create_app(Engine(Path("nowhere"))).test_client().get("/")
 
 
 def test_the_policy_allows_the_pages_own_parts_and_nothing_else(answer: TestResponse) -> None:

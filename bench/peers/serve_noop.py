@@ -9,16 +9,22 @@ ANSWER = b" " * json.loads(os.environ["BENCH_SERVER"])["answer_bytes"]
 HEADERS = [("Content-Type", "application/json"), ("Content-Length", str(len(ANSWER)))]
 
 
-class Nothing:
-    """Has what container/gunicorn.conf.py asks of the real application, and does none of it."""
+class NoEngine:
+    """Has what serving/worker.py and gunicorn_config.py ask of an engine, and does none of it."""
 
-    requests_under_way = 0
-    is_up = True
-    timeout_s = 60.0
+    def load_in_background(self) -> None: ...
+
+    def may_accept(self) -> bool:
+        return True
+
+    def drain(self) -> None: ...
+
+
+class Nothing:
+    """Reads the body and answers the constant."""
 
     def __init__(self) -> None:
-        self.model = self.telemetry = self.options = self
-        self.inside: set[object] = set()
+        self.extensions = {"engine": NoEngine()}
 
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
@@ -26,18 +32,6 @@ class Nothing:
         environ["wsgi.input"].read()
         start_response("200 OK", HEADERS)
         return [ANSWER]
-
-    def is_full(self) -> bool:
-        return False
-
-    def load_in_background(self, *details: Any) -> None: ...
-
-    def share_connections(self, mine: int) -> int:
-        return mine
-
-    def drain(self) -> None: ...
-
-    def flush(self) -> None: ...
 
 
 app = Nothing()

@@ -151,7 +151,7 @@ Predictor.predict = predict
     )
     port = free_port()
     tree = Tree(trained.root, {"SAGEMAKER_BIND_TO_PORT": str(port), "ALEXMRI_WORKERS": "2"})
-    configuration = ["--config", "python:alexmri.serving.gunicorn_conf", "--chdir", str(tmp_path)]
+    configuration = ["--config", "python:alexmri.serving.gunicorn_config", "--chdir", str(tmp_path)]
     process = tree.spawn(sys.executable, "-m", "gunicorn", *configuration, "broken:serve()")
     with running(process, port) as server:
         server.wait_until_ready()
@@ -183,7 +183,7 @@ def test_processes_share_their_requests_and_their_metrics(trained: Tree, slice_f
         printed, _ = server.process.communicate(timeout=30)
         assert server.process.returncode == 0
         assert printed.count("event=request status=200") == 64
-        assert printed.count(" is ready; ") == 2
+        assert printed.count(" is ready: ") == 2
 
 
 def test_a_variable_that_is_wrong_ends_the_server_in_one_sentence(trained: Tree) -> None:
@@ -221,7 +221,7 @@ def test_a_process_that_is_killed_is_replaced_and_the_others_go_on(
         def wait_for_the_successor() -> None:
             assert server.process.stdout
             for _ in range(3):
-                while " is ready; " not in (line := server.process.stdout.readline()):
+                while " is ready: " not in (line := server.process.stdout.readline()):
                     assert line, "the server has ended"
 
         with ThreadPoolExecutor(1) as reader:

@@ -49,7 +49,8 @@ def test_malformed_chunks_are_the_clients_fault(server: Server) -> None:
     ("raw", "count"),
     [
         pytest.param(b"", 300, id="say nothing"),
-        pytest.param(post(100) + b"x", 300, id="send half a request"),
+        pytest.param(b"P", 100, id="send a byte of a head"),
+        pytest.param(post(100) + b"x", 100, id="send half a request"),
         pytest.param(
             b"GET /ping HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n", 70, id="do not close"
         ),
@@ -61,11 +62,6 @@ def test_ping_is_answered_whatever_clients(single: Server, raw: bytes, count: in
         if raw.startswith(b"GET"):
             assert {received(connection)[0] for connection in crowd} == {200}
         assert single.ping_in_time() == 200
-        if raw.startswith(b"POST"):
-            # Some had to be refused for that.
-            readable, _, _ = select.select(crowd, [], [], PATIENCE)
-            status, content = received(readable[0])
-            assert (status, json.loads(content)["error"]["code"]) == (429, "too_many_requests")
 
 
 def test_a_client_that_sends_a_byte_now_and_then_is_told_at_the_deadline(single: Server) -> None:
@@ -108,7 +104,7 @@ def test_a_full_server_refuses_at_once_on_new_and_kept_connections(
     patient = {"ALEXMRI_MAX_BATCH_SIZE": "200", "ALEXMRI_MAX_BATCH_DELAY_MS": "10000"}
     with serving(trained, ALEXMRI_WORKERS="1", **patient) as server, ExitStack() as stack:
         server.wait_until_ready()
-        room = json.loads(server.ask("/info")[1])["limits"]["pictures_inside"]
+        room = json.loads(server.ask("/info")[1])["limits"]["images_in_flight"]
         kept = stack.enter_context(server.connect(ping))
         assert received(kept)[0] == 200
         crowd = [stack.enter_context(server.connect(raw)) for _ in range(room)]

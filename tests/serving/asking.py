@@ -1,21 +1,21 @@
 """Ask an application in memory; every answer is compared with what openapi.json says of it."""
 
 import io
-import json
-from importlib import resources
 
 from flask.testing import FlaskClient
 from jsonschema import Draft202012Validator
 from PIL import Image
 from werkzeug.test import TestResponse
 
+from alexmri.serving.schemas import openapi
+
 CLASSES = ("MildDemented", "NonDemented", "VeryMildDemented")
-OPENAPI = json.loads(resources.files("alexmri.serving").joinpath("openapi.json").read_bytes())
+OPENAPI = openapi()
 
 
-def encoded(picture: Image.Image, kind: str) -> bytes:
+def encoded(image: Image.Image, kind: str) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind)
+    image.save(buffer, kind)
     return buffer.getvalue()
 
 

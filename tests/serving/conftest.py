@@ -10,8 +10,8 @@ from PIL import Image
 
 from alexmri.model.alexnet import build
 from alexmri.serving.app import create_app
-from alexmri.serving.options import Options
-from alexmri.serving.served_model import ServedModel
+from alexmri.serving.config import Config
+from alexmri.serving.engine import Engine
 from tests import bundles
 
 from .asking import CLASSES
@@ -25,15 +25,15 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(bundle: Path) -> ServedModel:
-    model = ServedModel(bundle)
-    model.load()
-    return model
+def engine(bundle: Path) -> Engine:
+    engine = Engine(bundle)
+    engine.load()
+    return engine
 
 
 @pytest.fixture(scope="module")
-def client(model: ServedModel) -> FlaskClient:
-    return create_app(model).test_client()
+def client(engine: Engine) -> FlaskClient:
+    return create_app(engine).test_client()
 
 
 @pytest.fixture
@@ -41,14 +41,14 @@ def client_of(bundle: Path) -> Callable[..., FlaskClient]:
     """A server with an environment of its own."""
 
     def make(**environment: str) -> FlaskClient:
-        model = ServedModel(bundle, Options.of({"ALEXMRI_MAX_BATCH_SIZE": "2", **environment}))
-        model.load()
-        return create_app(model).test_client()
+        engine = Engine(bundle, Config.of({"ALEXMRI_MAX_BATCH_SIZE": "2", **environment}))
+        engine.load()
+        return create_app(engine).test_client()
 
     return make
 
 
 @pytest.fixture(scope="module")
-def picture() -> Image.Image:
+def image() -> Image.Image:
     noise = np.random.default_rng(5).integers(0, 256, (208, 176), dtype=np.uint8)
     return Image.fromarray(noise)

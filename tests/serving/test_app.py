@@ -14,66 +14,33 @@ from PIL import Image
 
 from alexmri.model.predictor import Predictor
 from alexmri.serving.app import create_app
-from alexmri.serving.options import Options
-from alexmri.serving.served_model import ServedModel
-from alexmri.serving.states import Board
+from alexmri.serving.config import Config
+from alexmri.serving.engine import Engine
 
-from .asking import CLASSES, described, encoded, invoke
+from .asking import CLASSES, OPENAPI, described, encoded, invoke
 
 
 def test_ping_is_503_until_the_model_is_loaded_and_again_while_draining(bundle: Path) -> None:
-    model = ServedModel(bundle, Options(largest_batch=1))
-    client = create_app(model).test_client()
+    engine = Engine(bundle, Config(max_batch_size=1))
+    client = create_app(engine).test_client()
     assert client.get("/ping").status_code == 503
     refused = invoke(client, b"x")
     assert (refused.status_code, refused.json["error"]["code"]) == (503, "not_ready")
     assert described(client.get("/info"), "/info", "get").status_code == 503
-    model.load()
+    engine.load()
     answer = described(client.get("/ping"), "/ping", "get")
     assert (answer.status_code, answer.data) == (200, b"")
-    model.drain()
+    engine.drain()
     assert client.get("/ping").status_code == 503
     refused = invoke(client, b"x")
     assert (refused.status_code, refused.json["error"]["code"]) == (503, "draining")
 
 
-def test_what_had_come_before_the_server_drained_is_answered(
-    bundle: Path, picture: Image.Image
-) -> None:
-    model = ServedModel(bundle, Options(largest_batch=1))
-    app = create_app(model)
-    model.load()
-    came_in_time, came_later = object(), object()
-    app.wsgi_app.inside.add(came_in_time)  # type: ignore[attr-defined]
-    model.drain()
-    statuses = [
-        app.test_client()
-        .post(
-            "/invocations",
-            data=encoded(picture, "PNG"),
-            content_type="image/png",
-            environ_overrides={"gunicorn.socket": connection},
-        )
-        .status_code
-        for connection in (came_in_time, came_later, came_in_time)
-    ]
-    # The last is another request of the first connection.
-    assert statuses == [200, 503, 503]
-
-
-def test_a_server_is_up_when_all_its_processes_have_been() -> None:
-    board = Board(2)
-    board.tell_ready(1)
-    assert not board.is_up()
-    board.tell_ready(0)
-    assert board.is_up()
-
-
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP", "WEBP"])
 def test_a_picture_gets_the_probabilities_the_predictor_gives(
-    client: FlaskClient, bundle: Path, picture: Image.Image, kind: str
+    client: FlaskClient, bundle: Path, image: Image.Image, kind: str
 ) -> None:
-    data = encoded(picture, kind)
+    data = encoded(image, kind)
     answer = invoke(client, data, f"image/{kind.lower()}")
     assert answer.status_code == 200
     predictor = Predictor.load(bundle)
@@ -106,17 +73,17 @@ def test_with_explain_each_answer_shows_where_its_label_was_seen(
     assert not any("gradcam_png" in each for each in without.json["predictions"])
 
 
-def test_another_explanation_is_refused(client: FlaskClient, picture: Image.Image) -> None:
-    refused = invoke(client, encoded(picture, "PNG"), path="?explain=lime")
+def test_another_explanation_is_refused(client: FlaskClient, image: Image.Image) -> None:
+    refused = invoke(client, encoded(image, "PNG"), path="?explain=lime")
     assert refused.status_code == 400
     assert refused.json["error"]["message"] == "there is one explanation: explain=gradcam"
 
 
 def test_overlays_stand_with_their_pictures_when_one_is_bad(
-    client_of: Callable[..., FlaskClient], picture: Image.Image
+    client_of: Callable[..., FlaskClient], image: Image.Image
 ) -> None:
     client = client_of(SAGEMAKER_BATCH="true")
-    good = base64.b64encode(encoded(picture, "PNG")).decode()
+    good = base64.b64encode(encoded(image, "PNG")).decode()
     lines = "\n".join(json.dumps(text) for text in (good, "AAAA", good)).encode()
     answer = invoke(
         client, lines, "application/jsonlines", "?explain=gradcam", Accept="application/json"
@@ -154,8 +121,8 @@ def test_several_slices_are_answered_each_and_as_one_person(client: FlaskClient)
     assert answer["subject"]["label"] == max(mean, key=mean.__getitem__)
 
 
-def test_every_type_of_answer_says_the_same(client: FlaskClient, picture: Image.Image) -> None:
-    text = base64.b64encode(encoded(picture, "PNG")).decode()
+def test_every_type_of_answer_says_the_same(client: FlaskClient, image: Image.Image) -> None:
+    text = base64.b64encode(encoded(image, "PNG")).decode()
     body = json.dumps({"instances": [text, np.eye(32).tolist()]}).encode()
 
     def ask(accept: str) -> bytes:
@@ -180,7 +147,7 @@ def test_every_type_of_answer_says_the_same(client: FlaskClient, picture: Image.
         ({"data": b"junk", "content_type": "image/png"}, 422, "unreadable_picture"),
         ({"data": b"{", "content_type": "application/json"}, 400, "bad_request"),
         (
-            {"data": bytes(Options().largest_payload_bytes + 2), "content_type": "image/png"},
+            {"data": bytes(Config().max_payload_bytes + 2), "content_type": "image/png"},
             413,
             "payload_too_large",
         ),
@@ -197,8 +164,12 @@ def test_every_type_of_answer_says_the_same(client: FlaskClient, picture: Image.
 def test_a_bad_request_gets_one_shape_of_error(
     client: FlaskClient, request_: dict[str, Any], status: int, code: str
 ) -> None:
-    answer = client.open(**{"path": "/invocations", "method": "POST", **request_})
+    asked = {"path": "/invocations", "method": "POST", **request_}
+    answer = client.open(**asked)
     assert answer.status_code == status
+    if asked["path"] in OPENAPI["paths"]:
+        of_path = OPENAPI["paths"][asked["path"]]
+        described(answer, asked["path"], next(iter(of_path)))
     assert set(answer.json) == {"error"}
     assert set(answer.json["error"]) == {"code", "message", "request_id"}
     assert answer.json["error"]["code"] == code
@@ -216,10 +187,10 @@ def test_a_body_over_the_platforms_limit_is_refused_before_it_is_kept(
 
 
 def test_in_a_batch_transform_a_bad_record_is_told_in_its_place(
-    client_of: Callable[..., FlaskClient], picture: Image.Image
+    client_of: Callable[..., FlaskClient], image: Image.Image
 ) -> None:
     client = client_of(SAGEMAKER_BATCH="true", SAGEMAKER_MAX_PAYLOAD_IN_MB="1")
-    text = base64.b64encode(encoded(picture, "PNG")).decode()
+    text = base64.b64encode(encoded(image, "PNG")).decode()
     lines = b"\n".join([json.dumps(text).encode(), b"{", b'"anVuaw=="', json.dumps(text).encode()])
     answer = invoke(client, lines, "application/jsonlines")
     assert answer.status_code == 200
@@ -229,10 +200,12 @@ def test_in_a_batch_transform_a_bad_record_is_told_in_its_place(
     assert second["error"]["code"] == "bad_request"
     assert third["error"]["code"] == "unreadable_picture"
     assert answer.json["subject"]["slices"] == 2
-    for content_type, data in (("image/png", b"junk"), ("image/png", b""), ("text/html", b"x")):
-        alone = invoke(client, data, content_type)
+    for data in (b"junk", b""):
+        alone = invoke(client, data, "image/png")
         assert alone.status_code == 200
         assert [set(each) for each in alone.json["predictions"]] == [{"error"}]
+    # What is wrong with the whole job fails it.
+    assert invoke(client, b"x", "text/html").status_code == 415
     assert invoke(client, bytes(2**20 + 1)).status_code == 200
     rows = invoke(client, lines, "application/jsonlines", Accept="text/csv").text.splitlines()
     assert [row.split(",")[0] == "" for row in rows] == [False, True, True, False]
@@ -253,10 +226,33 @@ def test_in_a_batch_transform_a_bad_record_is_told_in_its_place(
 def test_a_batch_transform_is_told_how_to_send(
     bundle: Path, environment: dict[str, str], megabytes: int, transforms: int
 ) -> None:
-    client = create_app(ServedModel(bundle, Options.of(environment))).test_client()
+    client = create_app(Engine(bundle, Config.of(environment))).test_client()
     answer = described(client.get("/execution-parameters"), "/execution-parameters", "get")
     assert answer.json == {
         "MaxConcurrentTransforms": transforms,
         "BatchStrategy": "SINGLE_RECORD",
         "MaxPayloadInMB": megabytes,
     }
+
+
+def test_a_batch_transform_gets_no_newline_at_the_end(
+    client_of: Callable[..., FlaskClient], image: Image.Image
+) -> None:
+    """Its client adds one, and two made a blank line between the records of its file."""
+    batch, alone = client_of(SAGEMAKER_BATCH="true"), client_of()
+    for accept in ("application/jsonlines", "text/csv"):
+        record, line = (
+            invoke(client, encoded(image, "PNG"), Accept=accept).data for client in (batch, alone)
+        )
+        assert record == line.removesuffix(b"\n") != line
+
+
+@pytest.mark.parametrize("path", ["//ping", "//invocations", "///info"])
+def test_a_base_address_may_end_in_a_slash(client: FlaskClient, path: str) -> None:
+    """These were 500 with a traceback in the log."""
+    method = "POST" if path == "//invocations" else "GET"
+    # As gunicorn tells it; a client of Flask's takes the first part for a host.
+    answer = client.open(
+        "/", method=method, content_type="image/png", environ_overrides={"PATH_INFO": path}
+    )
+    assert answer.status_code == (400 if method == "POST" else 200)

@@ -80,14 +80,14 @@ def test_serving_imports_only_what_it_needs(bundle: Path, tmp_path: Path) -> Non
     script = f"""
 import sys
 from pathlib import Path
-import alexmri.serving.gunicorn_conf
+import alexmri.serving.gunicorn_config
 from alexmri.serving.app import create_app
-from alexmri.serving.served_model import ServedModel
+from alexmri.serving.engine import Engine
 assert "torch" not in sys.modules, "torch came before the fork"
-model = ServedModel(Path({str(bundle)!r}))
-model.load()
+engine = Engine(Path({str(bundle)!r}))
+engine.load()
 data = Path({str(picture)!r}).read_bytes()
-answer = create_app(model).test_client().post("/invocations", data=data, content_type="image/png")
+answer = create_app(engine).test_client().post("/invocations", data=data, content_type="image/png")
 assert answer.status_code == 200, answer.text
 print('foreign:', *sorted(set({FOREIGN!r}) & set(sys.modules)))
 print('ours:', *sorted(name for name in sys.modules if name.startswith("alexmri.")))

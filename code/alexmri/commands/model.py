@@ -1,8 +1,6 @@
 """`alexmri evaluate, predict, export, serve`: what is done with a trained model."""
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +10,8 @@ from alexmri.errors import UserError
 
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 MODEL = click.Path(exists=True, path_type=Path)
+
+LOOPBACK = "127.0.0.1"
 
 
 @click.command()
@@ -140,16 +140,12 @@ def export(bundle: Path, onnx: bool, out: Path | None) -> None:
 @click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True)
 def serve(bundle: Path, port: int) -> None:
     """Answer HTTP requests on this machine with the model directory BUNDLE."""
-    from alexmri.serving.options import Options
+    from alexmri.serving.start import become_gunicorn, check
 
-    Options.of(os.environ)
+    check(bundle, LOOPBACK, port, "--port")
     _use_gpu()
-    click.echo(f"serving {bundle} on http://127.0.0.1:{port} (GET /ping, POST /invocations)")
-    # gunicorn takes this process over, as in the container; see there and serving/gunicorn_conf.py.
-    command = [sys.executable, "-m", "gunicorn", "--config", "python:alexmri.serving.gunicorn_conf"]
-    application = f"alexmri.serving.app:serve({str(bundle.resolve())!r})"
-    os.environ.setdefault("MALLOC_ARENA_MAX", "2")
-    os.execv(sys.executable, [*command, "--bind", f"127.0.0.1:{port}", application])  # noqa: S606
+    click.echo(f"serving {bundle} on http://{LOOPBACK}:{port} (GET /ping, POST /invocations)")
+    become_gunicorn(LOOPBACK, port, bundle.resolve())
 
 
 def _use_gpu() -> None:

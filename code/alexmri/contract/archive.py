@@ -49,6 +49,20 @@ def model_folder(source: Path) -> Iterator[Path]:
             raise UserError(str(error).replace(unpacked, str(archive))) from None
 
 
+def require_model(source: Path) -> None:
+    """Refuse what holds no model; an archive is not unpacked for that.
+
+    Raises:
+        UserError: no model, or several.
+    """
+    if not source.exists():
+        raise UserError(
+            f"there is no {source}; give the folder of a model: OUT/model of a training"
+        )
+    if source.is_dir() and _archive_in(source) is None:
+        _model_in(source)
+
+
 def unpack(archive: Path, folder: Path) -> None:
     """Write the files of a .tar.gz below `folder`, with permissions of our own.
 

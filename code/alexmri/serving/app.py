@@ -1,4 +1,4 @@
-"""The server's routes, as gunicorn serves them: what each address answers, and with which errors."""
+"""The server's routes: what each address answers, and with which errors."""
 
 import base64
 import hashlib
@@ -65,7 +65,8 @@ def create_app(engine: Engine) -> Flask:
     """Return the application that answers with `engine`."""
     app = Flask("alexmri")
     app.extensions["engine"] = engine
-    app.wsgi_app = one_slash(app.wsgi_app)  # type: ignore[method-assign]
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.wsgi_app = one_slash(app.wsgi_app)  # type: ignore[method-assign, assignment]
     free = threading.Semaphore(MAX_REQUESTS)
     description = openapi()
 
@@ -76,7 +77,7 @@ def create_app(engine: Engine) -> Flask:
     @app.get("/ping")
     def ping() -> Response:
         engine.require_ready()
-        return Response(status=200)
+        return empty(200)
 
     @app.post("/invocations")
     def invocations() -> Response:
@@ -123,7 +124,9 @@ def create_app(engine: Engine) -> Flask:
     @app.errorhandler(RequestError)
     def refuse(error: RequestError) -> Response:
         g.code = error.code
-        body = b"" if request.path == "/ping" else error.encode(g.request_id)
+        if request.path == "/ping" and error.status == 503:
+            return empty(503)
+        body = error.encode(g.request_id)
         answer = Response(body, error.status, content_type="application/json")
         if error.retry_after_s is not None:
             answer.headers["Retry-After"] = str(error.retry_after_s)
@@ -289,10 +292,16 @@ def info_of(engine: Engine) -> Info:
     )
 
 
+def empty(status: int) -> Response:
+    """Return an answer without a body."""
+    answer = Response(status=status)
+    del answer.headers["Content-Type"]
+    return answer
+
+
 def as_json(model: BaseModel) -> Response:
-    """Return an answer of what was set of a model."""
-    body = model.model_dump_json(exclude_defaults=False, exclude_none=False)
-    return Response(body, content_type="application/json")
+    """Return a model as an answer."""
+    return Response(model.model_dump_json(), content_type="application/json")
 
 
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]

@@ -147,7 +147,9 @@ def _number(
         except ValueError:
             value = float("nan")
         if not minimum <= value <= maximum:
-            raise UserError(f"{name} is {text!r}; it must be a number from {minimum:g} to {maximum:g}")
+            raise UserError(
+                f"{name} is {text!r}; it must be a number from {minimum:g} to {maximum:g}"
+            )
         return value
     return default
 

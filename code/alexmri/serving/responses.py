@@ -61,8 +61,10 @@ class Answer:
             return _dumped(self.document()).encode()
         if media not in (JSON_LINES, CSV):
             return self._npy()
-        text = self._csv() if media == CSV else "".join(
-            f"{_dumped(record)}\n" for record in self._records()
+        text = (
+            self._csv()
+            if media == CSV
+            else "".join(f"{_dumped(record)}\n" for record in self._records())
         )
         return (text if newline_at_end else text.removesuffix("\n")).encode()
 
@@ -78,7 +80,9 @@ class Answer:
 
     def _prediction(self, row: int) -> Prediction:
         row_K, ood_N = self.predictions.probabilities_NK[row], self.predictions.ood_percentile_N
-        overlay = {"gradcam_png": base64.b64encode(png).decode() for png in self.overlays[row:][:1]}
+        overlay = (
+            {"gradcam_png": base64.b64encode(self.overlays[row]).decode()} if self.overlays else {}
+        )
         return Prediction(
             label=self.classes[int(row_K.argmax())],
             probabilities=_ranked(self.classes, row_K),

@@ -204,8 +204,15 @@ ROUTES = (
             **dict.fromkeys((400, 406, 408, 413, 415, 422, 429, 500, 503), ErrorDocument),
         },
     ),
-    Route("get", "/execution-parameters", "How a batch transform shall send", {200: ExecutionParameters}),
-    Route("get", "/info", "The model, what it takes, and its limits", {200: Info, 503: ErrorDocument}),
+    Route(
+        "get",
+        "/execution-parameters",
+        "How a batch transform shall send",
+        {200: ExecutionParameters},
+    ),
+    Route(
+        "get", "/info", "The model, what it takes, and its limits", {200: Info, 503: ErrorDocument}
+    ),
     Route("get", "/metrics", "Metrics for Prometheus", {200: "text/plain"}),
     Route("get", "/openapi.json", "This description", {200: JSON}),
 )
@@ -303,7 +310,5 @@ def _request_body() -> dict[str, Any]:
     content[JSON_LINES] = {
         "schema": {"type": "string", "description": "one image per line, each as JSON"}
     }
-    content["multipart/form-data"] = {
-        "schema": {"type": "object", "additionalProperties": _BINARY}
-    }
+    content["multipart/form-data"] = {"schema": {"type": "object", "additionalProperties": _BINARY}}
     return {"required": True, "content": content}

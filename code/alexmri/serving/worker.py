@@ -23,6 +23,8 @@ READ_LIMIT_S = 5.0
 BODY_BYTES_PER_S = 100_000
 # A stopping server answers 503 for this long at least, so that no late client is reset.
 DRAIN_S = 1.0
+# Not in every round of the main loop, of which each answer has one.
+NOTIFY_S = 0.25
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
@@ -36,7 +38,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         # Connections whose request is being read or answered, and when reading must be over.
         self._read_until: dict[Any, float] = {}
+        # Once the server stops: when that may end at the earliest, and what is in flight.
         self._stops_at: float | None = None
+        self._to_finish: set[Any] = set()
+        self._notify_at = 0.0
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
@@ -44,9 +49,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def enqueue_req(self, conn: Any) -> None:
         """Give a connection a thread, once it has sent something."""
-        if conn.initialized or conn.data_ready:
-            first = conn.data_ready and not conn.initialized
-            self._read_until[conn] = conn.timeout if first else time.monotonic() + READ_LIMIT_S
+        if conn.data_ready or conn.initialized:
             super().enqueue_req(conn)
             return
         conn.sock.setblocking(False)
@@ -57,9 +60,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def handle(self, conn: Any) -> Any:
         """Answer one request, in a thread; close the connection there where it is not kept."""
-        in_time = time.monotonic() < self._read_until[conn]
+        now = time.monotonic()
+        # A first request may have waited for a thread, but not for its client.
+        self._read_until[conn] = now + READ_LIMIT_S if conn.initialized else conn.timeout
+        in_time = now < self._read_until[conn] or has_whole_head(conn.sock)
         kept = in_time and super().handle(conn)
         in_time = self._read_until.pop(conn) > 0
+        self._to_finish.discard(conn)
         if not (kept and in_time):
             conn.close(graceful=in_time)
             return False
@@ -92,23 +99,29 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             super().handle_exit(sig, frame)
         elif self._stops_at is None:
             self._stops_at = time.monotonic() + DRAIN_S
+            self._to_finish = set(self._read_until)
             self.wsgi.extensions["engine"].drain()
             self.method_queue.defer(lambda: None)
 
     def notify(self) -> None:
         """Tell gunicorn that this process is alive; called in every round of the main loop."""
-        super().notify()
         now = time.monotonic()
+        if now > self._notify_at:
+            self._notify_at = now + NOTIFY_S
+            super().notify()
+            self._end_slow_reads(now)
+            # Another process may answer already while the model is loaded here.
+            able = self._stops_at or self.wsgi.extensions["engine"].may_accept()
+            self.worker_connections = self.cfg.worker_connections if able else 0
+        if self._stops_at and now > self._stops_at and not self._to_finish:
+            self.alive = False
+
+    def _end_slow_reads(self, now: float) -> None:
         for conn, until in list(self._read_until.items()):
             if 0 < until < now:
                 self._read_until[conn] = 0.0
                 with contextlib.suppress(OSError):
                     conn.sock.shutdown(socket.SHUT_RD)  # wakes the thread that reads
-        # Another process may answer already while the model is loaded here.
-        able = self._stops_at or self.wsgi.extensions["engine"].may_accept()
-        self.worker_connections = self.cfg.worker_connections if able else 0
-        if self._stops_at and now > self._stops_at and not self._read_until:
-            self.alive = False
 
     def _server_stops(self) -> bool:
         """Whether the whole server stops: gunicorn's master closes its port before it says so."""
@@ -118,3 +131,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 if link.stat().st_ino == port:
                     return False
         return True
+
+
+def has_whole_head(sock: socket.socket) -> bool:
+    """Whether the head of a request has come."""
+    with contextlib.suppress(OSError):
+        return b"\r\n\r\n" in sock.recv(2**16, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    return False

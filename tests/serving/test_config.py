@@ -3,7 +3,7 @@
 import pytest
 
 from alexmri.errors import UserError
-from alexmri.serving.options import Options, process_count
+from alexmri.serving.config import Config, worker_count
 
 
 @pytest.mark.parametrize(
@@ -19,11 +19,11 @@ from alexmri.serving.options import Options, process_count
         ({"SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS": "4"}, "timeout_s", 3),
         ({"SAGEMAKER_TS_RESPONSE_TIMEOUT": "100"}, "timeout_s", 95),
         ({"MODEL_SERVER_TIMEOUT": "10"}, "timeout_s", 7.5),
-        ({"SAGEMAKER_TS_BATCH_SIZE": "8"}, "largest_batch", 8),
+        ({"SAGEMAKER_TS_BATCH_SIZE": "8"}, "max_batch_size", 8),
         ({"SAGEMAKER_TS_MAX_BATCH_DELAY": "100"}, "batch_delay_s", 0.1),
         ({"ALEXMRI_MAX_BATCH_DELAY_MS": "2"}, "batch_delay_s", 0.002),
         ({"SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT": "text/csv"}, "default_accept", "text/csv"),
-        ({"SAGEMAKER_MAX_PAYLOAD_IN_MB": "6"}, "largest_payload_bytes", 6 * 2**20),
+        ({"SAGEMAKER_MAX_PAYLOAD_IN_MB": "6"}, "max_payload_bytes", 6 * 2**20),
         ({"SAGEMAKER_CONTAINER_LOG_LEVEL": "40"}, "log_level", 40),
         ({"SAGEMAKER_BATCH": "True"}, "batch_transform", True),
     ],
@@ -31,7 +31,7 @@ from alexmri.serving.options import Options, process_count
 def test_the_dialects_of_other_toolkits_are_understood(
     environment: dict[str, str], field: str, value: object
 ) -> None:
-    assert getattr(Options.of(environment), field) == value
+    assert getattr(Config.of(environment), field) == value
 
 
 def test_variables_without_a_meaning_here_are_tolerated() -> None:
@@ -41,7 +41,7 @@ def test_variables_without_a_meaning_here_are_tolerated() -> None:
         " SAGEMAKER_STARTUP_TIMEOUT SAGEMAKER_SUBMIT_DIRECTORY SAGEMAKER_REGION CA_REPOSITORY_ARN"
         " SAGEMAKER_GUNICORN_THREADS SAGEMAKER_GUNICORN_WORKER_CLASS"
     )
-    assert Options.of(dict.fromkeys(named.split(), "whatever")) == Options.of({}) == Options()
+    assert Config.of(dict.fromkeys(named.split(), "whatever")) == Config.of({}) == Config()
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_variables_without_a_meaning_here_are_tolerated() -> None:
 def test_a_variable_that_is_wrong_is_named(environment: dict[str, str]) -> None:
     (name,) = environment
     with pytest.raises(UserError, match=name):
-        Options.of(environment)
+        Config.of(environment)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_processes_are_those_asked_for_or_one_per_core_up_to_four_that_fit(
     gigabytes: float,
     processes: int,
 ) -> None:
-    monkeypatch.setattr("alexmri.serving.options.cpu_cores", lambda: cores)
+    monkeypatch.setattr("alexmri.serving.config.cpu_cores", lambda: cores)
     monkeypatch.setattr(
-        "alexmri.serving.options.usable_memory_bytes", lambda: int(gigabytes * 2**30)
+        "alexmri.serving.config.usable_memory_bytes", lambda: int(gigabytes * 2**30)
     )
-    assert process_count(Options(workers=asked), {"CUDA_VISIBLE_DEVICES": ""}) == processes
+    assert worker_count(Config(workers=asked), {"CUDA_VISIBLE_DEVICES": ""}) == processes

@@ -12,20 +12,20 @@ from flask.testing import FlaskClient
 from PIL import Image
 
 from alexmri.data.pixels import Pixels
-from alexmri.serving.served_model import ServedModel
+from alexmri.serving.engine import Engine
 
 from .asking import described, encoded, invoke
 
 
 def test_a_fault_of_ours_tells_neither_traceback_nor_path(
     client: FlaskClient,
-    model: ServedModel,
-    picture: Image.Image,
+    engine: Engine,
+    image: Image.Image,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    data = encoded(picture, "PNG")
-    works = model.predictor.predict
+    data = encoded(image, "PNG")
+    works = engine.predictor.predict
 
     def fail(pixels_NCHW: Pixels) -> Any:
         if pixels_NCHW.any():
@@ -33,7 +33,7 @@ def test_a_fault_of_ours_tells_neither_traceback_nor_path(
         return works(pixels_NCHW)
 
     with monkeypatch.context() as patched:
-        patched.setattr(model.predictor, "predict", fail)
+        patched.setattr(engine.predictor, "predict", fail)
         answer = invoke(client, data)
     assert answer.status_code == 500
     assert "secret" not in answer.text
@@ -45,29 +45,27 @@ def test_a_fault_of_ours_tells_neither_traceback_nor_path(
 
 def test_attributes_come_back_and_the_inference_id_is_logged(
     client: FlaskClient,
-    model: ServedModel,
-    picture: Image.Image,
+    engine: Engine,
+    image: Image.Image,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     answer = invoke(
         client,
-        encoded(picture, "PNG"),
+        encoded(image, "PNG"),
         X_Amzn_SageMaker_Custom_Attributes="trace=7",
         X_Amzn_SageMaker_Inference_Id='mine status=500"',
     )
     assert answer.headers["X-Amzn-SageMaker-Custom-Attributes"] == "trace=7"
-    model.telemetry.flush()
     (line,) = [text for text in capsys.readouterr().out.splitlines() if "mine" in text]
     assert f"request_id={answer.json['request_id']}" in line
     assert 'inference_id="mine status=500\\""' in line
     invoke(client, b"junk")
-    model.telemetry.flush()
     assert "status=422" in (out := capsys.readouterr().out)
     assert "code=unreadable_picture" in out
 
 
 def test_the_log_can_be_json_and_can_leave_out_what_went_well(
-    client_of: Callable[..., FlaskClient], picture: Image.Image, capsys: pytest.CaptureFixture[str]
+    client_of: Callable[..., FlaskClient], image: Image.Image, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def logged(client: FlaskClient, data: bytes, name: str) -> list[str]:
         """Ask under this name; return the lines with it, once the server has written them."""
@@ -75,20 +73,20 @@ def test_the_log_can_be_json_and_can_leave_out_what_went_well(
         client.get("/metrics")
         return [line for line in capsys.readouterr().out.splitlines() if name in line]
 
-    good = encoded(picture, "PNG")
+    good = encoded(image, "PNG")
     (line,) = logged(client_of(ALEXMRI_LOG_FORMAT="json"), good, "id-1")
     told = json.loads(line)
-    assert (told["status"], told["pictures"], told["inference_id"]) == (200, 1, "id-1")
+    assert (told["status"], told["images"], told["inference_id"]) == (200, 1, "id-1")
     quiet = client_of(SAGEMAKER_CONTAINER_LOG_LEVEL="30")
     assert logged(quiet, good, "id-2") == []
     assert len(logged(quiet, b"junk", "id-3")) == 1
 
 
 def test_metrics_count_what_was_answered(
-    client_of: Callable[..., FlaskClient], picture: Image.Image
+    client_of: Callable[..., FlaskClient], image: Image.Image
 ) -> None:
     client = client_of()
-    answer = invoke(client, encoded(picture, "PNG")).json
+    answer = invoke(client, encoded(image, "PNG")).json
     invoke(client, b"junk")
     told = described(client.get("/metrics"), "/metrics", "get").text.splitlines()
     label, version = answer["predictions"][0]["label"], answer["model_version"]
