@@ -177,7 +177,7 @@ def test_every_type_of_answer_says_the_same(client: FlaskClient, picture: Image.
     ("request_", "status", "code"),
     [
         ({"data": b"1,2", "content_type": "text/csv"}, 415, "unsupported_media_type"),
-        ({"data": b"junk", "content_type": "image/png"}, 422, "unreadable_picture"),
+        ({"data": b"junk", "content_type": "image/png"}, 422, "unreadable_image"),
         ({"data": b"{", "content_type": "application/json"}, 400, "bad_request"),
         (
             {"data": bytes(Options().largest_payload_bytes + 2), "content_type": "image/png"},
@@ -227,7 +227,7 @@ def test_in_a_batch_transform_a_bad_record_is_told_in_its_place(
     assert first == fourth
     assert first["label"] in CLASSES
     assert second["error"]["code"] == "bad_request"
-    assert third["error"]["code"] == "unreadable_picture"
+    assert third["error"]["code"] == "unreadable_image"
     assert answer.json["subject"]["slices"] == 2
     for content_type, data in (("image/png", b"junk"), ("image/png", b""), ("text/html", b"x")):
         alone = invoke(client, data, content_type)

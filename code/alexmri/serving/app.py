@@ -11,8 +11,8 @@ from werkzeug.exceptions import HTTPException
 
 from alexmri.contract.paths import Paths
 from alexmri.serving.answers import ACCEPT_TYPES
-from alexmri.serving.arrays import MOST_PICTURES
-from alexmri.serving.codec import CONTENT_TYPES, MOST_PIXELS
+from alexmri.serving.arrays import MAX_IMAGES
+from alexmri.serving.decode import CONTENT_TYPES, MAX_PIXELS
 from alexmri.serving.door import Door
 from alexmri.serving.options import MEGABYTE, TRANSFORM_MB, Options
 from alexmri.serving.page import page
@@ -66,8 +66,8 @@ def people_app(model: ServedModel) -> Flask:
                 "accept_types": ACCEPT_TYPES,
                 "limits": {
                     "payload_mb": model.options.largest_payload_bytes // MEGABYTE,
-                    "pictures": MOST_PICTURES,
-                    "pixels": MOST_PIXELS,
+                    "pictures": MAX_IMAGES,
+                    "pixels": MAX_PIXELS,
                     "seconds": model.options.timeout_s,
                     "pictures_inside": batcher.capacity,
                 },

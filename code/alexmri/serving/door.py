@@ -17,7 +17,7 @@ from gunicorn.http.errors import ParseException
 from gunicorn.util import http_date
 
 from alexmri.serving.answers import Answer, Forecast, choose_type
-from alexmri.serving.codec import PixelBudget, read_records, to_pixels
+from alexmri.serving.decode import PixelBudget, read_records, to_pixels
 from alexmri.serving.request_error import RequestError, bad_request, too_large
 from alexmri.serving.served_model import ServedModel
 from alexmri.serving.states import State
