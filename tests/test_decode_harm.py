@@ -146,6 +146,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     ),
     "TIFF: tiles of 16 pixels": lambda: hostile.tiff_of_tiles(6300, 6300, (4, 4)),
     "TIFF: tiles that are mostly outside": lambda: hostile.tiff_of_tiles(20_000, 1, (16, 250_000)),
+    "TIFF: a fax": lambda: hostile.tiff_of_strips(8, 20_000, 20_000, compression=3),
     "TIFF: big-endian BigTIFF": lambda: b"MM\0+" + bytes(100),
 }
 
@@ -319,8 +320,18 @@ class ExpiresInside(PixelBudget):
         self._deadline = time.monotonic()
 
 
+def test_costly_requests_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alexmri.serving.decode.MANY_SECONDS", -1)
+    with PixelBudget(time.monotonic() + 60) as first:
+        first.check_time()
+        with pytest.raises(RequestError) as caught, PixelBudget(time.monotonic() + 0.1) as second:
+            to_pixels([PNG], second, image_size=32, channels=1)
+        assert caught.value.status == 503
+    decoded([PNG])
+
+
 def test_many_costly_images_in_one_request_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alexmri.serving.decode.MAX_DECODE_SECONDS", 0.2)
+    monkeypatch.setattr("alexmri.serving.decode.MAX_SECONDS", 0.2)
     body = hostile.saved(hostile.noise(1000, 1000), "PNG")
     with pytest.raises(RequestError, match="send fewer images") as caught:
         decoded([body] * 40)

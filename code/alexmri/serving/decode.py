@@ -46,8 +46,8 @@ MAX_SIDE = 20_000
 MANY_PIXELS = MANY_BYTES = 4_000_000
 MANY_NUMBER_BYTES = 1_000_000
 # Of the processor, for one request. 40 million pixels take 1 to 3 s; only many files that each are
-# as costly as the limits allow take more.
-MAX_DECODE_SECONDS = 10
+# as costly as the limits allow take more. Those take turns after the first second.
+MANY_SECONDS, MAX_SECONDS = 1, 10
 
 IMAGE_TYPES = (
     "image/png",
@@ -146,15 +146,19 @@ class PixelBudget:
         """Refuse to go on after the deadline, or where the decoding has cost too much.
 
         Raises:
-            RequestError: 503 after the deadline; 413 it has cost too much.
+            RequestError: 503 after the deadline, or it came before this request's turn; 413 it has
+                cost too much.
         """
         if time.monotonic() > self._deadline:
             raise too_late()
-        if time.thread_time() - self._began > MAX_DECODE_SECONDS:
+        seconds = time.thread_time() - self._began
+        if seconds > MAX_SECONDS:
             raise too_large(
-                f"the request takes more than {MAX_DECODE_SECONDS} s to decode; send fewer images"
-                " at a time"
+                f"the request takes more than {MAX_SECONDS} s to decode; send fewer images at a"
+                " time"
             )
+        if seconds > MANY_SECONDS:
+            self.be_alone()
 
     def reader(self, data: bytes) -> io.BytesIO:
         """Return a file of `data` that ends the decoding at the deadline, where Pillow reads it."""
@@ -162,6 +166,8 @@ class PixelBudget:
 
 
 class _ReaderWithDeadline(io.BytesIO):
+    """Pillow's parsers in Python, and its decoders of PNG and JPEG, read piece by piece."""
+
     def __init__(self, data: bytes, budget: PixelBudget) -> None:
         super().__init__(data)
         self._budget = budget

@@ -6,7 +6,8 @@ mirrors how Pillow reads a file; a damaged file passes, and Pillow refuses it.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
 
 from alexmri.serving.request_error import RequestError, too_large, unreadable
 
@@ -35,13 +36,15 @@ MAX_CANVAS_PIXELS = 64_000_000
 
 _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xfe])")
 _JPEG_WITHOUT_LENGTH = {0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}
-_APP1, _APP13, _APPS, _COMMENT = 0xE1, 0xED, range(0xE0, 0xF0), 0xFE
+_APP1, _APPS, _COMMENT = 0xE1, range(0xE0, 0xF0), 0xFE
 _BMP_RUN_LENGTH = (1, 2)
 # Of a TIFF directory: bytes per value by type; the types that are fractions; pointers to others.
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"II\0*", b"MM*\0")
 _BYTES, _FRACTIONS = (1, 2, 7), (5, 10)
-_BITS, _WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT = 258, 256, 257, 322, 323
+_COMPRESSION, _BITS = 259, 258
+_SIDES = _WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 322, 323
+_FAX = (2, 3, 32771)
 _DIRECTORIES = (34665, 34853, 37500, 40965)
 
 
@@ -148,45 +151,22 @@ def _check_tiff(data: bytes) -> None:
         raise unreadable("the file is a big-endian BigTIFF; save it as TIFF or PNG")
     if data[:4] not in _TIFF_STARTS:
         return
-    order, big = "little" if data.startswith(b"II") else "big", data[2:3] == b"\x2b"
-    # Bytes of an offset, of how many tags there are, and of a tag.
-    offset_bytes, count_bytes, tag_bytes = (8, 8, 20) if big else (4, 2, 12)
-
-    def number(at: int, length: int) -> int:
-        return int.from_bytes(data[at : at + length], order)  # type: ignore[arg-type]
-
-    pending, seen = [number(offset_bytes, offset_bytes)], set[int]()
     values = fractions = colour_bits = 0
-    sides = dict.fromkeys((_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT), 0)
-    while pending and len(seen) < MAX_DIRECTORIES:
-        directory = pending.pop()
-        if directory in seen or directory + count_bytes > len(data):
+    sides = dict.fromkeys(_SIDES, 0)
+    for tag in _tags(data):
+        values += tag.values if tag.kind not in _BYTES else 0
+        fractions += tag.values if tag.kind in _FRACTIONS else 0
+        if not tag.is_first:
             continue
-        is_first = not seen
-        seen.add(directory)
-        tags = number(directory, count_bytes)
-        if tags > MAX_TAGS:
-            raise _refusal(f"a directory of the file has more than {MAX_TAGS} tags")
-        start = directory + count_bytes
-        for at in range(start, start + tags * tag_bytes, tag_bytes):
-            tag, kind, count = number(at, 2), number(at + 2, 2), number(at + 4, offset_bytes)
-            value_at, size = at + 4 + offset_bytes, _SIZES.get(kind, 0)
-            # Pillow skips tags that cannot be in the file.
-            if count * size > len(data):
-                continue
-            values += count if size and kind not in _BYTES else 0
-            fractions += count if kind in _FRACTIONS else 0
-            value = number(value_at, min(size, offset_bytes))
-            if tag in _DIRECTORIES:
-                pending.append(value)
-            if tag == _BITS and count > 1 and is_first:
-                inside = count * size <= offset_bytes
-                place = value_at if inside else number(value_at, offset_bytes)
-                colour_bits = max(colour_bits, number(place, size))
-            elif tag in (_TILE_WIDTH, _TILE_HEIGHT) and is_first:
-                sides[tag] = max(sides[tag], value)
-            elif tag in sides and is_first:
-                sides[tag] = sides[tag] or value
+        if tag.number == _COMPRESSION and tag.value in _FAX:
+            # libtiff writes a line to the log for each damaged row: 600 MB for one request.
+            raise unreadable("the TIFF is compressed as a fax; save it as PNG")
+        if tag.number == _BITS and tag.values > 1:
+            colour_bits = max(colour_bits, tag.value)
+        elif tag.number in (_TILE_WIDTH, _TILE_HEIGHT):
+            sides[tag.number] = max(sides[tag.number], tag.value)
+        elif tag.number in sides:
+            sides[tag.number] = sides[tag.number] or tag.value
     if values > MAX_VALUES or fractions > MAX_FRACTIONS:
         raise _refusal(
             f"the file's tags have more than {MAX_VALUES} numbers, or {MAX_FRACTIONS} fractions"
@@ -194,6 +174,49 @@ def _check_tiff(data: bytes) -> None:
     _check_tiles(*sides.values())
     if colour_bits > 8:
         _check_wide_colour(sides[_WIDTH], sides[_HEIGHT])
+
+
+class _Tag(NamedTuple):
+    """A tag, whether it is in the first directory, how many values it has, and the first."""
+
+    is_first: bool
+    number: int
+    kind: int
+    values: int
+    value: int
+
+
+def _tags(data: bytes) -> Iterator[_Tag]:
+    """Yield the tags that Pillow reads: of the first image, and what it points to as EXIF."""
+    order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
+    # Bytes of an offset, of how many tags there are, and of a tag.
+    offset_bytes, count_bytes, tag_bytes = (8, 8, 20) if data[2:3] == b"+" else (4, 2, 12)
+
+    def number(at: int, length: int) -> int:
+        return int.from_bytes(data[at : at + length], order)
+
+    pending, seen = [number(offset_bytes, offset_bytes)], set[int]()
+    while pending and len(seen) < MAX_DIRECTORIES:
+        directory = pending.pop()
+        if directory in seen or directory + count_bytes > len(data):
+            continue
+        seen.add(directory)
+        tags = number(directory, count_bytes)
+        if tags > MAX_TAGS:
+            raise _refusal(f"a directory of the file has more than {MAX_TAGS} tags")
+        for i in range(tags):
+            at = directory + count_bytes + i * tag_bytes
+            kind, count = number(at + 2, 2), number(at + 4, offset_bytes)
+            size = _SIZES.get(kind, 0)
+            # Pillow skips what cannot be in the file.
+            if not size or count * size > len(data):
+                continue
+            value_at = at + 4 + offset_bytes
+            place = value_at if count * size <= offset_bytes else number(value_at, offset_bytes)
+            tag = _Tag(len(seen) == 1, number(at, 2), kind, count, number(place, size))
+            if tag.number in _DIRECTORIES:
+                pending.append(tag.value)
+            yield tag
 
 
 def _check_tiles(width: int, height: int, tile_width: int, tile_height: int) -> None:
