@@ -1,4 +1,4 @@
-"""Bodies of requests and what the codec reads from them, for tests."""
+"""Bodies of requests and what the server reads from them, for tests."""
 
 import base64
 import io
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from alexmri.data.pixels import Pixels
-from alexmri.serving.codec import PixelBudget, Record, read_records, to_pixels
+from alexmri.serving.decode import PixelBudget, Record, read_records, to_pixels
 from alexmri.serving.request_error import RequestError
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")

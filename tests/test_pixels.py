@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from alexmri.data.pixels import TRANSPOSES, count_frames, decode
+from alexmri.data.pixels import TRANSPOSES, count_frames, decode, read_picture
 from alexmri.errors import UserError
 
 
@@ -55,6 +55,19 @@ def test_cmyk_is_close_to_gray() -> None:
 def test_transparent_is_black() -> None:
     picture = Image.new("RGBA", (40, 40), (255, 255, 255, 0))
     assert gray(encoded(picture)).max() == 0
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
+def test_a_large_transparent_picture_is_laid_on_black_row_by_row(mode: str) -> None:
+    values = np.random.default_rng(3).integers(0, 256, (600, 40, 4), dtype=np.uint8)
+    picture = Image.fromarray(values).convert("RGB" if mode == "P" else mode)
+    if mode == "P":
+        picture = picture.quantize(64)
+    info = {} if mode.endswith("A") else {"transparency": (1, 2, 3) if mode == "RGB" else 7}
+    data = encoded(picture, "PNG", **info)
+    layer = Image.open(io.BytesIO(data)).convert("RGBA")
+    whole = Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(read_picture(data)), np.asarray(whole))
 
 
 def test_sixteen_bits_scale_to_the_brightest_pixel() -> None:

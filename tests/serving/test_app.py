@@ -144,7 +144,7 @@ def test_every_type_of_answer_says_the_same(client: FlaskClient, image: Image.Im
     ("request_", "status", "code"),
     [
         ({"data": b"1,2", "content_type": "text/csv"}, 415, "unsupported_media_type"),
-        ({"data": b"junk", "content_type": "image/png"}, 422, "unreadable_picture"),
+        ({"data": b"junk", "content_type": "image/png"}, 422, "unreadable_image"),
         ({"data": b"{", "content_type": "application/json"}, 400, "bad_request"),
         (
             {"data": bytes(Config().max_payload_bytes + 2), "content_type": "image/png"},
@@ -198,7 +198,7 @@ def test_in_a_batch_transform_a_bad_record_is_told_in_its_place(
     assert first == fourth
     assert first["label"] in CLASSES
     assert second["error"]["code"] == "bad_request"
-    assert third["error"]["code"] == "unreadable_picture"
+    assert third["error"]["code"] == "unreadable_image"
     assert answer.json["subject"]["slices"] == 2
     for data in (b"junk", b""):
         alone = invoke(client, data, "image/png")

@@ -61,7 +61,7 @@ def test_attributes_come_back_and_the_inference_id_is_logged(
     assert 'inference_id="mine status=500\\""' in line
     invoke(client, b"junk")
     assert "status=422" in (out := capsys.readouterr().out)
-    assert "code=unreadable_picture" in out
+    assert "code=unreadable_image" in out
 
 
 def test_the_log_can_be_json_and_can_leave_out_what_went_well(

@@ -43,7 +43,7 @@ UNSIGNED, SEPARATE_PLANES = 1, 2
 CUT_TO_8_BITS = re.compile(r"(LA|RGB|RGBA|RGBX|RGBa);16[BLN]")
 NATIVE = "L" if sys.byteorder == "little" else "B"
 SWAPPED = {"I;16BS": "I;16S", "I;32BS": "I;32S"} if NATIVE == "L" else {}
-# Rows of such an image that are put together at a time.
+# Rows of a large image that are put together at a time.
 ROWS = 256
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_TEXTS = (b"zTXt", b"iTXt", b"tEXt", b"iCCP")
@@ -79,17 +79,20 @@ def decode(
     image_size: int,
     channels: int,
     admit: Callable[[int, int], None] | None = None,
+    reader: Callable[[bytes], io.BytesIO] = io.BytesIO,
 ) -> Pixels:
     """Decode one image to `uint8` pixels of shape (channels, image_size, image_size).
 
     One channel is ITU-R 601 luma. The image is stretched to the square by an antialiased bilinear
     filter. What `read_picture` says holds here too.
     """
-    return fit(read_picture(source, admit), image_size=image_size, channels=channels)
+    return fit(read_picture(source, admit, reader), image_size=image_size, channels=channels)
 
 
 def read_picture(
-    source: bytes | Path, admit: Callable[[int, int], None] | None = None
+    source: bytes | Path,
+    admit: Callable[[int, int], None] | None = None,
+    reader: Callable[[bytes], io.BytesIO] = io.BytesIO,
 ) -> Image.Image:
     """Return one image, upright, with 8 bits per value, gray or in colour (mode L or RGB).
 
@@ -97,6 +100,7 @@ def read_picture(
     more than 8 bits per value, gray or in colour, are scaled so that their brightest value becomes
     255, because MR intensities have no unit. Of several frames or pages the first counts. `admit`
     is called with width and height before there are pixels, and refuses by an exception of its own.
+    So may the files that `reader` makes of the bytes, from which Pillow reads.
 
     Raises:
         UserError: not an image in one of FORMATS, truncated, too large, or floating point.
@@ -108,7 +112,7 @@ def read_picture(
         raise UserError(f"{name} is empty (0 bytes); it was probably not copied whole")
     data = _without_long_texts(data)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(reader(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UserError(
@@ -117,7 +121,7 @@ def read_picture(
                 )
             if admit is not None:
                 admit(width, height)
-            return _upright(_to_eight_bit(image, data, name), image)
+            return _upright(_to_eight_bit(image, lambda: reader(data), name), image)
     except FAULTS as error:
         raise UserError(
             f"{name} cannot be read as an image: {_reason(error, name, data)}"
@@ -166,22 +170,36 @@ def _upright(decoded: Image.Image, image: Image.Image) -> Image.Image:
     return decoded if transpose is None else decoded.transpose(transpose)
 
 
-def _to_eight_bit(image: ImageFile.ImageFile, data: bytes, name: str) -> Image.Image:
+def _to_eight_bit(
+    image: ImageFile.ImageFile, reopened: Callable[[], io.BytesIO], name: str
+) -> Image.Image:
     """Load an opened image and return it in mode L or RGB."""
     if image.mode == "F":
         raise UserError(f"{name} has floating-point pixels; save it with 8 or 16 bits per pixel")
     if layout := _cut_to_8_bits(image, name):
-        return _wide_colour(image, data, layout)
+        return _wide_colour(image, reopened, layout)
     if image.mode.startswith("I"):
         return _wide_gray(image, name)
     image.load()
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        flat = Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer)
-        return flat.convert("RGB")
+        return _on_black(image)
     if image.mode in ("P", "CMYK", "YCbCr", "LAB"):
         return image.convert("RGB")
     return image if image.mode in ("L", "RGB") else image.convert("L")
+
+
+def _on_black(image: Image.Image) -> Image.Image:
+    """Lay a transparent image on black.
+
+    In bands, since each step needs 4 bytes per pixel and lets no other thread run.
+    """
+    flat = Image.new("RGB", image.size)
+    for top in range(0, image.height, ROWS):
+        box = (0, top, image.width, min(top + ROWS, image.height))
+        layer = image.crop(box).convert("RGBA")
+        black = Image.new("RGBA", layer.size, "black")
+        flat.paste(Image.alpha_composite(black, layer).convert("RGB"), box)
+    return flat
 
 
 def _wide_gray(image: ImageFile.ImageFile, name: str) -> Image.Image:
@@ -238,7 +256,9 @@ def _cut_to_8_bits(image: ImageFile.ImageFile, name: str) -> str | None:
     return layout if CUT_TO_8_BITS.fullmatch(layout) else None
 
 
-def _wide_colour(image: ImageFile.ImageFile, data: bytes, layout: str) -> Image.Image:
+def _wide_colour(
+    image: ImageFile.ImageFile, reopened: Callable[[], io.BytesIO], layout: str
+) -> Image.Image:
     """Scale an image of several channels with 16 bits each, by the brightest of them.
 
     Pillow keeps the higher byte of each value; told that the bytes come the other way round, it
@@ -254,7 +274,7 @@ def _wide_colour(image: ImageFile.ImageFile, data: bytes, layout: str) -> Image.
         order = NATIVE if order == "N" else order
         other = "L" if order == "B" else "B"
         high_HWC = _loaded_as(image, mode, f"{kind};16{order}")
-        with Image.open(io.BytesIO(data), formats=FORMATS) as again:
+        with Image.open(reopened(), formats=FORMATS) as again:
             low_HWC = _loaded_as(again, mode, f"{kind};16{other}")
     transparent = image.info.get("transparency")
 

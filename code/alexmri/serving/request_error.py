@@ -37,7 +37,7 @@ def bad_request(message: str) -> RequestError:
 
 def unreadable(message: str) -> RequestError:
     """Return the error of a request whose form is right and whose picture cannot be read."""
-    return RequestError(422, "unreadable_picture", message)
+    return RequestError(422, "unreadable_image", message)
 
 
 def too_large(message: str) -> RequestError:
