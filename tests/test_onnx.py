@@ -18,7 +18,7 @@ from alexmri.model.onnx import export_onnx
 from alexmri.model.predictor import Predictor
 from alexmri.settings import Layer, resolve
 
-from .test_inference import CLASSES, network_of, noise, save
+from .test_predictor import CLASSES, network_of, noise, save
 
 
 def run(*arguments: object, without: str = "") -> subprocess.CompletedProcess[str]:

@@ -20,7 +20,7 @@ from alexmri.errors import UserError
 from alexmri.files import appearing
 from alexmri.model.alexnet import AlexNet, AverageDown
 from alexmri.model.forward import Compute, predict_logits
-from alexmri.model.inference import InferenceNetwork
+from alexmri.model.predictor import InferenceNetwork
 
 # Of 2023: read by every onnxruntime from 1.15 on.
 OPSET, IR_VERSION = 18, 9

@@ -24,10 +24,9 @@ from alexmri.files import write_json
 from alexmri.model.alexnet import AlexNet
 from alexmri.model.bundle import ONNX, save_bundle
 from alexmri.model.forward import Compute, predict_logits
-from alexmri.model.inference import InferenceNetwork
 from alexmri.model.onnx import export_onnx
 from alexmri.model.ood import OutOfDistribution, fit_ood, sample_rows
-from alexmri.model.predictor import softmax
+from alexmri.model.predictor import InferenceNetwork, softmax
 from alexmri.training.loop import Run
 from alexmri.training.provenance import code_document
 

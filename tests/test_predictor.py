@@ -1,4 +1,4 @@
-"""What a server runs: the folded network, the score of foreign pictures, and Grad-CAM."""
+"""What a server runs: the fused network, the score of unusual images, and Grad-CAM."""
 
 import io
 import json
@@ -15,9 +15,8 @@ from alexmri.errors import UserError
 from alexmri.model.alexnet import AlexNet, build
 from alexmri.model.bundle import load_bundle
 from alexmri.model.forward import Compute, choose_compute, predict_logits, to_input
-from alexmri.model.inference import InferenceNetwork, choose_inference
 from alexmri.model.ood import OutOfDistribution, fit_ood
-from alexmri.model.predictor import Predictor
+from alexmri.model.predictor import InferenceNetwork, Predictor, choose_inference
 
 from . import bundles
 
@@ -54,7 +53,7 @@ def noise(count: int, image_size: int = 32, channels: int = 1) -> Pixels:
 
 
 @pytest.mark.parametrize(("image_size", "channels"), [(32, 1), (32, 3), (50, 1), (224, 3)])
-def test_folding_changes_nothing_but_rounding(image_size: int, channels: int) -> None:
+def test_fusing_changes_nothing_but_rounding(image_size: int, channels: int) -> None:
     network, pixels = network_of(image_size, channels), noise(3, image_size, channels)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     logits, features = InferenceNetwork(network, FP32).run(pixels)
@@ -66,17 +65,35 @@ def test_folding_changes_nothing_but_rounding(image_size: int, channels: int) ->
         assert torch.equal(value, before[name]), name
 
 
-def test_the_folded_network_has_no_batch_norm_and_shares_its_linear_layers() -> None:
+def test_the_fused_network_has_no_batch_norm_and_shares_its_linear_layers() -> None:
     network = network_of()
-    folded = InferenceNetwork(network, FP32)
-    assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
+    fused = InferenceNetwork(network, FP32)
+    assert not [m for m in fused.modules() if isinstance(m, nn.BatchNorm2d)]
     given = {p.data_ptr() for p in network.classifier.parameters()}
-    assert given == {p.data_ptr() for p in folded.head.parameters()}
+    assert given == {p.data_ptr() for p in fused.head.parameters()}
+
+
+def test_a_network_in_training_is_fused_and_goes_on_training() -> None:
+    network, pixels = network_of(), noise(3)
+    expected = predict_logits(network, pixels, FP32)
+    network.train()
+    logits, _ = InferenceNetwork(network, FP32).run(pixels)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    assert all(module.training for module in network.modules())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_bf16_lies_channels_last_in_bf16() -> None:
+    fused = InferenceNetwork(network_of(), BF16)
+    assert {parameter.dtype for parameter in fused.parameters()} == {torch.bfloat16}
+    kernels = [module.weight for module in fused.modules() if isinstance(module, nn.Conv2d)]
+    assert len(kernels) == 5
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
 
 
 def test_more_than_one_batch_comes_back_in_order() -> None:
-    folded, pixels = InferenceNetwork(network_of(), FP32), noise(300)
-    together, alone = folded.run(pixels), folded.run(pixels[257:258])
+    fused, pixels = InferenceNetwork(network_of(), FP32), noise(300)
+    together, alone = fused.run(pixels), fused.run(pixels[257:258])
     for one, other in zip(together, alone, strict=True):
         np.testing.assert_allclose(one[257:258], other, atol=1e-4)
 
@@ -94,9 +111,9 @@ def test_bf16_is_chosen_only_where_the_stored_example_agrees(tmp_path: Path) -> 
     assert choose_inference(loud, CPU).compute.precision == "fp32"
 
 
-def test_a_model_that_folding_changes_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_fusing_changes_is_refused(tmp_path: Path) -> None:
     bundle = load_bundle(save(tmp_path, network_of()))
-    # Only evaluation mode can be folded; a network that answers otherwise must not be served.
+    # Only evaluation mode can be fused; a network that answers otherwise must not be served.
     bundle.network.features[0][1].eps = float("inf")
     bundle.network.forward = lambda images: torch.ones(len(images), 4)  # type: ignore[assignment]
     with pytest.raises(UserError, match="answers its stored example otherwise once"):
