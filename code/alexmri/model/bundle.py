@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from alexmri.data.pixels import MEAN, PREPROCESSING, STD, Pixels
+from alexmri.data.pixels import PREPROCESSING, Pixels
 from alexmri.errors import UserError
 from alexmri.files import (
     appearing,
@@ -40,7 +40,7 @@ from alexmri.files import (
     write_json,
 )
 from alexmri.model.alexnet import WIDTHS, AlexNet
-from alexmri.model.forward import Compute, predict_logits
+from alexmri.model.forward import MEAN, STD, Compute, predict_logits
 from alexmri.model.ood import DESCRIBING_BLOCKS, OutOfDistribution
 
 SCHEMA = "alexmri.model/1"

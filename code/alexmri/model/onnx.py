@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from alexmri.data.pixels import MEAN, PREPROCESSING, STD, Pixels
+from alexmri.data.pixels import PREPROCESSING, Pixels
 from alexmri.errors import UserError
 from alexmri.files import appearing
 from alexmri.model.alexnet import AlexNet, AverageDown
-from alexmri.model.forward import Compute, predict_logits
+from alexmri.model.forward import MEAN, STD, Compute, predict_logits
 from alexmri.model.predictor import InferenceNetwork
 
 # Of 2023: read by every onnxruntime from 1.15 on.
