@@ -11,7 +11,8 @@
     model.onnx          on request: the network for other runtimes (see model/onnx.py)
     MODEL_CARD.md       the same for people
 
-Nothing in it depends on clock, host or duration: equal runs give equal bytes. No pickle.
+Nothing in it depends on clock, host or duration: equal runs give equal bytes, apart from
+model.onnx. No pickle.
 """
 
 import copy

@@ -161,9 +161,8 @@ def write_model(
         validation = dataset.part("validation")
         export_onnx(
             folder / ONNX,
-            copy.deepcopy(network).cpu(),
+            copy.deepcopy(network).cpu().eval(),
             classes=dataset.classes,
-            image_size=settings.image_size,
             temperature=facts["model"]["temperature"],
             pixels_NCHW=validation.pixels_NCHW[:64],
         )
