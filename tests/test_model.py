@@ -18,8 +18,9 @@ from alexmri.files import sha256_of, sha256_of_json, write_json
 from alexmri.model.alexnet import AlexNet, AverageDown, build, summarise
 from alexmri.model.bundle import load_bundle
 from alexmri.model.forward import Compute, choose_compute, predict_logits, to_input
-from alexmri.model.ood import OutOfDistribution, fit_ood
+from alexmri.model.ood import OutOfDistribution
 from alexmri.model.predictor import Predictor, log_softmax, ranked, softmax, subject_mean
+from alexmri.training.ood_fit import fit_ood
 
 from . import bundles
 

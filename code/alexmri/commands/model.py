@@ -128,7 +128,6 @@ def export(bundle: Path, onnx: bool, out: Path | None) -> None:
         path,
         model.network,
         classes=model.classes,
-        image_size=model.image_size,
         temperature=model.temperature,
         pixels_NCHW=model.golden_NCHW,
     )

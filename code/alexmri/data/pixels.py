@@ -21,8 +21,6 @@ from PIL.PngImagePlugin import MAX_TEXT_CHUNK, MAX_TEXT_MEMORY
 from alexmri.errors import UserError
 
 PREPROCESSING = "alexmri.pixels/1"
-MEAN = 0.5
-STD = 0.5
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 # A slice has 0.04 megapixels, a scanned film 20; what is larger is a mistake or an attack.
 MAX_PIXELS = 64_000_000

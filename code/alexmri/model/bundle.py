@@ -11,7 +11,8 @@
     model.onnx          on request: the network for other runtimes (see model/onnx.py)
     MODEL_CARD.md       the same for people
 
-Nothing in it depends on clock, host or duration: equal runs give equal bytes. No pickle.
+Nothing in it depends on clock, host or duration: equal runs give equal bytes, apart from
+model.onnx. No pickle.
 """
 
 import copy
@@ -29,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from alexmri.data.pixels import MEAN, PREPROCESSING, STD, Pixels
+from alexmri.data.pixels import PREPROCESSING, Pixels
 from alexmri.errors import UserError
 from alexmri.files import (
     appearing,
@@ -40,7 +41,7 @@ from alexmri.files import (
     write_json,
 )
 from alexmri.model.alexnet import WIDTHS, AlexNet
-from alexmri.model.forward import Compute, predict_logits
+from alexmri.model.forward import MEAN, STD, Compute, predict_logits
 from alexmri.model.ood import DESCRIBING_BLOCKS, OutOfDistribution
 
 SCHEMA = "alexmri.model/1"

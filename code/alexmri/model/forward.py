@@ -1,4 +1,7 @@
-"""Run a network over `uint8` images: the device, the arithmetic, the normalisation, the pass."""
+"""Run a network over `uint8` images: device, precision, normalisation, forward pass.
+
+Mean, standard deviation and precision are known here and nowhere else.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,17 +11,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from alexmri.data.pixels import MEAN, STD, PixelRows
+from alexmri.data.pixels import PixelRows
 from alexmri.errors import UserError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BATCH = 256
+# Of pixel values scaled to 0..1. They map black to -1 and white to 1.
+MEAN, STD = 0.5, 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Where and in which arithmetic a network runs."""
+    """On which device and in which precision a network runs."""
 
     device: torch.device
     precision: Precision
@@ -28,7 +33,7 @@ class Compute:
         return DTYPES[self.precision]
 
     def autocast(self) -> torch.autocast:
-        """Return the context in which a forward pass uses this arithmetic."""
+        """Return the context in which a forward pass uses this precision."""
         reduced = self.precision != "fp32"
         return torch.autocast(
             self.device.type, dtype=self.dtype if reduced else None, enabled=reduced
@@ -59,7 +64,10 @@ def choose_compute(precision: Literal["auto", "fp32", "bf16", "fp16"]) -> Comput
 
 
 def to_input(pixels_NCHW: Tensor) -> Tensor:
-    """Return `uint8` pixels 0..255 as float images (value / 255 - mean) / std, that is -1..1."""
+    """Return `uint8` pixels (N, C, H, W), 0..255, as float32 images (value / 255 - MEAN) / STD.
+
+    The result has the same shape and device, and values from -1 to 1.
+    """
     return pixels_NCHW.float().div_(255 * STD).sub_(MEAN / STD)
 
 
@@ -67,7 +75,10 @@ def to_input(pixels_NCHW: Tensor) -> Tensor:
 def predict_logits(
     network: nn.Module, pixels_NCHW: PixelRows, compute: Compute
 ) -> NDArray[np.float32]:
-    """Return logits (N, K) of `uint8` images by the network in evaluation mode."""
+    """Return logits (N, K) of N `uint8` images by the network in evaluation mode.
+
+    The network must be on the device of `compute`. It goes back to its mode afterwards.
+    """
     was_training = network.training
     network.eval()
     logits: list[Tensor] = []

@@ -1,5 +1,7 @@
 """Out of distribution: how unusual an image is, as a percentile of the validation slices, 0 to 1.
 
+`training/ood_fit.py` fits it, and this module computes the score with numpy alone.
+
 An image is described by the channel means of the network's first blocks. Training slices vary along
 a few directions of that space. The distance of an image counts steps along these directions in
 units of their spread, and the rest in units of the usual rest. This is a probabilistic PCA (Tipping
@@ -19,32 +21,36 @@ from safetensors.numpy import load_file, save_file
 from alexmri.errors import UserError
 
 Vector = NDArray[np.float32]
-# Blocks of the network whose channel means describe a picture.
+# Blocks of the network whose channel means describe an image: its features.
 DESCRIBING_BLOCKS = 3
-DIRECTIONS = 32
-# Slices looked at in each split: 500 to 3,872 told foreign pictures equally well from slices of
-# unseen people, and a stopped run has little time to write its model.
-MOST_SLICES = 1000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OutOfDistribution:
-    """What training slices look like (mean, directions, spread), and validation's distances."""
+    """What training slices look like to the network, and the distances of validation slices.
+
+    All are float32, of F features, D directions and V validation slices; variances are in squared
+    units of the features.
+    """
 
     mean_F: Vector
     directions_DF: Vector
+    """Orthonormal rows."""
     variance_D: Vector
+    """Along the directions."""
     rest: Vector
+    """Shape (1,): the variance along each other direction."""
     distances_V: Vector
+    """Ascending, without unit."""
 
     def score(self, features_NF: Vector) -> NDArray[np.float64]:
-        """Return for each picture the share (N,) of validation slices that are less unusual."""
-        distances_N = self._distances(features_NF)
-        below_N = np.searchsorted(self.distances_V, distances_N, side="left")
+        """Return for each image the share (N,), 0 to 1, of validation slices that are closer."""
+        below_N = np.searchsorted(self.distances_V, self.distances(features_NF), side="left")
         result: NDArray[np.float64] = below_N / len(self.distances_V)
         return result
 
-    def _distances(self, features_NF: Vector) -> Vector:
+    def distances(self, features_NF: Vector) -> Vector:
+        """Return the squared Mahalanobis distance (N,) of each image from the mean, no unit."""
         from_mean_NF = features_NF.astype(np.float64) - self.mean_F
         along_ND = from_mean_NF @ self.directions_DF.T.astype(np.float64)
         beside_N = (from_mean_NF**2).sum(axis=1) - (along_ND**2).sum(axis=1)
@@ -58,7 +64,11 @@ class OutOfDistribution:
 
     @classmethod
     def load(cls, path: Path) -> "OutOfDistribution":
-        """Read what `save` wrote; UserError where it is something else."""
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: the file cannot be read, or its arrays contradict each other.
+        """
         try:
             tensors = load_file(path)
             found = cls(**{name: tensors[name] for name in _NAMES})
@@ -88,31 +98,3 @@ class OutOfDistribution:
 
 
 _NAMES = tuple(OutOfDistribution.__dataclass_fields__)
-
-
-def fit_ood(train_NF: Vector, validation_NF: Vector) -> OutOfDistribution:
-    """Fit on features of training slices, calibrate on those of validation slices, one at least."""
-    from_mean_NF = train_NF.astype(np.float64) - train_NF.mean(axis=0, dtype=np.float64)
-    covariance_FF = from_mean_NF.T @ from_mean_NF / len(train_NF)
-    values, vectors = np.linalg.eigh(covariance_FF)
-    values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
-    count = min(DIRECTIONS, len(train_NF) - 1)
-    # Never nothing, or all that varies by a rounding error would be infinitely far away.
-    rest = max(float(values[count:].mean()), 1e-6 * float(values.mean()), 1e-12)
-    fitted = OutOfDistribution(
-        mean_F=train_NF.mean(axis=0, dtype=np.float64).astype(np.float32),
-        directions_DF=np.ascontiguousarray(vectors[:, :count].T, dtype=np.float32),
-        variance_D=(values[:count] + rest).astype(np.float32),
-        rest=np.array([rest], dtype=np.float32),
-        distances_V=np.zeros(0, dtype=np.float32),
-    )
-    distances_V = np.sort(fitted._distances(validation_NF))
-    return OutOfDistribution(
-        **{name: getattr(fitted, name) for name in _NAMES if name != "distances_V"},
-        distances_V=distances_V,
-    )
-
-
-def sample_rows(count: int) -> NDArray[np.int64]:
-    """Return at most MOST_SLICES row numbers below `count`, evenly spaced."""
-    return np.unique(np.linspace(0, count - 1, min(count, MOST_SLICES)).astype(np.int64))

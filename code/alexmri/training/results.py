@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from alexmri.data.dataset import Dataset, Part
@@ -21,12 +20,9 @@ from alexmri.evaluation.predictions import Ints, Predictions
 from alexmri.evaluation.top_losses import find_top_losses
 from alexmri.evaluation.writer import write_measured
 from alexmri.files import write_json
-from alexmri.model.alexnet import AlexNet
 from alexmri.model.bundle import ONNX, save_bundle
 from alexmri.model.forward import Compute, predict_logits
-from alexmri.model.inference import InferenceNetwork
 from alexmri.model.onnx import export_onnx
-from alexmri.model.ood import OutOfDistribution, fit_ood, sample_rows
 from alexmri.model.predictor import softmax
 from alexmri.training.loop import Run
 from alexmri.training.provenance import code_document
@@ -157,14 +153,19 @@ def write_model(
 ) -> None:
     """Write the model directory; `soon` leaves out what takes a while and can be done without."""
     settings, network = run.settings, run.state.best_network()
+    ood = None
+    if not soon:
+        # scikit-learn: seconds that no training step waits for.
+        from alexmri.training.ood_fit import fit_ood_to_dataset
+
+        ood = fit_ood_to_dataset(network, run.compute.device, dataset)
     with_onnx = settings.export_onnx and not soon
     if with_onnx:
         validation = dataset.part("validation")
         export_onnx(
             folder / ONNX,
-            copy.deepcopy(network).cpu(),
+            copy.deepcopy(network).cpu().eval(),
             classes=dataset.classes,
-            image_size=settings.image_size,
             temperature=facts["model"]["temperature"],
             pixels_NCHW=validation.pixels_NCHW[:64],
         )
@@ -188,18 +189,8 @@ def write_model(
         },
         card=model_card(facts),
         also=(ONNX,) if with_onnx else (),
-        ood=None if soon else _describe_slices(network, run.compute.device, dataset),
+        ood=ood,
     )
-
-
-def _describe_slices(network: AlexNet, device: torch.device, dataset: Dataset) -> OutOfDistribution:
-    """Learn what training slices look like to the network, and how far off others of them lie."""
-    looking = InferenceNetwork(network, Compute(device, "fp32"))
-    features = []
-    for split in ("train", "validation"):
-        part = dataset.part(split)
-        features.append(looking.run(part.pixels_NCHW[sample_rows(len(part))])[1])
-    return fit_ood(*features)
 
 
 def write_results(
