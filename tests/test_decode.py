@@ -13,10 +13,10 @@ from PIL import Image
 
 from alexmri.data.pixels import FORMATS as TRAINING_FORMATS
 from alexmri.data.pixels import decode
-from alexmri.serving.answers import choose_type
 from alexmri.serving.arrays import MAX_IMAGES
 from alexmri.serving.decode import IMAGE_TYPES, MAX_PIXELS, PixelBudget, to_pixels
 from alexmri.serving.request_error import RequestError
+from alexmri.serving.responses import choose_type
 
 from .request_bodies import (
     FIELD,
