@@ -76,7 +76,7 @@ def create_app(engine: Engine) -> Flask:
 
     @app.get("/ping")
     def ping() -> Response:
-        engine.require_ready()
+        engine.require_up()
         return empty(200)
 
     @app.post("/invocations")

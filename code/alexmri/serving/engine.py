@@ -86,6 +86,7 @@ class Engine:
         self.state = State.LOADING
         self.predictor: Predictor | None = None
         self.batcher: Batcher[Predictions] | None = None
+        self._up = False
         self._explaining = threading.Lock()
 
     def load_in_background(self) -> None:
@@ -150,7 +151,22 @@ class Engine:
 
     def may_accept(self) -> bool:
         """Whether this process shall accept connections: unless only another one can answer."""
-        return self.state is not State.LOADING or not shared.is_another_ready()
+        if self.state is not State.LOADING:
+            return True
+        refusing = not shared.is_another_ready()
+        shared.tell_refusing(refusing=refusing)
+        return refusing
+
+    def require_up(self) -> None:
+        """Refuse to call the server ready while any of its processes would refuse a request.
+
+        Raises:
+            RequestError: 503, the server is loading or draining.
+        """
+        self.require_ready()
+        if not self._up and shared.does_any_refuse():
+            raise not_ready()
+        self._up = True
 
     def require_ready(self) -> "tuple[Predictor, Batcher[Predictions]]":
         """Return what answers.
@@ -161,7 +177,7 @@ class Engine:
         if self.state is State.DRAINING:
             raise RequestError(503, "draining", "the server is about to end; ask another", 1)
         if self.predictor is None or self.batcher is None or self.state is not State.READY:
-            raise RequestError(503, "not_ready", "the model is still being loaded; try again", 2)
+            raise not_ready()
         return self.predictor, self.batcher
 
     def explain(
@@ -236,3 +252,8 @@ class Engine:
         began = time.perf_counter()
         self._forward(pixels_NCHW)
         return time.perf_counter() - began
+
+
+def not_ready() -> RequestError:
+    """Return the error of a request that came before the model was loaded."""
+    return RequestError(503, "not_ready", "the model is still being loaded; try again", 2)

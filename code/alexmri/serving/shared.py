@@ -11,10 +11,27 @@ FOLDER, METRICS = "ALEXMRI_SERVER_FOLDER", "PROMETHEUS_MULTIPROC_DIR"
 GENERATION = "ALEXMRI_SERVER_GENERATION"
 
 
+def tell_refusing(*, refusing: bool) -> None:
+    """Tell the other processes whether this one accepts requests that it will refuse."""
+    if folder := _folder():
+        path = folder / f"refusing-{os.getpid()}"
+        if refusing:
+            path.touch()
+        else:
+            path.unlink(missing_ok=True)
+
+
+def does_any_refuse() -> bool:
+    """Whether a process accepts requests that it will refuse."""
+    folder = _folder()
+    return folder is not None and any(folder.glob("refusing-*"))
+
+
 def tell_ready() -> None:
     """Tell the other processes that this one can answer."""
     if folder := _folder():
         (folder / f"ready-{os.getpid()}").touch()
+        tell_refusing(refusing=False)
 
 
 def is_another_ready() -> bool:
@@ -28,7 +45,8 @@ def forget(pid: int) -> None:
     if folder := _folder():
         from prometheus_client.multiprocess import mark_process_dead
 
-        (folder / f"ready-{pid}").unlink(missing_ok=True)
+        for kind in ("ready", "refusing"):
+            (folder / f"{kind}-{pid}").unlink(missing_ok=True)
         mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 

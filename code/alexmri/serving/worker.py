@@ -15,12 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gunicorn import util
 from gunicorn.workers.gthread import ThreadWorker
 
 # Time limit for the head of a request, in seconds, from the moment its connection is accepted.
 READ_LIMIT_S = 5.0
 # A body gets more time, by its size.
 BODY_BYTES_PER_S = 100_000
+MAX_DRAIN_BYTES = 100 * 2**20
 # A stopping server answers 503 for this long at least, so that no late client is reset.
 DRAIN_S = 1.0
 # Not in every round of the main loop, of which each answer has one.
@@ -45,6 +47,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
+        self._choose_to_accept()
         self.wsgi.extensions["body_was_read"] = self.body_was_read
 
     def enqueue_req(self, conn: Any) -> None:
@@ -67,10 +70,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         kept = in_time and super().handle(conn)
         in_time = self._read_until.pop(conn) > 0
         self._to_finish.discard(conn)
-        if not (kept and in_time):
-            conn.close(graceful=in_time)
-            return False
-        return kept
+        if kept and in_time:
+            return kept
+        if in_time:  # a client that still sends shall read its answer
+            util.close_graceful(conn.sock, timeout=READ_LIMIT_S, max_drain=MAX_DRAIN_BYTES)
+        else:
+            conn.close()
+        return False
 
     def handle_request(self, req: Any, conn: Any) -> Any:
         """Answer a request whose head was read."""
@@ -110,11 +116,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._notify_at = now + NOTIFY_S
             super().notify()
             self._end_slow_reads(now)
-            # Another process may answer already while the model is loaded here.
-            able = self._stops_at or self.wsgi.extensions["engine"].may_accept()
-            self.worker_connections = self.cfg.worker_connections if able else 0
+            self._choose_to_accept()
         if self._stops_at and now > self._stops_at and not self._to_finish:
             self.alive = False
+
+    def _choose_to_accept(self) -> None:
+        """Leave new connections to the others where they can answer and this process cannot."""
+        able = self._stops_at or self.wsgi.extensions["engine"].may_accept()
+        self.worker_connections = self.cfg.worker_connections if able else 0
 
     def _end_slow_reads(self, now: float) -> None:
         for conn, until in list(self._read_until.items()):
