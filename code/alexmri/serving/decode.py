@@ -64,7 +64,9 @@ LINES_TYPE = "application/jsonlines"
 FORM_TYPE = "multipart/form-data"
 CONTENT_TYPES = (*IMAGE_TYPES, NPY_TYPE, JSON_TYPE, LINES_TYPE, FORM_TYPE)
 # Other names that clients send, beside every image/*. The bytes say what these hold.
-BYTES_TYPES = {"application/x-image", "application/octet-stream"} | {
+BYTES_TYPES = {
+    "application/x-image",
+    "application/octet-stream",
     "binary/octet-stream",
     "file-path/raw-bytes",
 }
@@ -225,12 +227,13 @@ def _kind_of(content_type: str, body: bytes) -> str:
             return ""
         if JSON_START.match(body):
             return JSON_TYPE
-        if media not in UNSTATED_TYPES:
+        if media not in UNSTATED_TYPES or not body:
             return ""
+    found = f"the content type is '{media}'" if media else "there is no content type"
+    if media in UNSTATED_TYPES:
+        found += ", and the body is no image, .npy file or JSON"
     raise RequestError(
-        415,
-        "unsupported_media_type",
-        f"the content type is '{media}'; send one of {', '.join(CONTENT_TYPES)}",
+        415, "unsupported_media_type", f"{found}; send one of {', '.join(CONTENT_TYPES)}"
     )
 
 
