@@ -145,14 +145,13 @@ class PixelBudget:
                 raise too_late()
 
     def check_time(self) -> None:
-        """Refuse to go on after the deadline, or where the decoding has cost too much.
+        """Refuse to go on with the next image after the deadline, or at too high a cost.
 
         Raises:
             RequestError: 503 after the deadline, or it came before this request's turn; 413 it has
                 cost too much.
         """
-        if time.monotonic() > self._deadline:
-            raise too_late()
+        self.check_deadline()
         seconds = time.thread_time() - self._began
         if seconds > MAX_SECONDS:
             raise too_large(
@@ -161,6 +160,15 @@ class PixelBudget:
             )
         if seconds > MANY_SECONDS:
             self.be_alone()
+
+    def check_deadline(self) -> None:
+        """Refuse to go on after the deadline.
+
+        Raises:
+            RequestError: 503.
+        """
+        if time.monotonic() > self._deadline:
+            raise too_late()
 
     def reader(self, data: bytes) -> io.BytesIO:
         """Return a file of `data` that ends the decoding at the deadline, where Pillow reads it."""
@@ -175,7 +183,7 @@ class _ReaderWithDeadline(io.BytesIO):
         self._budget = budget
 
     def read(self, size: int | None = -1, /) -> bytes:
-        self._budget.check_time()
+        self._budget.check_deadline()
         return super().read(size)
 
 
