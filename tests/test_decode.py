@@ -88,6 +88,8 @@ def test_an_unknown_type_is_refused(content_type: str, body: bytes) -> None:
     with pytest.raises(RequestError) as caught:
         records_of(content_type, body)
     assert caught.value.status == 415
+    known = f"the content type is '{content_type}'" if content_type else "there is no content type"
+    assert caught.value.message.startswith(known)
 
 
 @pytest.mark.parametrize("tag", range(1, 9))
@@ -295,6 +297,7 @@ def test_the_images_of_a_form_stay_in_its_order() -> None:
         ("text/csv", b"1,2", 415),
         ("", b"1,2", 415),
         ("image/png", b"", 400),
+        ("", b"", 400),
         ("application/json", b"{", 400),
         ("application/json", b"[" * 100_000, 400),
         ("application/json", b'{"image":' * 50_000, 400),

@@ -64,7 +64,9 @@ LINES_TYPE = "application/jsonlines"
 FORM_TYPE = "multipart/form-data"
 CONTENT_TYPES = (*IMAGE_TYPES, NPY_TYPE, JSON_TYPE, LINES_TYPE, FORM_TYPE)
 # Other names that clients send, beside every image/*. The bytes say what these hold.
-BYTES_TYPES = {"application/x-image", "application/octet-stream"} | {
+BYTES_TYPES = {
+    "application/x-image",
+    "application/octet-stream",
     "binary/octet-stream",
     "file-path/raw-bytes",
 }
@@ -143,14 +145,13 @@ class PixelBudget:
                 raise too_late()
 
     def check_time(self) -> None:
-        """Refuse to go on after the deadline, or where the decoding has cost too much.
+        """Refuse to go on with the next image after the deadline, or at too high a cost.
 
         Raises:
             RequestError: 503 after the deadline, or it came before this request's turn; 413 it has
                 cost too much.
         """
-        if time.monotonic() > self._deadline:
-            raise too_late()
+        self.check_deadline()
         seconds = time.thread_time() - self._began
         if seconds > MAX_SECONDS:
             raise too_large(
@@ -159,6 +160,15 @@ class PixelBudget:
             )
         if seconds > MANY_SECONDS:
             self.be_alone()
+
+    def check_deadline(self) -> None:
+        """Refuse to go on after the deadline.
+
+        Raises:
+            RequestError: 503.
+        """
+        if time.monotonic() > self._deadline:
+            raise too_late()
 
     def reader(self, data: bytes) -> io.BytesIO:
         """Return a file of `data` that ends the decoding at the deadline, where Pillow reads it."""
@@ -173,7 +183,7 @@ class _ReaderWithDeadline(io.BytesIO):
         self._budget = budget
 
     def read(self, size: int | None = -1, /) -> bytes:
-        self._budget.check_time()
+        self._budget.check_deadline()
         return super().read(size)
 
 
@@ -225,12 +235,13 @@ def _kind_of(content_type: str, body: bytes) -> str:
             return ""
         if JSON_START.match(body):
             return JSON_TYPE
-        if media not in UNSTATED_TYPES:
+        if media not in UNSTATED_TYPES or not body:
             return ""
+    found = f"the content type is '{media}'" if media else "there is no content type"
+    if media in UNSTATED_TYPES:
+        found += ", and the body is no image, .npy file or JSON"
     raise RequestError(
-        415,
-        "unsupported_media_type",
-        f"the content type is '{media}'; send one of {', '.join(CONTENT_TYPES)}",
+        415, "unsupported_media_type", f"{found}; send one of {', '.join(CONTENT_TYPES)}"
     )
 
 

@@ -5,6 +5,7 @@ whole tiles. So the number of these parts is limited by the size of the file. Wh
 mirrors how Pillow reads a file; a damaged file passes, and Pillow refuses it.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
@@ -16,7 +17,7 @@ from alexmri.serving.request_error import RequestError, too_large, unreadable
 MAX_PARTS, BYTES_PER_PART = 1000, 1024
 # Each scan of a progressive JPEG goes over all pixels: 1,000 of them, in 28 KB, took 2.2 s. Usual
 # are 10, and libtiff has the same limit. In a scan's data this pair of bytes cannot be.
-SCAN, MAX_SCANS = b"\xff\xda", 100
+MAX_SCANS = 100
 # Bytes of a JPEG's tables, or of junk between its segments. Pillow reads junk byte by byte.
 MAX_TABLE_BYTES = MAX_JUNK_BYTES = 2**17
 MAX_PHOTOSHOP_BLOCKS = 10_000
@@ -36,7 +37,8 @@ MAX_CANVAS_PIXELS = 64_000_000
 
 _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xfe])")
 _JPEG_WITHOUT_LENGTH = {0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}
-_APP1, _APPS, _COMMENT = 0xE1, range(0xE0, 0xF0), 0xFE
+_JPEG_SCAN, _START_OF_SCAN = re.compile(rb"\xff\xda"), 0xDA
+_APP1, _APP13, _APPS, _COMMENT = 0xE1, 0xED, range(0xE0, 0xF0), 0xFE
 _BMP_RUN_LENGTH = (1, 2)
 # Of a TIFF directory: bytes per value by type; the types that are fractions; pointers to others.
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
@@ -70,17 +72,16 @@ def _check_count(what: str, count: int, data: bytes) -> None:
 
 
 def _check_jpeg(data: bytes) -> None:
-    if data.count(SCAN) > MAX_SCANS:
+    # A third of the time of bytes.count.
+    if any(True for _ in itertools.islice(_JPEG_SCAN.finditer(data), MAX_SCANS, None)):
         raise _refusal(f"the JPEG has more than {MAX_SCANS} scans")
-    if data.count(b"8BIM") > MAX_PHOTOSHOP_BLOCKS:
-        raise _refusal(f"the JPEG has more than {MAX_PHOTOSHOP_BLOCKS} Photoshop blocks")
-    at, segments, junk, tables, exif = 2, 0, 0, 0, b""
+    at, segments, junk, tables, photoshop, exif = 2, 0, 0, 0, 0, b""
     while marker := _JPEG_MARKER.search(data, at, at + MAX_JUNK_BYTES + 2):
         junk += marker.start() - at
         kind, at = marker[1][0], marker.end()
         segments += 1
         _check_count("segments", segments, data)
-        if junk > MAX_JUNK_BYTES or kind == SCAN[1]:
+        if junk > MAX_JUNK_BYTES or kind == _START_OF_SCAN:
             break
         if kind in _JPEG_WITHOUT_LENGTH:
             continue
@@ -90,8 +91,12 @@ def _check_jpeg(data: bytes) -> None:
             # Pillow puts several together, of which only the first has a head.
             exif += segment[6:]
             _check_exif(exif)
+        elif kind == _APP13:
+            photoshop += segment.count(b"8BIM")
         elif kind not in _APPS and kind != _COMMENT:
             tables += length
+        if photoshop > MAX_PHOTOSHOP_BLOCKS:
+            raise _refusal(f"the JPEG has more than {MAX_PHOTOSHOP_BLOCKS} Photoshop blocks")
         if tables > MAX_TABLE_BYTES:
             raise _refusal(f"the JPEG has more than {MAX_TABLE_BYTES} bytes of tables")
         at += length
