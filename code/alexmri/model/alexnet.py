@@ -9,14 +9,14 @@ from torch import Tensor, nn
 WIDTHS = (96, 256, 384, 384, 256)
 HIDDEN = 4096
 # From this side on the classic stem and pooling leave at least 2 x 2 values for the head.
-CLASSIC_FROM = 96
+MIN_CLASSIC_SIDE = 96
 # The head of Krizhevsky's network at 224 pixels; larger inputs are averaged down to it.
-LARGEST_HEAD = 6
+MAX_HEAD_SIDE = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How the stem and the three poolings shrink an image."""
+    """How the stem and the three poolings shrink an image, in pixels."""
 
     stem_stride: int
     stem_padding: int
@@ -24,11 +24,11 @@ class Geometry:
 
 
 def geometry_for(image_size: int) -> Geometry:
-    """Return the classic geometry from 96 pixels up, the small one below.
+    """Return the geometry for square images of `image_size` pixels: classic from 96 up, else small.
 
-    At 32 pixels the classic one (stride 4, three 3 x 3 poolings) leaves nothing: 7, 3, 1, 0.
+    At 32 pixels the classic geometry (stride 4, three 3 x 3 poolings) leaves nothing: 7, 3, 1, 0.
     """
-    if image_size >= CLASSIC_FROM:
+    if image_size >= MIN_CLASSIC_SIDE:
         return Geometry(stem_stride=4, stem_padding=2, pool_kernel=3)
     return Geometry(stem_stride=2, stem_padding=5, pool_kernel=2)
 
@@ -84,7 +84,7 @@ class AlexNet(nn.Module):
             _block(w4, w5, 3, 1, 1),
             nn.MaxPool2d(shape.pool_kernel, 2),
         )
-        side = min(_side_after(shape, image_size), LARGEST_HEAD)
+        side = min(_side_after(shape, image_size), MAX_HEAD_SIDE)
         self.pool = AverageDown(side)
         self.classifier = nn.Sequential(
             nn.Flatten(),
@@ -110,7 +110,9 @@ def _side_after(shape: Geometry, image_size: int) -> int:
 
 
 def build(*, classes: int, image_size: int, channels: int, dropout: float, seed: int) -> AlexNet:
-    """Return a network on the CPU whose weights are a function of `seed` alone.
+    """Return a network on the CPU, in training mode, whose weights are a function of `seed` alone.
+
+    `image_size` is in pixels, 32 or more. `dropout` is a probability from 0 to below 1.
 
     Weights and biases are uniform within 1 / sqrt(fan-in), PyTorch's own default. He-normal weights
     (He et al. 2015) start six times as loud here, since the fully connected layers have no batch
@@ -134,7 +136,7 @@ def build(*, classes: int, image_size: int, channels: int, dropout: float, seed:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer: its output without the batch axis, parameters, and multiply-adds per image."""
+    """One layer: shape of its output without N, parameters, and multiply-adds per image."""
 
     name: str
     kind: str
@@ -144,7 +146,10 @@ class Layer:
 
 
 def summarise(*, classes: int, image_size: int, channels: int, dropout: float) -> list[Layer]:
-    """Return the layers of the network in order; runs on shapes alone (the meta device)."""
+    """Return the layers of the network in order, without making weights.
+
+    `image_size` is in pixels. A multiply-add counts once.
+    """
     with torch.device("meta"):
         network = AlexNet(classes, image_size, channels, dropout).eval()
         images_NCHW = torch.empty(1, channels, image_size, image_size)

@@ -9,7 +9,7 @@
                         model/ood.py); absent from a training that stopped early. Version 0.1.0
                         called it unlike.safetensors
     model.onnx          on request: the network for other runtimes (see model/onnx.py)
-    MODEL_CARD.md       the same for people
+    MODEL_CARD.md       the same for readers
 
 Nothing in it depends on clock, host or duration: equal runs give equal bytes, apart from
 model.onnx. No pickle.
@@ -52,7 +52,7 @@ OOD_OF_0_1_0 = "unlike.safetensors"
 ONNX = "model.onnx"
 FEATURES = sum(WIDTHS[:DESCRIBING_BLOCKS])
 GOLDEN_IMAGES = 4
-# Other processors and other arithmetic round differently; a wrong weight is off by far more.
+# Relative to the largest logit. Other processors round differently; a wrong weight is off by more.
 GOLDEN_TOLERANCE = 0.02
 
 Side = Annotated[int, Field(ge=32, le=1024)]
@@ -104,7 +104,11 @@ class _ModelJson(_Strict):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A loaded model: the network in evaluation mode, model.json, and what stands beside them."""
+    """A loaded model: the network in evaluation mode on the CPU, and the files beside its weights.
+
+    `document` is model.json, `golden_NCHW` are the `uint8` images of the stored example, and `card`
+    is the text of MODEL_CARD.md. `ood` is None for a model without `ood.safetensors`.
+    """
 
     network: AlexNet
     document: Mapping[str, Any]
@@ -344,7 +348,7 @@ def _check_agreement(folder: Path, model: _ModelJson) -> None:
 
 
 def _read_card(folder: Path) -> str:
-    """Return MODEL_CARD.md, which is for people: a model without it still answers."""
+    """Return MODEL_CARD.md, or nothing: a model without it still answers."""
     try:
         return (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -383,7 +387,7 @@ def _check_golden(folder: Path, network: AlexNet, model: _ModelJson) -> Pixels:
 
 
 def _golden_pixels(image_size: int, channels: int) -> Pixels:
-    """Return made-up images (N, C, S, S): blurred noise, since a bundle shall hold no person."""
+    """Return made-up images (N, C, S, S): blurred noise, so that a model holds no patient data."""
     generator = np.random.Generator(np.random.Philox(20120930))
     coarse = generator.random((GOLDEN_IMAGES, channels, 8, 8))
     repeats = -(-image_size // 8)

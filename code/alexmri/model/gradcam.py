@@ -1,4 +1,4 @@
-"""Show where in a picture a class was seen: Grad-CAM, as a PNG over the picture."""
+"""Show where in an image a class was seen: Grad-CAM, as a PNG over the image."""
 
 import io
 
@@ -13,23 +13,23 @@ from alexmri.model.alexnet import AlexNet
 from alexmri.model.forward import to_input
 
 # A slice of 32 pixels is too small to look at.
-SMALLEST_SIDE = 256
-# Dark violet over orange to light yellow, readable in grey and to the colour-blind.
+MIN_SIDE = 256
+# Dark violet over orange to light yellow, readable in gray and to the colour-blind.
 COLOURS = np.array([[13, 8, 135], [126, 3, 168], [204, 71, 120], [248, 149, 64], [240, 249, 33]])
 PALETTE = np.stack(
     [np.interp(np.linspace(0, 4, 256), np.arange(5), channel) for channel in COLOURS.T], axis=1
 ).astype(np.float32)
-STRONGEST = 0.65
+MAX_COVER = 0.65
 
 
 def gradcam(
     network: AlexNet, pixels_CHW: Pixels, class_index: int, device: torch.device
 ) -> NDArray[np.float32]:
-    """Return Grad-CAM of one `uint8` image (Selvaraju et al. 2017): values 0 to 1, shape (h, w).
+    """Return Grad-CAM (Selvaraju et al. 2017) of one `uint8` image (C, S, S): 0 to 1, shape (h, w).
 
-    h and w are those of the last convolution block, whose channels are summed with the mean
-    gradient of the class's logit as weight; what speaks against the class is cut off. All zero
-    where nothing speaks for it.
+    h and w are those of the last convolution block. Its channels are summed with the mean gradient
+    of the class's logit as weight, and negative sums become 0. The result is 0 everywhere where
+    nothing speaks for the class. `network` must be on `device` and in evaluation mode.
     """
     last_pool = network.features[-1]
     # A server may call inside inference mode, where no gradient can be had.
@@ -46,20 +46,21 @@ def gradcam(
 
 
 def overlay_png(pixels_CHW: Pixels, heat_HW: NDArray[np.float32]) -> bytes:
-    """Return the image with `heat_HW` (0 to 1) over it as PNG, 256 pixels or more on a side.
+    """Return a PNG of a `uint8` image (C, S, S) with `heat_HW` (0 to 1) as colour over it.
 
-    The stronger the heat, the more its colour covers; where it is 0 the picture is untouched.
+    It is a square of S pixels, or of 256 if S is smaller. More heat covers more of the image; where
+    the heat is 0, the image is untouched.
     """
-    side = max(SMALLEST_SIDE, pixels_CHW.shape[-1])
-    picture = Image.fromarray(
+    side = max(MIN_SIDE, pixels_CHW.shape[-1])
+    image = Image.fromarray(
         pixels_CHW[0] if len(pixels_CHW) == 1 else pixels_CHW.transpose(1, 2, 0)
     )
-    picture = picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+    image = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
     heat = Image.fromarray(heat_HW).resize((side, side), Image.Resampling.BILINEAR)
     strength_HW = np.clip(np.asarray(heat), 0, 1)
     colour_HW3 = PALETTE[np.rint(strength_HW * 255).astype(np.uint8)]
-    cover_HW1 = STRONGEST * strength_HW[..., None]
-    mixed = np.asarray(picture) * (1 - cover_HW1) + colour_HW3 * cover_HW1
+    cover_HW1 = MAX_COVER * strength_HW[..., None]
+    mixed = np.asarray(image) * (1 - cover_HW1) + colour_HW3 * cover_HW1
     buffer = io.BytesIO()
     Image.fromarray(np.rint(mixed).astype(np.uint8)).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
