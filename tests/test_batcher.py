@@ -241,6 +241,22 @@ def open_model() -> Model:
     return model
 
 
+def test_clients_who_ask_again_at_once_end_up_in_one_batch(open_model: Model) -> None:
+    bench = Bench(open_model, alone_s=10)
+    starting = threading.Barrier(4)
+
+    def ask_often(value: int) -> None:
+        starting.wait(PATIENCE)
+        for _ in range(200):
+            bench.batcher.submit(picture(value), time.monotonic() + PATIENCE)
+
+    with ThreadPoolExecutor(4) as clients:
+        list(clients.map(ask_often, range(4)))
+    # Of 800 questions most are computed together.
+    assert [0, 1, 2, 3] in [sorted(batch) for batch in open_model.batches]
+    assert len(open_model.batches) < 400
+
+
 def test_a_lone_client_never_waits_for_company(open_model: Model) -> None:
     bench = Bench(open_model, alone_s=1000)
     for _ in range(3):

