@@ -58,6 +58,12 @@ def on_reload(server: Any) -> None:
     shared.begin_generation()
 
 
+def pre_exec(server: Any) -> None:
+    """Start no second server beside this one, as gunicorn does upon SIGUSR2."""
+    server.log.warning("SIGUSR2 is ignored; SIGHUP loads the model anew")
+    os._exit(0)
+
+
 def pre_fork(server: Any, worker: Any) -> None:
     """Give the worker the first place that is free: that of the one it replaces."""
     taken = {other.place for other in server.WORKERS.values()}
