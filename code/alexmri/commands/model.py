@@ -135,7 +135,7 @@ def export(bundle: Path, onnx: bool, out: Path | None) -> None:
 
 
 @click.command()
-@click.argument("bundle", type=EXISTING_FOLDER)
+@click.argument("bundle", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True)
 def serve(bundle: Path, port: int) -> None:
     """Answer HTTP requests on this machine with the model directory BUNDLE."""

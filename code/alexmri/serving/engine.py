@@ -153,7 +153,7 @@ class Engine:
         """Whether this process shall accept connections: unless only another one can answer."""
         if self.state is not State.LOADING:
             return True
-        refusing = not shared.is_another_ready()
+        refusing = not shared.does_another_answer()
         shared.tell_refusing(refusing=refusing)
         return refusing
 

@@ -8,12 +8,14 @@ import itertools
 import os
 import resource
 import shutil
+import signal
 import tempfile
 from typing import Any
 
 from alexmri.contract.resources import cpu_cores
 from alexmri.serving import shared
 from alexmri.serving.config import Config, gpus, memory_folder, worker_count
+from alexmri.serving.worker import HELD_SIGNALS
 
 _config = Config.of(os.environ)
 _gpus = gpus(os.environ)
@@ -38,6 +40,10 @@ control_socket_disable = True
 
 def on_starting(server: Any) -> None:
     """Make room for what the processes share, and ask the system for enough open files."""
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS),
+    )
     folder = tempfile.mkdtemp(dir=memory_folder(), prefix="alexmri-")
     os.environ[shared.FOLDER] = os.environ[shared.METRICS] = folder
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -50,6 +56,12 @@ def on_starting(server: Any) -> None:
 def on_reload(server: Any) -> None:
     """Let the processes that follow load another model than those before."""
     shared.begin_generation()
+
+
+def pre_exec(server: Any) -> None:
+    """Start no second server beside this one, as gunicorn does upon SIGUSR2."""
+    server.log.warning("SIGUSR2 is ignored; SIGHUP loads the model anew")
+    os._exit(0)
 
 
 def pre_fork(server: Any, worker: Any) -> None:

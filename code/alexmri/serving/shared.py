@@ -34,10 +34,22 @@ def tell_ready() -> None:
         tell_refusing(refusing=False)
 
 
+def tell_leaving() -> None:
+    """Tell the other processes that this one answers only until another one is ready."""
+    if folder := _folder():
+        ready = folder / f"ready-{os.getpid()}"
+        if ready.exists():
+            ready.rename(folder / f"leaving-{os.getpid()}")
+
+
 def is_another_ready() -> bool:
-    """Whether another process can answer."""
-    folder, own = _folder(), f"ready-{os.getpid()}"
-    return folder is not None and any(path.name != own for path in folder.glob("ready-*"))
+    """Whether another process can answer, and stays."""
+    return _is_another("ready")
+
+
+def does_another_answer() -> bool:
+    """Whether another process can answer, if only until one is ready that stays."""
+    return _is_another("ready") or _is_another("leaving")
 
 
 def forget(pid: int) -> None:
@@ -45,7 +57,7 @@ def forget(pid: int) -> None:
     if folder := _folder():
         from prometheus_client.multiprocess import mark_process_dead
 
-        for kind in ("ready", "refusing"):
+        for kind in ("ready", "leaving", "refusing"):
             (folder / f"{kind}-{pid}").unlink(missing_ok=True)
         mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
@@ -81,6 +93,11 @@ def claim_failure_report() -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def _is_another(kind: str) -> bool:
+    folder, own = _folder(), f"{kind}-{os.getpid()}"
+    return folder is not None and any(path.name != own for path in folder.glob(f"{kind}-*"))
 
 
 def _folder() -> Path | None:

@@ -1,13 +1,16 @@
-"""gunicorn's threaded worker with three additions that keep /ping answering.
+"""gunicorn's threaded worker with four additions that keep /ping answering.
 
 1. A connection that has sent nothing holds no thread.
 2. Reading a request has a time limit.
 3. When the server stops, late clients get 503 until the requests in flight are answered.
+4. A process that is replaced accepts connections until another one is ready.
 """
 
 import contextlib
+import math
 import os
 import selectors
+import signal
 import socket
 import time
 from concurrent.futures import Future
@@ -18,6 +21,8 @@ from typing import Any
 from gunicorn import util
 from gunicorn.workers.gthread import ThreadWorker
 
+from alexmri.serving import shared
+
 # Time limit for the head of a request, in seconds, from the moment its connection is accepted.
 READ_LIMIT_S = 5.0
 # A body gets more time, by its size.
@@ -26,6 +31,8 @@ MAX_DRAIN_BYTES = 100 * 2**20
 # A stopping server answers 503 for this long at least, so that no late client is reset.
 DRAIN_S = 1.0
 ACCEPT_PAUSE_S = 0.0003
+# A new process would lose these: until it has handlers of its own, it has those of its parent.
+HELD_SIGNALS = frozenset({signal.SIGTERM, signal.SIGQUIT})
 # Not in every round of the main loop, of which each answer has one.
 NOTIFY_S = 0.25
 
@@ -44,7 +51,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         # Once the server stops: when that may end at the earliest, and what is in flight.
         self._stops_at: float | None = None
         self._to_finish: set[Any] = set()
+        # Once another process takes over: when this one leaves even if no other is ready.
+        self._leaves_at: float | None = None
         self._notify_at = 0.0
+
+    def init_signals(self) -> None:
+        """Take the signals that `gunicorn_config.on_starting` holds back while a process forks."""
+        super().init_signals()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
@@ -77,11 +91,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._read_until[conn] = now + READ_LIMIT_S if conn.initialized else conn.timeout
         in_time = now < self._read_until[conn] or has_whole_head(conn.sock)
         kept = in_time and super().handle(conn)
-        in_time = self._read_until.pop(conn) > 0
+        until = self._read_until.pop(conn)
         self._to_finish.discard(conn)
-        if kept and in_time:
+        if kept and until:
             return kept
-        if in_time:  # a client that still sends shall read its answer
+        if 0 < until < math.inf:  # a client that still sends shall read its answer
             util.close_graceful(conn.sock, timeout=READ_LIMIT_S, max_drain=MAX_DRAIN_BYTES)
         else:
             conn.close()
@@ -89,17 +103,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def handle_request(self, req: Any, conn: Any) -> Any:
         """Answer a request whose head was read."""
-        length = dict(req.headers).get("CONTENT-LENGTH", "")
-        limit_s = int(length) / BODY_BYTES_PER_S if length.isdigit() else self.timeout
         if self._read_until[conn]:
-            self._read_until[conn] = time.monotonic() + READ_LIMIT_S + limit_s
+            self._read_until[conn] = time.monotonic() + body_limit_s(req, self.timeout)
         return super().handle_request(req, conn)
 
     def body_was_read(self, sock: Any) -> None:
         """End the time limit of a request whose body was read."""
         for conn in list(self._read_until):
             if conn.sock is sock and self._read_until[conn]:
-                self._read_until[conn] = float("inf")
+                self._read_until[conn] = math.inf
 
     def finish_request(self, conn: Any, fs: "Future[Any]") -> None:
         """Keep a connection whose request was answered; `handle` has closed the others."""
@@ -109,11 +121,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.nr_conns -= 1
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Stop: at once where another process goes on, else with 503 for late clients."""
-        if self.wsgi is None or not self._server_stops():
+        """Stop: once another process is ready, or with 503 where the whole server stops."""
+        if self.wsgi is None or not self.alive:
             super().handle_exit(sig, frame)
+        elif not self._server_stops():
+            self._leaves_at = self._leaves_at or time.monotonic() + self.cfg.graceful_timeout
+            shared.tell_leaving()
         elif self._stops_at is None:
             self._stops_at = time.monotonic() + DRAIN_S
+            self._leaves_at = None
             self._to_finish = set(self._read_until)
             self.wsgi.extensions["engine"].drain()
             self.method_queue.defer(lambda: None)
@@ -126,6 +142,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             super().notify()
             self._end_slow_reads(now)
             self._choose_to_accept()
+            if self._leaves_at and (now > self._leaves_at or shared.is_another_ready()):
+                self.alive = False
         if self._stops_at and now > self._stops_at and not self._to_finish:
             self.alive = False
 
@@ -149,6 +167,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 if link.stat().st_ino == port:
                     return False
         return True
+
+
+def body_limit_s(req: Any, unknown_size_s: float) -> float:
+    """Return how long the body of a request may take; without a body nothing is left to read."""
+    headers = dict(req.headers)
+    if "TRANSFER-ENCODING" in headers:
+        return READ_LIMIT_S + unknown_size_s
+    length = int(headers.get("CONTENT-LENGTH", 0))
+    return READ_LIMIT_S + length / BODY_BYTES_PER_S if length else math.inf
 
 
 def has_whole_head(sock: socket.socket) -> bool:
