@@ -388,10 +388,13 @@ def test_late_clients_of_a_stopping_server_are_told_to_come_back(
     trained: Tree, slice_file: Path, tmp_path: Path
 ) -> None:
     jpeg = slice_file.read_bytes()
-    raw = post(len(jpeg)) + jpeg
-    with watched(trained, tmp_path) as server, server.connect(raw[:-100]) as held:
-        # The request is in flight once its thread has waited for what is missing.
-        server.wait_until(lambda: server.ask("/ping")[0] == 200)
+    head = post(len(jpeg)).replace(b"Host:", b"Expect: 100-continue\r\nHost:")
+    with watched(trained, tmp_path) as server, server.connect(head) as held:
+        # The request is in flight: a thread asks for its body, and has waited for it meanwhile.
+        assert held.recv(1000).startswith(b"HTTP/1.1 100 ")
+        held.sendall(jpeg[:-100])
+        for _ in range(20):
+            assert server.ask("/invocations", jpeg, "image/jpeg")[0] == 200
         server.signal(signal.SIGTERM)
         while (status := server.ask("/ping")[0]) == 200:
             pass
@@ -399,7 +402,7 @@ def test_late_clients_of_a_stopping_server_are_told_to_come_back(
         # Until the process that has nothing in flight is gone, and after that.
         server.wait_until(lambda: late_client(server, jpeg) and len(server.workers()) == 1)
         assert all(late_client(server, jpeg) for _ in range(20))
-        held.sendall(raw[-100:])
+        held.sendall(jpeg[-100:])
         assert received(held)[0] == 200
         assert server.process.wait(PATIENCE) == 0, server.printed()
 

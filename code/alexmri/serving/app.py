@@ -8,7 +8,6 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,6 @@ def create_app(engine: Engine) -> Flask:
     app = Flask("alexmri")
     app.extensions["engine"] = engine
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    app.wsgi_app = one_slash(app.wsgi_app)  # type: ignore[method-assign, assignment]
     free = threading.Semaphore(MAX_REQUESTS)
     description = openapi()
 
@@ -302,19 +300,6 @@ def empty(status: int) -> Response:
 def as_json(model: BaseModel) -> Response:
     """Return a model as an answer."""
     return Response(model.model_dump_json(), content_type="application/json")
-
-
-Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
-
-
-def one_slash(application: Application) -> Application:
-    """Return `application` for clients whose base address ends in a slash: //ping is /ping."""
-
-    def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        environ["PATH_INFO"] = re.sub("^/+", "/", environ.get("PATH_INFO", ""))
-        return application(environ, start_response)
-
-    return answer
 
 
 def policy_hashes(tag: str) -> str:
