@@ -141,8 +141,8 @@ def serve(bundle: Path, port: int) -> None:
     """Answer HTTP requests on this machine with the model directory BUNDLE."""
     from alexmri.serving.start import become_gunicorn, check
 
-    check(bundle, LOOPBACK, port, "--port")
     _use_gpu()
+    check(bundle, LOOPBACK, port, "--port")
     click.echo(f"serving {bundle} on http://{LOOPBACK}:{port} (GET /ping, POST /invocations)")
     become_gunicorn(LOOPBACK, port, bundle.resolve())
 

@@ -56,9 +56,7 @@ def require_model(source: Path) -> None:
         UserError: no model, or several.
     """
     if not source.exists():
-        raise UserError(
-            f"there is no {source}; give the folder of a model: OUT/model of a training"
-        )
+        raise UserError(f"{source} is no model: it is not there; give OUT/model of a training")
     if source.is_dir() and _archive_in(source) is None:
         _model_in(source)
 
