@@ -86,7 +86,7 @@ def test_the_virtual_environment_holds_the_locked_wheels_and_pip(
     docker: Docker, image: str
 ) -> None:
     lock = (REPOSITORY / "requirements.lock").read_text(encoding="utf-8")
-    locked = set(re.findall(r"^([a-z0-9._-]+)==([^ ]+)", lock, flags=re.MULTILINE))
+    locked = set(re.findall(r"^([a-z0-9._-]+)(?:\[[^\]]*\])?==([^ ]+)", lock, flags=re.MULTILINE))
     listed = json.loads(docker("run", "--rm", image, "pip", "list", "--format", "json").stdout)
     installed = {
         (re.sub(r"[-_.]+", "-", row["name"]).lower(), row["version"])
