@@ -1,8 +1,6 @@
 """What a process may use of its machine: limits of containers, and checks before they are met."""
 
 import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,6 @@ from alexmri.contract.resources import (
     resources_line,
     shared_memory_bytes,
     size_text,
-    step_back,
     usable_memory_bytes,
 )
 from alexmri.data.dataset import Dataset, load_dataset
@@ -159,19 +156,6 @@ def test_the_resources_stand_on_one_line(tmp_path: Path) -> None:
 def load(folder: Path) -> Dataset:
     settings = resolve([Layer("test", {"image_size": "64", "channels": "3"})]).settings
     return load_dataset({"train": folder}, settings, workers=1, terminal=PlainTerminal())
-
-
-def test_a_thread_that_steps_back_lets_the_others_go_first() -> None:
-    def nice_values() -> list[int]:
-        before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-        step_back()
-        return [before, os.getpriority(os.PRIO_PROCESS, threading.get_native_id())]
-
-    main = os.getpriority(os.PRIO_PROCESS, os.getpid())
-    with ThreadPoolExecutor(1) as pool:
-        before, after = pool.submit(nice_values).result()
-    assert after == min(19, before + 5)
-    assert os.getpriority(os.PRIO_PROCESS, os.getpid()) == main
 
 
 def test_too_small_a_disk_is_told_before_anything_is_decoded(

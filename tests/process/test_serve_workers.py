@@ -1,4 +1,4 @@
-"""container/serve under signals, deaths of its processes, other models, and crowds of clients."""
+"""container/serve under signals, exits of its processes, other models, and crowds of clients."""
 
 import http.client
 import json

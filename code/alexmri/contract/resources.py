@@ -1,9 +1,7 @@
 """What this process has to work with: cores, memory, shared memory, disk, packages."""
 
-import contextlib
 import os
 import shutil
-import threading
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -11,8 +9,6 @@ from pathlib import Path
 CGROUP = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the mount itself is looked at
-# By so much a thread that steps back raises its nice value.
-STEP = 5
 
 
 def cpu_cores(cgroup: Path = CGROUP, proc: Path = PROC) -> int:
@@ -146,18 +142,6 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8").strip()
     except OSError:
         return ""
-
-
-def step_back() -> None:
-    """Let other threads of this process go before the calling one, and those it will start.
-
-    So the main loop of the server, which answers pings and refuses, is not kept waiting: at three
-    times capacity the slowest of 1,000 pings took 55 to 110 ms with this, 79 to 242 without (two
-    cores, three runs each).
-    """
-    thread = threading.get_native_id()
-    with contextlib.suppress(OSError):  # some sandboxes allow no change
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + STEP)
 
 
 def installed_version(package: str) -> str:

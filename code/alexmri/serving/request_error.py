@@ -36,7 +36,7 @@ def bad_request(message: str) -> RequestError:
 
 
 def unreadable(message: str) -> RequestError:
-    """Return the error of a request whose form is right and whose picture cannot be read."""
+    """Return the error of a request whose form is right and whose image cannot be read."""
     return RequestError(422, "unreadable_image", message)
 
 

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 from pydantic.json_schema import models_json_schema
 
+from alexmri.serving.config import TRANSFORM_MB
 from alexmri.serving.decode import CONTENT_TYPES, MAX_IMAGES
 
 JSON = "application/json"
 JSON_LINES, CSV, NPY = "application/jsonlines", "text/csv", "application/x-npy"
 # The first is the answer to a client that takes anything.
 ACCEPT_TYPES = (JSON, JSON_LINES, CSV, NPY)
-EXECUTION_MB = 100
 
 Base64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -162,7 +162,7 @@ class ExecutionParameters(_Model):
 
     MaxConcurrentTransforms: Annotated[int, Field(ge=1)]
     BatchStrategy: Literal["SINGLE_RECORD"] = "SINGLE_RECORD"
-    MaxPayloadInMB: Annotated[int, Field(ge=1, le=EXECUTION_MB)]
+    MaxPayloadInMB: Annotated[int, Field(ge=1, le=TRANSFORM_MB)]
 
 
 # --- The description
