@@ -262,6 +262,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a minute: test the bench itself")
     options = parser.parse_args()
     began = time.perf_counter()
+    say(f"This takes about {'a minute' if options.quick else 'ten minutes'} on two idle cores.")
     install_peers()
     payload = Payload(as_png(options.image))
     document = measure(options.bundle, payload, QUICK if options.quick else Effort())

@@ -3,7 +3,7 @@
 import pytest
 
 from alexmri.errors import UserError
-from alexmri.serving.config import Config, worker_count
+from alexmri.serving.config import Config, cores_of, worker_count
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,30 @@ def test_processes_are_those_asked_for_or_one_per_core_up_to_four_that_fit(
         "alexmri.serving.config.usable_memory_bytes", lambda: int(gigabytes * 2**30)
     )
     assert worker_count(Config(workers=asked), {"CUDA_VISIBLE_DEVICES": ""}) == processes
+
+
+@pytest.mark.parametrize(
+    ("visible", "usable", "place", "processes", "cores"),
+    [
+        ({0, 1}, 2, 0, 2, {0}),
+        ({0, 1}, 2, 1, 2, {1}),
+        ({4, 5, 6, 7, 8}, 5, 1, 2, {6, 7}),
+        ({0, 1}, 2, 0, 1, {0, 1}),
+        # One process more than at the start (TTIN).
+        ({0, 1}, 2, 2, 2, {0}),
+        # Fewer cores than processes; a limit on the time of cores that others use too.
+        ({0, 1}, 2, 2, 4, {0, 1}),
+        ({0, 1, 2, 3}, 2, 0, 2, {0, 1, 2, 3}),
+    ],
+)
+def test_each_process_has_its_share_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch,
+    visible: set[int],
+    usable: int,
+    place: int,
+    processes: int,
+    cores: set[int],
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: visible)
+    monkeypatch.setattr("alexmri.serving.config.cpu_cores", lambda: usable)
+    assert cores_of(place, processes) == cores

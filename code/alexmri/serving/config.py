@@ -112,6 +112,19 @@ def worker_count(config: Config, environment: Mapping[str, str]) -> int:
     return max(1, min(cpu_cores(), MAX_WORKERS, held))
 
 
+def cores_of(place: int, processes: int) -> set[int]:
+    """Return the cores for the threads of one of several processes: an equal share, else all.
+
+    All, where the container may use fewer at a time than it sees: others use the same cores.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    share = len(cores) // processes
+    if len(cores) != cpu_cores() or not share:
+        return set(cores)
+    first = place % processes * share
+    return set(cores[first : first + share])
+
+
 def gpus(environment: Mapping[str, str]) -> list[str]:
     """Return the GPUs this container was given, as CUDA_VISIBLE_DEVICES names them.
 

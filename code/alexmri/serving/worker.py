@@ -1,19 +1,22 @@
-"""gunicorn's threaded worker with four additions that keep /ping answering.
+"""gunicorn's threaded worker with additions: four keep /ping answering, two save processor time.
 
 1. A connection that has sent nothing holds no thread.
 2. Reading a request has a time limit.
 3. When the server stops, late clients get 503 until the requests in flight are answered.
 4. A process that is replaced accepts connections until another one is ready.
+5. A thread waits a moment for the next request of its connection.
+6. The threads of a process stay on its cores.
 """
 
 import contextlib
 import math
 import os
+import select
 import selectors
 import signal
 import socket
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from gunicorn import util
 from gunicorn.workers.gthread import ThreadWorker
 
 from alexmri.serving import shared
+from alexmri.serving.config import cores_of
 
 # Time limit for the head of a request, in seconds, from the moment its connection is accepted.
 READ_LIMIT_S = 5.0
@@ -33,6 +37,9 @@ DRAIN_S = 1.0
 ACCEPT_PAUSE_S = 0.0003
 # A new process would lose these: until it has handlers of its own, it has those of its parent.
 HELD_SIGNALS = frozenset({signal.SIGTERM, signal.SIGQUIT})
+# Under load the next request comes at once. A thread that waits for it spares two hand-overs by
+# way of the main loop: a sixth of the processor time beside the forward pass (64 connections).
+NEXT_REQUEST_MS = 5
 # Not in every round of the main loop, of which each answer has one.
 NOTIFY_S = 0.25
 
@@ -54,6 +61,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         # Once another process takes over: when this one leaves even if no other is ready.
         self._leaves_at: float | None = None
         self._notify_at = 0.0
+
+    def get_thread_pool(self) -> ThreadPoolExecutor:
+        """Return the threads that answer requests.
+
+        Python runs one of them at a time. Wherever the next one wakes on another core, both cores
+        wait for each other: 560 answers per second instead of 690 (64 connections, two cores).
+        """
+        cores = cores_of(self.place, self.cfg.workers)
+        return ThreadPoolExecutor(self.cfg.threads, initializer=stay_on, initargs=(cores,))
 
     def init_signals(self) -> None:
         """Take the signals that `gunicorn_config.on_starting` holds back while a process forks."""
@@ -85,7 +101,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.poller.register(conn.sock, selectors.EVENT_READ, readable)
 
     def handle(self, conn: Any) -> Any:
-        """Answer one request, in a thread; close the connection there where it is not kept."""
+        """Answer requests of a connection, in a thread, as long as each comes at once."""
+        kept = self._handle_one(conn)
+        while kept is True and sends_within(conn.sock, NEXT_REQUEST_MS):
+            kept = self._handle_one(conn)
+        return kept
+
+    def _handle_one(self, conn: Any) -> Any:
+        """Answer one request; close the connection here where it is not kept."""
         now = time.monotonic()
         # A first request may have waited for a thread, but not for its client.
         self._read_until[conn] = now + READ_LIMIT_S if conn.initialized else conn.timeout
@@ -176,6 +199,19 @@ def body_limit_s(req: Any, unknown_size_s: float) -> float:
         return READ_LIMIT_S + unknown_size_s
     length = int(headers.get("CONTENT-LENGTH", 0))
     return READ_LIMIT_S + length / BODY_BYTES_PER_S if length else math.inf
+
+
+def stay_on(cores: set[int]) -> None:
+    """Keep this thread on some cores, where the system lets it choose."""
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, cores)
+
+
+def sends_within(sock: socket.socket, milliseconds: int) -> bool:
+    """Whether a client sends something, or closes, within a time."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(milliseconds))
 
 
 def has_whole_head(sock: socket.socket) -> bool:
