@@ -143,13 +143,18 @@ class Batcher(Generic[Rows]):
         """How many requests wait for their batch."""
         return len(self._queue)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no more images may wait."""
+        return self._waiting + self._running >= self.capacity
+
     def require_room(self) -> None:
         """Refuse while the queue is full, before work is put into a request.
 
         Raises:
             RequestError: 429.
         """
-        if self._waiting + self._running >= self.capacity:
+        if self.is_full:
             raise RequestError(
                 429,
                 "too_many_requests",

@@ -157,6 +157,11 @@ class Engine:
         shared.tell_refusing(refusing=refusing)
         return refusing
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a request that comes now would be answered."""
+        return self.batcher is not None and not self.batcher.is_full
+
     def require_up(self) -> None:
         """Refuse to call the server ready while any of its processes would refuse a request.
 

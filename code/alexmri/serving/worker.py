@@ -101,9 +101,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.poller.register(conn.sock, selectors.EVENT_READ, readable)
 
     def handle(self, conn: Any) -> Any:
-        """Answer requests of a connection, in a thread, as long as each comes at once."""
+        """Answer requests of a connection, in a thread, as long as each comes at once.
+
+        Not while the server is overloaded: the requests that it refuses would take the time of
+        those that it answers.
+        """
+        engine = self.wsgi.extensions["engine"]
         kept = self._handle_one(conn)
-        while kept is True and sends_within(conn.sock, NEXT_REQUEST_MS):
+        while kept is True and engine.has_room and sends_within(conn.sock, NEXT_REQUEST_MS):
             kept = self._handle_one(conn)
         return kept
 
