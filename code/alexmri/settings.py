@@ -34,7 +34,7 @@ SWITCHES = {
     "ALEXMRI_CUDA_COMPAT": "on, off: use NVIDIA's cuda-compat libraries or not (default: auto)",
     "ALEXMRI_WORKERS": "processes of `serve` that hold the model (default: one per GPU; on CPUs one"
     " per core, at most 4)",
-    "ALEXMRI_MAX_BATCH_SIZE": "pictures `serve` computes at once (default: 64)",
+    "ALEXMRI_MAX_BATCH_SIZE": "images `serve` computes at once (default: 64)",
     "ALEXMRI_MAX_BATCH_DELAY_MS": "how long a batch of `serve` that is not full waits (default: 0)",
     "ALEXMRI_TIMEOUT_SECONDS": "the platform's limit for an answer of `serve` (default: 60)",
     "ALEXMRI_LOG_FORMAT": "json: a JSON object per request in the log of `serve` (default: plain)",

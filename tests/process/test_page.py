@@ -68,29 +68,29 @@ def slices(trained: Tree) -> list[Path]:
     return sorted((trained.root / "input" / "data" / "training" / "NonDemented").iterdir())
 
 
-def test_a_picture_gets_its_answer_with_bars_score_and_overlay(
+def test_an_image_gets_its_answer_with_bars_score_and_overlay(
     page: Page, server: Server, slices: list[Path]
 ) -> None:
     page.choose(slices[0])
     _, content = server.ask("/invocations", slices[0].read_bytes(), "image/jpeg")
     (expected,) = json.loads(content)["predictions"]
-    (label,) = page.text("#pictures .answer")
+    (label,) = page.text("#images .answer")
     assert label == expected["label"]
-    shown = dict(line.split("\n") for line in page.text("#pictures .bars li"))
+    shown = dict(line.split("\n") for line in page.text("#images .bars li"))
     assert set(shown) == CLASSES
     for name, share in expected["probabilities"].items():
         assert float(shown[name].removesuffix("%")) == pytest.approx(100 * share, abs=0.2)
     width, of = (
         page.browser.execute_script(f"return document.querySelector('{s}').offsetWidth")
-        for s in ("#pictures .fill", "#pictures .track")
+        for s in ("#images .fill", "#images .track")
     )
     assert width / of == pytest.approx(expected["probabilities"][label], abs=0.02)
     assert any("Out of distribution: more unusual than" in line for line in page.text("article p"))
-    images = page.find("#pictures img")
+    images = page.find("#images img")
     page.wait(lambda: all(image.get_property("complete") for image in images))
-    picture, overlay = images
+    image, overlay = images
     with Image.open(slices[0]) as original:
-        assert picture.get_property("naturalWidth") == original.width
+        assert image.get_property("naturalWidth") == original.width
     assert overlay.get_property("naturalWidth") == 256
     assert all(image.get_attribute("alt") for image in images)
     assert not page.text("#person article")
@@ -98,18 +98,18 @@ def test_a_picture_gets_its_answer_with_bars_score_and_overlay(
     assert said.startswith(f"Answered: {slices[0].name}, {label}")
 
 
-def test_several_pictures_are_one_person(page: Page, slices: list[Path]) -> None:
+def test_several_images_are_one_person(page: Page, slices: list[Path]) -> None:
     page.choose(*slices[:3])
-    assert page.text("#pictures h3") == [path.name for path in slices[:3]]
+    assert page.text("#images h3") == [path.name for path in slices[:3]]
     (person,) = page.text("#person article")
     assert "All 3 slices as one person" in person
     assert set(person.split("\n")) >= CLASSES
 
 
-def test_a_foreign_picture_is_warned_about(page: Page, tmp_path: Path, slices: list[Path]) -> None:
+def test_a_foreign_image_is_warned_about(page: Page, tmp_path: Path, slices: list[Path]) -> None:
     Image.effect_noise((64, 64), 120).save(tmp_path / "noise.png")
     page.choose(tmp_path / "noise.png", slices[0])
-    (warning,) = page.text("#pictures article:first-child .warn")
+    (warning,) = page.text("#images article:first-child .warn")
     assert "more unusual than every validation slice. Distrust" in warning
     assert "slices is out of distribution: distrust" in page.text("#person .warn")[0]
 
@@ -117,9 +117,9 @@ def test_a_foreign_picture_is_warned_about(page: Page, tmp_path: Path, slices: l
 def test_a_refusal_is_told_in_the_servers_words(
     page: Page, server: Server, tmp_path: Path, slices: list[Path]
 ) -> None:
-    (tmp_path / "notes.png").write_bytes(b"no picture at all")
+    (tmp_path / "notes.png").write_bytes(b"no image at all")
     page.choose(tmp_path / "notes.png")
-    _, content = server.ask("/invocations", b"no picture at all", "image/png")
+    _, content = server.ask("/invocations", b"no image at all", "image/png")
     assert page.text("[role=alert]") == [json.loads(content)["error"]["message"]]
     assert not page.text("#answers")
     page.choose(slices[0])
@@ -144,7 +144,7 @@ def test_the_keyboard_is_enough(page: Page) -> None:
     press.send_keys(Keys.TAB).perform()
     focused = page.browser.switch_to.active_element
     assert focused.get_attribute("id") == "files"
-    assert focused.accessible_name.startswith("Choose pictures")
+    assert focused.accessible_name.startswith("Choose images")
     outline = page.find("#drop")[0].value_of_css_property("outline-style")
     assert outline == "solid"
     press.send_keys(Keys.TAB).perform()
@@ -154,13 +154,13 @@ def test_the_keyboard_is_enough(page: Page) -> None:
     assert page.text("#card")
 
 
-def test_a_dropped_picture_is_asked_about_and_its_name_is_only_text(
+def test_a_dropped_image_is_asked_about_and_its_name_is_only_text(
     page: Page, slices: list[Path]
 ) -> None:
     name = "<img src=x onerror=alert(1)>.png"
     page.browser.execute_script(DROP, base64.b64encode(slices[0].read_bytes()).decode(), name)
     page.wait_for_answer()
-    assert page.text("#pictures h3") == [name]
+    assert page.text("#images h3") == [name]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

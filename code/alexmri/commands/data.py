@@ -20,7 +20,7 @@ def demo_data(folder: Path, seed: int) -> None:
 
     terminal = choose_terminal()
     count = write_demo_data(folder, seed=seed, track=terminal.track)
-    terminal.warn(f"{folder} now holds {count} SYNTHETIC slices: made-up pictures, not people")
+    terminal.warn(f"{folder} now holds {count} SYNTHETIC slices: made-up images, not people")
 
 
 @click.command()

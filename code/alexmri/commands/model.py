@@ -111,7 +111,7 @@ def predict(bundle: Path, images: tuple[Path, ...], as_json: bool, one_subject: 
 def export(bundle: Path, onnx: bool, out: Path | None) -> None:
     """Write the model BUNDLE, a directory or a model.tar.gz, in another format.
 
-    The file appears once onnxruntime and PyTorch agree about it. It takes decoded pictures (uint8)
+    The file appears once onnxruntime and PyTorch agree about it. It takes decoded images (uint8)
     and gives logits and calibrated probabilities.
     """
     from alexmri.contract.archive import model_folder
