@@ -1,4 +1,4 @@
-"""Measure opponents of AlexNet on the very splits that `train` and `crossval` use.
+"""Measure peers of AlexNet on the very splits that `train` and `crossval` use.
 
     python bench/baselines.py DATA --out FILE.json [--only ROW ...] [--protocol slice subject]
 

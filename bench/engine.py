@@ -12,7 +12,7 @@ from pathlib import Path
 import arithmetic
 import numpy as np
 import torch
-from subject import Bench
+from fixture import Bench
 
 from alexmri.contract.resources import cpu_cores
 from alexmri.contract.signals import StopRequest

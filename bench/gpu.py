@@ -34,7 +34,7 @@ from alexmri.errors import UserError
 from alexmri.files import write_json
 
 if TYPE_CHECKING:
-    from subject import Bench
+    from fixture import Bench
 
 PREFLIGHT = Path(__file__).parents[1] / "container" / "preflight"
 TINY_SUBJECTS = {"MildDemented": 3, "NonDemented": 3}
@@ -71,7 +71,7 @@ class Check:
     @cached_property
     def bench(self) -> "Bench":
         import torch
-        from subject import bench_of
+        from fixture import bench_of
 
         from alexmri.contract.resources import ask_for_large_pages, cpu_cores
 
@@ -208,7 +208,7 @@ def profile(check: Check) -> Figures:
 def peers(check: Check) -> Figures:
     """Measure the textbook loop, timm and a loop like airbench's, each beside an engine epoch."""
     from engine import epochs_of, make_run
-    from opponents import speed_of
+    from peers.run import speed_of
 
     from alexmri.contract.resources import cpu_cores
 

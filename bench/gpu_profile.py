@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from engine import make_run
-from subject import Bench
+from fixture import Bench
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler_of
 

@@ -1,4 +1,4 @@
-"""Train torchvision's ResNet-18 from scratch on one split, as an opponent of AlexNet.
+"""Train torchvision's ResNet-18 from scratch on one split, as a peer of AlexNet.
 
 The settings are those usual for small pictures: SGD with Nesterov momentum 0.9, weight decay 5e-4
 on weight matrices, one cycle, batches of 64, the augmentation of the recipe `best`. The learning
@@ -35,7 +35,7 @@ def build(classes: int, channels: int, stem: str) -> nn.Module:
     """Return the network; `small` is the stem for 32 pixels, where torchvision's leaves one.
 
     The small one (He et al. 2016, section 4.2) has a 3 x 3 convolution of stride 1 and no pooling:
-    16 times the work, and the fairer opponent.
+    16 times the work, and the fairer peer.
     """
     network = resnet18(weights=None, num_classes=classes)
     if stem == "small":

@@ -9,12 +9,13 @@ in which all take their turn, so that what else the machine does hits all of the
 searched first, for 1 and for 64 connections separately.
 
 `over_ceiling` is our throughput at 64 connections over cores / (c_http + c_decode + c_forward),
-each cost in CPU-seconds per request and measured alone (bench/ceiling.py). The client shares the
-machine, so the cores that count are those it leaves: `over_ceiling` takes from them the share the
-client had in that measurement; `over_ceiling_all_cores` takes nothing away, as if the client were
-free, and so is lower. `over_NAME` is throughput at 64 over that peer's, `p50_over_best_peer_at_1`
-our median latency at one connection over that of the peer with the least. All are medians of the
-rounds' ratios. `overload` and `drain`: bench/overload.py. `--quick` tests the bench, not a server.
+each cost in CPU-seconds per request and measured alone (bench/component_costs.py). The client
+shares the machine, so the cores that count are those it leaves: `over_ceiling` takes from them the
+share the client had in that measurement; `over_ceiling_all_cores` takes nothing away, as if the
+client were free, and so is lower. `over_NAME` is throughput at 64 over that peer's,
+`p50_over_best_peer_at_1` our median latency at one connection over that of the peer with the least.
+All are medians of the rounds' ratios. `overload` and `drain`: bench/overload.py. `--quick` tests
+the bench, not a server.
 """
 
 import argparse
@@ -28,12 +29,12 @@ from pathlib import Path
 from typing import Any
 
 from arithmetic import summary
-from ceiling import ceiling, costs
+from component_costs import ceiling, costs
+from load_requests import TOLERANCE
 from overload import overload_and_drain
 from peers.serve_model import forward
 from PIL import Image
 from servers import Contender, Payload, Settings, contenders, install_peers, running
-from traffic import TOLERANCE
 
 from alexmri.contract.resources import cpu_cores
 from alexmri.model.forward import choose_compute

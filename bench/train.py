@@ -34,8 +34,8 @@ from engine import (
     start_and_memory,
     train_to_the_end,
 )
-from opponents import ask, best_workers, speed_of
-from subject import Bench, bench_of
+from fixture import Bench, bench_of
+from peers.run import ask, best_workers, speed_of
 
 from alexmri.contract.resources import ask_for_large_pages, cpu_cores
 from alexmri.data.phantom import write_demo_data

@@ -121,7 +121,7 @@ def test_a_finished_fold_keeps_its_model_and_not_its_checkpoints(whole: tuple[Pa
         assert not (out / f"fold-{number}" / "checkpoints").exists()
 
 
-def test_the_bench_measures_its_opponents_on_the_same_splits(
+def test_the_bench_measures_its_peers_on_the_same_splits(
     few: Path, whole: tuple[Path, str], tmp_path: Path
 ) -> None:
     """The look-up of `bench/baselines.py` and that of the cross-validation are one and the same."""

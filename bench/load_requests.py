@@ -1,4 +1,4 @@
-"""What bench/soak.py sends: requests that are right, wrong, and meant to hurt.
+"""What bench/load_test.py sends: requests that are right, wrong, and meant to hurt.
 
 Each exchange returns what came back as a word for the tally: a status, `closed`, `hung`, or `WRONG`
 with a reason. Of a wrong or hostile request the status must be one of those given with it; a server
@@ -32,8 +32,8 @@ PNG, JPEG, JSON, NPY = "image/png", "image/jpeg", "application/json", "applicati
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An encoded picture and what the bundle itself says of it."""
+class SentImage:
+    """An encoded image and what the bundle itself says of it."""
 
     body: bytes
     content_type: str
@@ -50,7 +50,7 @@ class Exchange:
 
 
 def post(body: bytes, content_type: str = PNG, **headers: str) -> bytes:
-    fields = {"Host": "soak", "Content-Type": content_type, "Content-Length": str(len(body))}
+    fields = {"Host": "load-test", "Content-Type": content_type, "Content-Length": str(len(body))}
     fields |= {name.replace("_", "-"): value for name, value in headers.items()}
     lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     return f"POST /invocations HTTP/1.1\r\n{lines}\r\n".encode() + body
@@ -67,9 +67,9 @@ def text_of(body: bytes) -> str:
 # --- right
 
 
-def right(pictures: Sequence[Picture], choose: random.Random) -> tuple[bytes, list[Picture]]:
-    """Return a request for one picture or several, and the pictures it asks for, in order."""
-    several = [choose.choice(pictures) for _ in range(choose.choice((1, 1, 1, 1, 2, 8)))]
+def right(images: Sequence[SentImage], choose: random.Random) -> tuple[bytes, list[SentImage]]:
+    """Return a request for one image or several, and the images it asks for, in order."""
+    several = [choose.choice(images) for _ in range(choose.choice((1, 1, 1, 1, 2, 8)))]
     match several:
         case [one] if choose.random() < 0.7:
             return post(one.body, one.content_type), several
@@ -78,17 +78,17 @@ def right(pictures: Sequence[Picture], choose: random.Random) -> tuple[bytes, li
     return document({"instances": [{"b64": text_of(each.body)} for each in several]}), several
 
 
-def judge(status: int, body: bytes, asked: Sequence[Picture]) -> tuple[str, float]:
+def judge(status: int, body: bytes, asked: Sequence[SentImage]) -> tuple[str, float]:
     """Return the word for the tally, and the largest difference of a probability."""
     if status != 200:
         return (str(status) if status in BUSY else f"WRONG: {status}"), 0.0
     predictions = json.loads(body)["predictions"]
     if len(predictions) != len(asked):
-        return f"WRONG: {len(predictions)} answers to {len(asked)} pictures", 0.0
+        return f"WRONG: {len(predictions)} answers to {len(asked)} images", 0.0
     difference = max(
         abs(prediction["probabilities"][label] - expected)
-        for prediction, picture in zip(predictions, asked, strict=True)
-        for label, expected in picture.expected.items()
+        for prediction, image in zip(predictions, asked, strict=True)
+        for label, expected in image.expected.items()
     )
     return ("200" if difference <= TOLERANCE else "WRONG: another answer"), difference
 
@@ -96,67 +96,67 @@ def judge(status: int, body: bytes, asked: Sequence[Picture]) -> tuple[str, floa
 # --- wrong
 
 
-def wrong(picture: bytes) -> list[Exchange]:
+def wrong(image: bytes) -> list[Exchange]:
     return [
         Exchange("empty", post(b""), (400, 422)),
         Exchange("junk", post(b"junk" * 100), (400, 422)),
-        Exchange("truncated", post(picture[: len(picture) // 2]), (400, 422)),
+        Exchange("truncated", post(image[: len(image) // 2]), (400, 422)),
         Exchange("unknown type", post(b"<p>", "text/html"), (415,)),
         Exchange("no JSON", post(b"{", JSON), (400,)),
-        Exchange("JSON of another shape", document({"pictures": 1}), (400, 422)),
+        Exchange("JSON of another shape", document({"images": 1}), (400, 422)),
         Exchange("bad base64", document({"image": "?" * 99}), (400, 422)),
-        Exchange("unwanted answer", post(picture, Accept="image/gif"), (406,)),
-        Exchange("wrong method", b"GET /invocations HTTP/1.1\r\nHost: soak\r\n\r\n", (405,)),
-        Exchange("unknown path", b"GET /etc/passwd HTTP/1.1\r\nHost: soak\r\n\r\n", (404,)),
+        Exchange("unwanted answer", post(image, Accept="image/gif"), (406,)),
+        Exchange("wrong method", b"GET /invocations HTTP/1.1\r\nHost: load-test\r\n\r\n", (405,)),
+        Exchange("unknown path", b"GET /etc/passwd HTTP/1.1\r\nHost: load-test\r\n\r\n", (404,)),
     ]
 
 
 # --- hostile
 
 
-def hostile(picture: bytes, jpeg: bytes) -> list[Callable[[random.Random], Exchange]]:
+def hostile(image: bytes, jpeg: bytes) -> list[Callable[[random.Random], Exchange]]:
     """Return makers of requests that mean harm; what one sends may differ each time."""
     pickled = io.BytesIO()
     np.save(pickled, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     fixed = [
         Exchange("bomb that says so", post(png_of_size(60_000, 60_000)), (400, 413, 422)),
         Exchange("bomb over the limit", post(black(12_000)), (400, 413, 422)),
-        Exchange("large picture", post(black(4_000)), (200, 400, 413, 422)),
+        Exchange("large image", post(black(4_000)), (200, 400, 413, 422)),
         Exchange("JPEG of many scans", post(many_scans(1000), JPEG), (400, 413, 422)),
-        Exchange("thin picture", post(png_of_size(1_000_000, 1)), (400, 413, 422)),
+        Exchange("thin image", post(png_of_size(1_000_000, 1)), (400, 413, 422)),
         Exchange("long string", document({"image": [["x" * 10_000, *[1] * 1000]]}), (400, 422)),
         Exchange("deep JSON", post(b"[" * 100_000, JSON), (400, 413)),
-        Exchange("many pictures", document({"instances": [{"b64": "AAAA"}] * 2000}), (400, 413)),
+        Exchange("many images", document({"instances": [{"b64": "AAAA"}] * 2000}), (400, 413)),
         Exchange("pickle", post(pickle.dumps(print), NPY), (400, 415, 422)),
         Exchange("pickled array", post(pickled.getvalue(), NPY), (400, 415, 422)),
         Exchange("too much", post(bytes(40_000_000)), (413, None)),
         Exchange("not HTTP", bytes(range(256)) * 8, (400, None)),
-        Exchange("endless header", post(picture, X="x" * 200_000), (400, 431, None)),
+        Exchange("endless header", post(image, X="x" * 200_000), (400, 431, None)),
         Exchange("two lengths", post(b"AA", Content_length="9"), (400, 408, None)),
         Exchange(
             "bad chunks",
-            b"POST /invocations HTTP/1.1\r\nHost: soak\r\nContent-Type: image/png\r\n"
+            b"POST /invocations HTTP/1.1\r\nHost: load-test\r\nContent-Type: image/png\r\n"
             b"Transfer-Encoding: chunked\r\n\r\nZZ\r\nAA\r\n0\r\n\r\n",
             (400, None),
         ),
     ]
 
     def mutated(choose: random.Random) -> Exchange:
-        # A JPEG has no checksums: most of these are pictures still.
-        body = bytearray(choose.choice((picture, jpeg)))
+        # A JPEG has no checksums: most of these are images still.
+        body = bytearray(choose.choice((image, jpeg)))
         for _ in range(choose.randint(1, 40)):
             body[choose.randrange(len(body))] = choose.randrange(256)
         return Exchange("mutated", post(bytes(body)), (200, 400, 413, 422))
 
     def broken_off(choose: random.Random) -> Exchange:
-        whole = post(picture)
+        whole = post(image)
         return Exchange("broken off", whole[: choose.randrange(1, len(whole))], ())
 
     def not_awaited(choose: random.Random) -> Exchange:
-        return Exchange("not awaited", post(picture), ())
+        return Exchange("not awaited", post(image), ())
 
     same = [lambda _, exchange=exchange: exchange for exchange in fixed]
-    crowd = Exchange("crowd", post(picture)[:200], ())
+    crowd = Exchange("crowd", post(image)[:200], ())
     return [*same, mutated, mutated, mutated, broken_off, not_awaited, lambda _: crowd]
 
 

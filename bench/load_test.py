@@ -1,9 +1,9 @@
 """Serve right, wrong and hostile requests for half an hour; count what must never happen.
 
-    python bench/soak.py --bundle DIR [--images DIR] [--minutes 30] [--json FILE]
+    python bench/load_test.py --bundle DIR [--images DIR] [--minutes 30] [--json FILE]
 
 The server is `container/serve` as it comes. Answers are compared with what the bundle says when
-asked directly, picture by picture; `different_pictures` says how many of them have answers far
+asked directly, image by image; `different_images` says how many of them have answers far
 enough apart for a mix-up to show. `memory_growth` is the median proportional set size of the last
 tenth of the time over that of the second tenth; the first warms up. Without --images synthetic
 slices are sent.
@@ -23,14 +23,11 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from peers.serve_model import forward
-from PIL import Image
-from servers import Payload, Server, ours, running
-from traffic import (
+from load_requests import (
     PATIENCE_SECONDS,
     TOLERANCE,
     Exchange,
-    Picture,
+    SentImage,
     carry_out,
     hostile,
     judge,
@@ -38,29 +35,32 @@ from traffic import (
     right,
     wrong,
 )
+from peers.serve_model import forward
+from PIL import Image
+from servers import Payload, Server, ours, running
 
 from alexmri.data.phantom import write_demo_data
 from alexmri.model.predictor import Predictor, ranked
 from alexmri.training.provenance import machine_document
 
 RIGHT_CLIENTS, WRONG_CLIENTS, HOSTILE_CLIENTS = 6, 1, 2
-MOST_PICTURES = 200
+MAX_IMAGES = 200
 SAMPLE_SECONDS = 5.0
 # Between two requests of a client that is wrong or means harm.
 PAUSE_SECONDS = 0.05
 
 
-class Soak:
+class LoadTest:
     """Clients in threads, and the tally they share."""
 
-    def __init__(self, port: int, pictures: list[Picture]) -> None:
-        self._port, self._pictures = port, pictures
+    def __init__(self, port: int, images: list[SentImage]) -> None:
+        self._port, self._images = port, images
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self.outcomes: dict[str, Counter[str]] = defaultdict(Counter)
         self.slowest_ms: dict[str, float] = defaultdict(float)
         self.largest_difference = 0.0
-        png, jpeg = (each.body for each in pictures[:2])
+        png, jpeg = (each.body for each in images[:2])
         self._wrong, self._hostile = wrong(png), hostile(png, jpeg)
 
     def run(self, server: Server, seconds: float) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class Soak:
                 self._stop.wait(PAUSE_SECONDS)
 
     def _ask(self, connection: socket.socket, choose: random.Random) -> None:
-        request, asked = right(self._pictures, choose)
+        request, asked = right(self._images, choose)
         began = time.perf_counter()
         connection.sendall(request)
         status, body = receive(connection)
@@ -150,11 +150,11 @@ class Soak:
             self.slowest_ms[name] = max(self.slowest_ms[name], seconds * 1e3)
 
 
-def pictures_of(folder: Path, predictor: Predictor) -> list[Picture]:
-    """Return up to 200 pictures below `folder`, as PNG and as JPEG, with the bundle's answers."""
+def images_of(folder: Path, predictor: Predictor) -> list[SentImage]:
+    """Return up to 200 images below `folder`, as PNG and as JPEG, with the bundle's answers."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix in (".jpg", ".png"))
     found = []
-    for path in paths[:: -(-len(paths) // MOST_PICTURES) or 1]:
+    for path in paths[:: -(-len(paths) // MAX_IMAGES) or 1]:
         with Image.open(path) as opened:
             for kind in ("PNG", "JPEG"):
                 encoded = io.BytesIO()
@@ -162,14 +162,14 @@ def pictures_of(folder: Path, predictor: Predictor) -> list[Picture]:
                 body = encoded.getvalue()
                 probabilities_NK = forward(predictor, predictor.pixels(body)[None])
                 expected = ranked(predictor.bundle.classes, probabilities_NK[0])
-                found.append(Picture(body, f"image/{kind.lower()}", expected))
+                found.append(SentImage(body, f"image/{kind.lower()}", expected))
     return found
 
 
-def different(pictures: list[Picture]) -> int:
-    """Return how many pictures have an answer that no earlier one has within the tolerance."""
-    kept: list[Picture] = []
-    for one in pictures:
+def different(images: list[SentImage]) -> int:
+    """Return how many images have an answer that no earlier one has within the tolerance."""
+    kept: list[SentImage] = []
+    for one in images:
         if all(
             any(abs(p - other.expected[label]) > 2 * TOLERANCE for label, p in one.expected.items())
             for other in kept
@@ -191,13 +191,13 @@ def main() -> None:
         if images is None:
             images = Path(folder)
             write_demo_data(images)
-        pictures = pictures_of(images, predictor)
-    payload = Payload(pictures[0].body)
+        images = images_of(images, predictor)
+    payload = Payload(images[0].body)
     with running(ours, {}, options.bundle, payload) as server:
-        result = Soak(server.port, pictures).run(server, options.minutes * 60)
+        result = LoadTest(server.port, images).run(server, options.minutes * 60)
         server.process.terminate()
         result["exit_code"] = server.process.wait(timeout=60)
-    result = {"minutes": options.minutes, "different_pictures": different(pictures), **result}
+    result = {"minutes": options.minutes, "different_images": different(images), **result}
     print(json.dumps({k: v for k, v in result.items() if k != "memory_mib"}, indent=2))
     if options.json:
         machine = machine_document(predictor.compute.device, predictor.compute.precision)

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from subject import Bench
+from fixture import Bench
 
 from alexmri.contract.resources import cpu_cores
 
-PEERS = Path(__file__).parent / "peers"
-INSTALLED = Path(__file__).parent / ".peers"
+PEERS = Path(__file__).parent
+INSTALLED = Path(__file__).parents[1] / ".peers"
 PEER_STEPS = 10
 
 
