@@ -122,7 +122,7 @@ gpu-check: $(VENV)/.installed  ## check training on the GPU of this machine, in 
 	$(BIN)/python bench/gpu.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 clean:  ## remove the virtual environments and caches; data and runs stay
-	rm -rf $(VENV) $(SDK2) $(SDK3) build .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(SDK2) $(SDK3) build .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 LOCK := --quiet --no-strip-extras --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-header --no-emit-index-url --no-emit-find-links
