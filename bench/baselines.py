@@ -1,4 +1,4 @@
-"""Measure peers of AlexNet on the very splits that `train` and `crossval` use.
+"""Measure baselines beside AlexNet on the very splits that `train` and `crossval` use.
 
     python bench/baselines.py DATA --out FILE.json [--only ROW ...] [--protocol slice subject]
 

@@ -12,6 +12,8 @@ HEADERS = [("Content-Type", "application/json"), ("Content-Length", str(len(ANSW
 class NoEngine:
     """Has what serving/worker.py and gunicorn_config.py ask of an engine, and does none of it."""
 
+    has_room = True
+
     def load_in_background(self) -> None: ...
 
     def may_accept(self) -> bool:
