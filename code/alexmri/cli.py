@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import click
 
-from alexmri.aws.group import aws
+from alexmri.aws.cli import aws
 from alexmri.commands.data import audit, demo_data
 from alexmri.commands.model import evaluate, export, predict, serve
 from alexmri.commands.training import config, crossval, train

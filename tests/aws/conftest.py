@@ -40,7 +40,7 @@ Answer = tuple[int, dict[str, Any]]
 
 
 @dataclass
-class Asked:
+class Request:
     """One request as it came: `target` is Operation of a JSON service, else METHOD /path."""
 
     target: str
@@ -52,7 +52,7 @@ class Asked:
 class Cloud:
     """moto behind a door that writes down, and answers in its place where a test says so."""
 
-    asked: list[Asked] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
     answers: dict[str, Callable[[dict[str, Any]], Answer | None]] = field(default_factory=dict)
     # What SageMaker would have refused although botocore sent it.
     beyond: list[str] = field(default_factory=list)
@@ -66,13 +66,13 @@ class Cloud:
 
     def sent(self, target: str) -> list[dict[str, Any]]:
         """Return the bodies of the requests for `target`, in order."""
-        return [each.body for each in self.asked if each.target == target]
+        return [each.body for each in self.requests if each.target == target]
 
     def targets(self) -> list[str]:
-        return [each.target for each in self.asked]
+        return [each.target for each in self.requests]
 
     def reset(self) -> None:
-        self.asked.clear()
+        self.requests.clear()
         self.beyond.clear()
         self.answers.clear()
         self.texts.clear()
@@ -157,7 +157,7 @@ def application(cloud: Cloud) -> Callable[..., Any]:
                 body = {"query": query}
         if not environment["PATH_INFO"].startswith("/moto-api"):
             with lock:
-                cloud.asked.append(Asked(target, body, len(content)))
+                cloud.requests.append(Request(target, body, len(content)))
             cloud.before(target)
             if target in cloud.texts:
                 status, text = cloud.texts[target]
@@ -298,7 +298,7 @@ def image(cloud: Cloud) -> str:
     put = ecr.put_image(
         repositoryName="alexmri", imageManifest=json.dumps(manifest), imageTag=REVISION
     )
-    cloud.asked.clear()
+    cloud.requests.clear()
     digest = put["image"]["imageId"]["imageDigest"]
     return f"{made['repository']['repositoryUri']}@{digest}"
 

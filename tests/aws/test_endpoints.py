@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from alexmri.aws import follow
-from alexmri.aws.configuration import read_configuration
+from alexmri.aws import watch
+from alexmri.aws.config import read_config
 from alexmri.aws.registry import facts_of
 from alexmri.aws.registry_request import group_request, package_request
 
@@ -19,7 +19,7 @@ AMI = "al2023-ami-sagemaker-inference-gpu-4-1"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(watch, "POLL_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def here(cloud: Cloud) -> None:
 @pytest.fixture
 def versions(cloud: Cloud, here: None, image: str, run: Run) -> None:
     """Three versions, of which the first two are approved."""
-    config = read_configuration(None, {})
+    config = read_config(None, {})
     client("sagemaker").create_model_package_group(**group_request(config))
     for number in (1, 2, 3):
         job = train(image, f"alexmri-{number}")
@@ -47,7 +47,7 @@ def versions(cloud: Cloud, here: None, image: str, run: Run) -> None:
         )
         status = "Approved" if number < 3 else "PendingManualApproval"
         client("sagemaker").create_model_package(**request | {"ModelApprovalStatus": status})
-    cloud.asked.clear()
+    cloud.requests.clear()
 
 
 def updates(cloud: Cloud) -> None:
@@ -84,7 +84,7 @@ def test_the_newest_approved_version_serves(cloud: Cloud, versions: None, run: R
     assert {alarm["MetricName"] for alarm in alarms} == {"Invocation5XXErrors", "ModelLatency"}
     assert "alexmri serves. It costs money until: alexmri aws delete alexmri" in done.stdout
     # Again: nothing.
-    cloud.asked.clear()
+    cloud.requests.clear()
     again = run("--data-capture-percent", "10", "deploy")
     assert "serves version 2 already" in again.stdout
     assert not [each for each in cloud.targets() if each.startswith(("Create", "Update", "Put"))]
@@ -186,12 +186,12 @@ def test_invoke_prints_an_answer_for_each_file(cloud: Cloud, versions: None, run
     run("deploy", "1", "--detach")
     for name in ("a.png", "b.JPG"):
         Path(name).write_bytes(b"picture")
-    cloud.asked.clear()
+    cloud.requests.clear()
     printed = [json.loads(line) for line in run("invoke", "a.png", "b.JPG").stdout.splitlines()]
     assert [each["file"] for each in printed] == ["a.png", "b.JPG"]
     # What moto answers.
     assert printed[0]["answer"] == "body"
-    asked = [each for each in cloud.asked if "invocations" in each.target]
+    asked = [each for each in cloud.requests if "invocations" in each.target]
     assert [each.size for each in asked] == [7, 7]
     assert "is of no kind the endpoint takes" in error_of(run("invoke", "alexmri.toml", ok=False))
 
@@ -201,7 +201,7 @@ def test_transform_asks_about_a_prefix_once(cloud: Cloud, versions: None, run: R
     assert "there is nothing at" in told
     put("pictures/a.png", b"x")
     command = ("transform", f"s3://{BUCKET}/pictures", "--content-type", "image/png")
-    cloud.asked.clear()
+    cloud.requests.clear()
     done = run(*command)
     (request,) = cloud.sent("CreateTransformJob")
     assert request["BatchStrategy"] == "SingleRecord"

@@ -155,7 +155,7 @@ def test_push_makes_the_repository_and_pushes_one_manifest(
     assert PASSWORD not in printed
     assert not list(Path("/dev/shm").glob("alexmri-login-*"))  # noqa: S108
     # Again: neither built nor pushed.
-    asked = len(cloud.asked)
+    asked = len(cloud.requests)
     again = run("push", source)
     assert again.stdout.splitlines()[-1] == name
     assert "is in alexmri already: nothing to push" in again.stdout
@@ -192,7 +192,7 @@ def test_a_dirty_tree_is_refused_unless_allowed(cloud: Cloud, source: Path, run:
     (source / "file").write_text("two")
     told = error_of(run("push", source, ok=False))
     assert "has changes that are not committed (file, …)" in told
-    assert cloud.asked == []
+    assert cloud.requests == []
     tags = []
     for text in ("two", "three", "two"):
         (source / "file").write_text(text)
@@ -214,7 +214,7 @@ def test_a_dry_run_shows_all_and_asks_nothing(cloud: Cloud, source: Path, run: R
         "describe_images",
     ]
     assert {"--provenance=false", "--sbom=false", "linux/amd64"} <= set(plan[2]["run"])
-    assert cloud.asked == []
+    assert cloud.requests == []
 
 
 def test_a_folder_without_git_is_refused(cloud: Cloud, tmp_path: Path, run: Run) -> None:

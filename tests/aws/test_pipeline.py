@@ -8,7 +8,7 @@ import pytest
 from botocore.session import Session
 from botocore.validate import ParamValidator
 
-from alexmri.aws import follow
+from alexmri.aws import watch
 
 from .conftest import BUCKET, REVISION, ROLE, Cloud, Run, client, error_of
 
@@ -145,7 +145,7 @@ def test_the_cache_is_asked_for_where_it_is_right(cloud: Cloud, image: str, run:
 
 def test_without_a_gate_the_leak_is_not_asked_for(cloud: Cloud, image: str, run: Run) -> None:
     run(*UPSERT, "--no-leak-gate")
-    assert "MostLeak" not in json.dumps(stored(cloud))
+    assert "MaxLeakScore" not in json.dumps(stored(cloud))
 
 
 def test_twice_is_once(cloud: Cloud, image: str, run: Run) -> None:
@@ -167,13 +167,13 @@ def test_start_starts_one(cloud: Cloud, image: str, run: Run) -> None:
     some = {"PipelineExecutionSummaries": [summary]}
     done = {"PipelineExecutionSummaries": [summary | {"PipelineExecutionStatus": "Failed"}]}
     cloud.answer("ListPipelineExecutions", none, none, some, done)
-    start = ("pipeline", "start", "--parameter", "LeastMacroF1=0.9")
+    start = ("pipeline", "start", "--parameter", "MinMacroF1=0.9")
     for _ in range(2):  # killed before it was told: sent twice, it is one to SageMaker
         run(*start)
     assert "abc runs already: no other is started" in run(*start).stdout
     run(*start)
     first, same, other = cloud.sent("StartPipelineExecution")
-    assert first["PipelineParameters"] == [{"Name": "LeastMacroF1", "Value": "0.9"}]
+    assert first["PipelineParameters"] == [{"Name": "MinMacroF1", "Value": "0.9"}]
     assert first["ClientRequestToken"] == same["ClientRequestToken"] != other["ClientRequestToken"]
     assert 32 <= len(first["ClientRequestToken"]) <= 128
     wrong = run("pipeline", "start", "--parameter", "Nothing=1", ok=False)
@@ -185,7 +185,7 @@ def test_start_starts_one(cloud: Cloud, image: str, run: Run) -> None:
 def test_status_and_graph(
     cloud: Cloud, image: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(watch, "POLL_SECONDS", 0.01)
     run(*UPSERT)
     assert "nothing was executed yet" in error_of(run("pipeline", "status", ok=False))
     drawn = run("pipeline", "show").stdout.splitlines()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from alexmri.aws import follow
+from alexmri.aws import watch
 
 from .conftest import (
     BUCKET,
@@ -34,7 +34,7 @@ TRAIN = ("train", "--data", DATA, "--image", REVISION, "--epochs", "3", "--seed"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(watch, "POLL_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_a_failed_job_goes_on_from_its_checkpoints(
 
 def log(job: str, *lines: str) -> None:
     logs: Any = client("logs")
-    group, stream = follow.TRAINING_LOGS, f"{job}/algo-1-1"
+    group, stream = watch.TRAINING_LOGS, f"{job}/algo-1-1"
     logs.create_log_group(logGroupName=group)
     logs.create_log_stream(logGroupName=group, logStreamName=stream)
     now = int(time.time() * 1000)
@@ -190,7 +190,7 @@ def test_a_failure_is_told_with_its_reason(cloud: Cloud, run: Run) -> None:
 # Ctrl-C counts here even where whoever started the tests ignores it, as a shell does for `&`.
 SCRIPT = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from alexmri.aws import follow; follow.POLL_SECONDS = 0.05; "
+    "from alexmri.aws import watch; watch.POLL_SECONDS = 0.05; "
     "from alexmri.cli import main; main()"
 )
 
@@ -360,4 +360,4 @@ def test_a_dry_run_shows_valid_requests_and_asks_nothing(
     for step in shown:
         if "call" in step and step["call"] not in ("simulate_principal_policy", "describe_images"):
             valid(step)
-    assert cloud.asked == []
+    assert cloud.requests == []

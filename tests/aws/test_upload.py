@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 def sent(cloud: Cloud) -> list[str]:
     start = f"PUT /{BUCKET}/alexmri/data/"
     return [
-        each.target.removeprefix(start) for each in cloud.asked if each.target.startswith(start)
+        each.target.removeprefix(start) for each in cloud.requests if each.target.startswith(start)
     ]
 
 
@@ -52,7 +52,7 @@ def test_everything_arrives_once(cloud: Cloud, folder: Path, run: Run) -> None:
         assert stored["ChecksumSHA256"] == expected
     # The list, which says that all is there, was the last to come.
     assert sent(cloud)[-1] == f"{fingerprint}.json"
-    cloud.asked.clear()
+    cloud.requests.clear()
     again = run("upload", folder)
     assert again.stdout.splitlines()[-1] == address
     assert f"all {len(FILES)} files are there already" in again.stdout
@@ -109,7 +109,7 @@ def test_kill_9_in_the_middle_leaves_nothing_half_made(
     assert 0 < len(there) < len(FILES)
     assert not [key for key in keys() if key.endswith(".json")]
     go_on.set()
-    cloud.asked.clear()
+    cloud.requests.clear()
     run("upload", folder)
     assert len(keys()) == len(FILES) + 1
     again = [name for name in sent(cloud) if not name.endswith(".json")]
@@ -136,4 +136,4 @@ def test_a_dry_run_shows_the_requests(cloud: Cloud, folder: Path, run: Run) -> N
     assert request["Key"].endswith("/A/0.png")
     assert request["ChecksumAlgorithm"] == "SHA256"
     assert request["SSEKMSKeyId"] == "k"
-    assert cloud.asked == []
+    assert cloud.requests == []

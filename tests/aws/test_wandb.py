@@ -80,7 +80,7 @@ def test_a_key_or_a_mode_that_is_there_needs_no_secret(
     monkeypatch.setenv("ALEXMRI_WANDB_SECRET", SECRET)
     settings = resolve([Layer("test", {"wandb_mode": "disabled"})]).settings
     WandbSink(settings, tmp_path, None, {}, pytest.fail).close()
-    assert cloud.asked == []
+    assert cloud.requests == []
 
 
 def test_nobody_is_sent_told_or_left_the_key(
@@ -90,13 +90,13 @@ def test_nobody_is_sent_told_or_left_the_key(
     made: Any = client("secretsmanager").create_secret(Name="wandb", SecretString=KEY)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     put("d/x", b"x")
-    cloud.asked.clear()
+    cloud.requests.clear()
     given = ("--wandb-secret", made["ARN"])
     command = (*given, "train", "--data", f"s3://{BUCKET}/d", "--image", image)
     done, shown = run(*command), run(*command, "--dry-run")
     looked = run(*given, "doctor", ok=False)
     assert made["ARN"] in shown.output
-    everything = json.dumps([each.body for each in cloud.asked])
+    everything = json.dumps([each.body for each in cloud.requests])
     everything += done.output + shown.output + looked.output
     everything += "".join(p.read_text() for p in Path().rglob("*") if p.is_file())
     assert KEY not in everything

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from alexmri.aws.configuration import AwsConfig
+from alexmri.aws.client import Aws
+from alexmri.aws.config import AwsConfig
+from alexmri.aws.dry_run import Call
 from alexmri.aws.endpoint_request import driver_problem
-from alexmri.aws.plan import Call
 from alexmri.aws.policy import actions_of, policy
-from alexmri.aws.session import Aws
 from alexmri.errors import UserError
 
 Verdict = Literal["ok", "wrong", "unknown"]
@@ -45,8 +45,10 @@ def examine(aws: Aws) -> Iterator[Finding]:
 
 def reads(config: AwsConfig) -> list[Call]:
     """Return what `examine` asks AWS for."""
-    roles = sorted({config.need("role"), config.role_for("endpoint"), config.role_for("pipeline")})
-    bucket = {"Bucket": config.need("bucket")}
+    roles = sorted(
+        {config.require("role"), config.role_for("endpoint"), config.role_for("pipeline")}
+    )
+    bucket = {"Bucket": config.require("bucket")}
     asked = [
         Call("sts", "get_caller_identity", {}),
         *(Call("iam", "get_role", {"RoleName": role.rpartition("/")[2]}) for role in roles),
@@ -75,9 +77,9 @@ def _credentials(aws: Aws) -> Finding:
 
 def _role(kind: str) -> Callable[[Aws], Finding]:
     def look(aws: Aws) -> Finding:
-        arn = aws.config.need("role") if kind == "training" else aws.config.role_for(kind)
+        arn = aws.config.require("role") if kind == "training" else aws.config.role_for(kind)
         name, what = arn.rpartition("/")[2], f"{kind} role"
-        found = aws.find("iam", "get_role", {"RoleName": name})
+        found = aws.call_or_none("iam", "get_role", {"RoleName": name})
         if found is None:
             helps = "make it with the documents of `alexmri aws policy`"
             return Finding(what, "wrong", f"there is no role {name}; {helps}")
@@ -132,8 +134,8 @@ def _simulated(aws: Aws, kind: str, arn: str) -> Finding:
 
 
 def _bucket(aws: Aws) -> Finding:
-    name = aws.config.need("bucket")
-    if aws.find("s3", "head_bucket", {"Bucket": name}) is None:
+    name = aws.config.require("bucket")
+    if aws.call_or_none("s3", "head_bucket", {"Bucket": name}) is None:
         helps = f"aws s3 mb s3://{name} --region {aws.region}"
         return Finding("bucket", "wrong", f"there is no bucket {name}; make it: {helps}")
     answer = aws.call("s3", "get_bucket_location", {"Bucket": name})
@@ -151,7 +153,7 @@ def _bucket(aws: Aws) -> Finding:
 
 def _repository(aws: Aws) -> Finding:
     name = aws.config.repository
-    found = aws.find("ecr", "describe_repositories", {"repositoryNames": [name]})
+    found = aws.call_or_none("ecr", "describe_repositories", {"repositoryNames": [name]})
     if found is None:
         words = f"there is no {name} yet; `alexmri aws push` makes it"
         return Finding("repository", "unknown", words)
@@ -171,7 +173,7 @@ def _secret(aws: Aws) -> Finding:
         words = "none: runs are kept offline, `alexmri aws wandb-sync` sends them"
         return Finding("W&B secret", "ok", words)
     # Whether it is there, never what it says.
-    if aws.find("secretsmanager", "describe_secret", {"SecretId": arn}) is None:
+    if aws.call_or_none("secretsmanager", "describe_secret", {"SecretId": arn}) is None:
         return Finding("W&B secret", "wrong", f"there is no secret {arn}; correct wandb_secret")
     return Finding("W&B secret", "ok", "it is there")
 

@@ -1,8 +1,8 @@
-"""What SageMaker is asked for to serve a model version: plain dicts, made from a configuration."""
+"""The requests that serve a model version: plain dicts, made from a configuration."""
 
 from typing import Any
 
-from alexmri.aws.configuration import AwsConfig
+from alexmri.aws.config import AwsConfig
 from alexmri.aws.names import digest_of
 
 # Driver and the newest CUDA it runs, by InferenceAmiVersion (API reference, ProductionVariant).
@@ -13,8 +13,8 @@ DRIVERS = {
     "al2023-ami-sagemaker-inference-gpu-4-1": (580, "13.0"),
 }
 VARIANT = "AllTraffic"
-# Pictures are sent one by one, and whatever the model answers is JSON.
-PICTURES = ("image/png", "image/jpeg", "image/tiff", "image/bmp", "image/webp")
+# Images are sent one by one, and whatever the model answers is JSON.
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/tiff", "image/bmp", "image/webp")
 
 
 def has_gpu(instance: str) -> bool:
@@ -105,7 +105,7 @@ def alarm_requests(config: AwsConfig, endpoint: str) -> list[dict[str, Any]]:
         "Period": 60,
         "EvaluationPeriods": 2,
         "ComparisonOperator": "GreaterThanThreshold",
-        # An endpoint that nobody asks is not a broken one.
+        # An endpoint without requests is not a broken one.
         "TreatMissingData": "notBreaching",
         "Tags": config.tag_list(endpoint=endpoint),
     }
@@ -170,7 +170,7 @@ def update_request(config: AwsConfig, endpoint: str, endpoint_config: str) -> di
 def transform_request(
     config: AwsConfig, *, model: str, source: str, content_type: str
 ) -> dict[str, Any]:
-    """Return CreateTransformJob: one request for each picture below the S3 address `source`."""
+    """Return CreateTransformJob: one request for each image below the S3 address `source`."""
     request: dict[str, Any] = {
         "ModelName": model,
         "BatchStrategy": "SingleRecord",

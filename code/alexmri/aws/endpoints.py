@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from alexmri.aws.configuration import AwsConfig
+from alexmri.aws.client import Aws
+from alexmri.aws.config import AwsConfig
+from alexmri.aws.dry_run import Call
 from alexmri.aws.endpoint_request import (
     alarm_requests,
     driver_problem,
@@ -11,9 +13,7 @@ from alexmri.aws.endpoint_request import (
     model_request,
     update_request,
 )
-from alexmri.aws.follow import wait_until
-from alexmri.aws.plan import Call
-from alexmri.aws.session import Aws
+from alexmri.aws.watch import wait_until
 from alexmri.errors import UserError
 from alexmri.terminal import Terminal
 
@@ -23,8 +23,8 @@ OWNER = "alexmri:endpoint"
 BUSY = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
 
 
-def deploy_plan(config: AwsConfig, endpoint: str, package: str) -> list[Call]:
-    """Return what `deploy` asks for where the endpoint serves another version."""
+def deploy_calls(config: AwsConfig, endpoint: str, package: str) -> list[Call]:
+    """Return the requests of `deploy` where the endpoint serves another version."""
     model = model_request(config, package)
     settings = endpoint_config_request(config, endpoint, model["ModelName"])
     name = settings["EndpointConfigName"]
@@ -41,9 +41,9 @@ def deploy_plan(config: AwsConfig, endpoint: str, package: str) -> list[Call]:
 
 
 def deploy(aws: Aws, endpoint: str, package: str, terminal: Terminal) -> None:
-    """Have `endpoint` serve the model package, made or updated; return when that was asked for.
+    """Have `endpoint` serve the model package, made or updated; return when the request was sent.
 
-    Everything it takes is named by what it says, so asking twice finds what is there.
+    Everything is named by a digest of its request, so a second call finds what is there.
 
     Raises:
         UserError: a driver that does not fit, or an endpoint that is changing right now.
@@ -52,7 +52,7 @@ def deploy(aws: Aws, endpoint: str, package: str, terminal: Terminal) -> None:
     problem = driver_problem(config)
     if problem:
         raise UserError(problem)
-    found = aws.find("sagemaker", "describe_endpoint", {"EndpointName": endpoint})
+    found = aws.call_or_none("sagemaker", "describe_endpoint", {"EndpointName": endpoint})
     model = model_request(config, package)
     settings = endpoint_config_request(config, endpoint, model["ModelName"])
     name = settings["EndpointConfigName"]
@@ -80,7 +80,7 @@ def ensure(
     aws: Aws, what: str, name: dict[str, str], request: dict[str, Any], terminal: Terminal
 ) -> None:
     """Make what `request` says unless a thing of that name is there."""
-    if aws.find("sagemaker", f"describe_{what}", name) is None:
+    if aws.call_or_none("sagemaker", f"describe_{what}", name) is None:
         aws.call("sagemaker", f"create_{what}", request)
         terminal.say(f"made the {what.replace('_', ' ')} {next(iter(name.values()))}")
 
@@ -99,7 +99,7 @@ def _require_calm(endpoint: str, found: dict[str, Any] | None) -> None:
 
 
 def _arn(aws: Aws, kind: str, name: str) -> str:
-    partition = aws.config.need("role").split(":")[1]
+    partition = aws.config.require("role").split(":")[1]
     return f"arn:{partition}:sagemaker:{aws.region}:{aws.config.account}:{kind}/{name.lower()}"
 
 
@@ -122,7 +122,7 @@ def tags_of(aws: Aws, kind: str, name: str) -> dict[str, str]:
 
 def describe_endpoint(aws: Aws, endpoint: str) -> dict[str, Any]:
     """Return DescribeEndpoint; UserError where there is no such endpoint."""
-    found = aws.find("sagemaker", "describe_endpoint", {"EndpointName": endpoint})
+    found = aws.call_or_none("sagemaker", "describe_endpoint", {"EndpointName": endpoint})
     if found is None:
         raise UserError(
             f"there is no endpoint {endpoint} in {aws.region}; `alexmri aws deploy` makes it"
@@ -171,7 +171,7 @@ def rollback(aws: Aws, endpoint: str, terminal: Terminal) -> str:
     if previous is None:
         raise UserError(f"nothing served at {endpoint} before {current}")
     name = {"EndpointConfigName": previous}
-    if aws.find("sagemaker", "describe_endpoint_config", name) is None:
+    if aws.call_or_none("sagemaker", "describe_endpoint_config", name) is None:
         raise UserError(f"{previous}, which served before, is gone; deploy a version instead")
     # So that another rollback comes back here.
     _remember(aws, previous, previous=current)

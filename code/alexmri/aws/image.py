@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alexmri.aws.configuration import AwsConfig
-from alexmri.aws.plan import Call, Run
-from alexmri.aws.session import Aws
+from alexmri.aws.client import Aws
+from alexmri.aws.config import AwsConfig
+from alexmri.aws.dry_run import Call, Run
 from alexmri.errors import UserError
 from alexmri.files import sha256_of
 from alexmri.terminal import Terminal
@@ -105,7 +105,7 @@ def build_command(source: Source, tagged: str) -> list[str]:
     return ["docker", "buildx", "build", *BUILD, *given, "--tag", tagged, str(source.folder)]
 
 
-def push_plan(config: AwsConfig, source: Source, region: str) -> list[Call | Run]:
+def push_calls(config: AwsConfig, source: Source, region: str) -> list[Call | Run]:
     """Return what `push` does where neither repository nor tag are there yet."""
     registry = f"{config.account}.dkr.ecr.{region}.amazonaws.com"
     tagged = f"{registry}/{config.repository}:{source.revision}"
@@ -157,7 +157,7 @@ def push(aws: Aws, source: Source, terminal: Terminal) -> str:
 def _repository(aws: Aws, terminal: Terminal) -> str:
     """Return the address of the repository, made if it is not there."""
     name = {"repositoryNames": [aws.config.repository]}
-    found = aws.find("ecr", "describe_repositories", name)
+    found = aws.call_or_none("ecr", "describe_repositories", name)
     if found:
         described = found["repositories"][0]
         if not str(described.get("imageTagMutability")).startswith("IMMUTABLE"):
@@ -173,7 +173,7 @@ def _repository(aws: Aws, terminal: Terminal) -> str:
 
 def find_digest(aws: Aws, tag: str) -> str | None:
     """Return the digest of the image with `tag`, None where ECR has none."""
-    found = aws.find("ecr", "describe_images", image_request(aws.config, tag))
+    found = aws.call_or_none("ecr", "describe_images", image_request(aws.config, tag))
     return str(found["imageDetails"][0]["imageDigest"]) if found else None
 
 
@@ -188,7 +188,7 @@ def find_image(aws: Aws, given: str | None, revision: str) -> tuple[str, str]:
     if given and "@sha256:" in given:
         return given, revision_in(aws, given)
     tag = (given or revision).rpartition(":")[2]
-    repository = aws.find(
+    repository = aws.call_or_none(
         "ecr", "describe_repositories", {"repositoryNames": [aws.config.repository]}
     )
     digest = find_digest(aws, tag) if repository else None
@@ -207,7 +207,7 @@ def revision_in(aws: Aws, image: str) -> str:
         "repositoryName": address.partition("/")[2],
         "imageIds": [{"imageDigest": digest}],
     }
-    found = aws.find("ecr", "describe_images", request)
+    found = aws.call_or_none("ecr", "describe_images", request)
     tags = found["imageDetails"][0].get("imageTags", []) if found else []
     revisions = [tag for tag in tags if re.match(r"[0-9a-f]{40}", tag)]
     return next(iter(revisions or tags), "unknown")

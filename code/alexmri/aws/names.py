@@ -1,4 +1,4 @@
-"""Names made from what they stand for, so that asking for the same thing twice finds the first."""
+"""Names made from what they stand for, so that the same request twice finds the first."""
 
 import hashlib
 import json

@@ -11,7 +11,7 @@ of checkpoints does not depend on the execution, while that of results does.
 from collections.abc import Mapping
 from typing import Any
 
-from alexmri.aws.configuration import AwsConfig
+from alexmri.aws.config import AwsConfig
 from alexmri.aws.endpoint_request import has_local_disk
 from alexmri.aws.names import digest_of
 from alexmri.aws.registry_request import package_request
@@ -63,7 +63,7 @@ def pipeline_definition(
         revision: the git revision the image was made from.
         data: S3 address to train on; test: the one to evaluate on. Defaults of parameters.
         settings: hyperparameters.
-        leak_gate: hold back a version too where the audit finds that people are recognised.
+        leak_gate: also hold back a version where the audit finds that subjects are recognised.
     """
     return {
         "Version": VERSION,
@@ -76,8 +76,12 @@ def pipeline_definition(
                 "Type": "String",
                 "DefaultValue": checkpoints(config, image=image, data=data, settings=settings),
             },
-            {"Name": "LeastMacroF1", "Type": "Float", "DefaultValue": 0.5},
-            *([{"Name": "MostLeak", "Type": "Float", "DefaultValue": 0.6}] if leak_gate else []),
+            {"Name": "MinMacroF1", "Type": "Float", "DefaultValue": 0.5},
+            *(
+                [{"Name": "MaxLeakScore", "Type": "Float", "DefaultValue": 0.6}]
+                if leak_gate
+                else []
+            ),
         ],
         "Steps": [
             audit_step(config, image),
@@ -162,7 +166,7 @@ def check_step(config: AwsConfig, image: str, revision: str, leak_gate: bool) ->
         {
             "Type": "GreaterThanOrEqualTo",
             "LeftValue": macro_f1,
-            "RightValue": parameter("LeastMacroF1"),
+            "RightValue": parameter("MinMacroF1"),
         },
         {"Type": "Equals", "LeftValue": own_images, "RightValue": False},
     ]
@@ -170,7 +174,7 @@ def check_step(config: AwsConfig, image: str, revision: str, leak_gate: bool) ->
         "no version was registered: macro F1 is",
         macro_f1,
         "and must be at least",
-        parameter("LeastMacroF1"),
+        parameter("MinMacroF1"),
         "; measured on the very images of the training:",
         own_images,
     ]
@@ -179,14 +183,14 @@ def check_step(config: AwsConfig, image: str, revision: str, leak_gate: bool) ->
             {
                 "Type": "LessThanOrEqualTo",
                 "LeftValue": leak,
-                "RightValue": parameter("MostLeak"),
+                "RightValue": parameter("MaxLeakScore"),
             }
         )
         reason += [
-            "; a look-up on labels shuffled between people scores",
+            "; the 1-NN baseline on labels shuffled between subjects scores",
             leak,
             "and may score at most",
-            parameter("MostLeak"),
+            parameter("MaxLeakScore"),
         ]
     stop = {
         "Name": "Stop",
@@ -250,7 +254,7 @@ def _processing(config: AwsConfig, image: str, command: list[str]) -> dict[str, 
     if config.kms_key and not has_local_disk(config.processing_instance):
         cluster["VolumeKmsKeyId"] = config.kms_key
     arguments: dict[str, Any] = {
-        "RoleArn": config.need("role"),
+        "RoleArn": config.require("role"),
         "AppSpecification": {"ImageUri": image, "ContainerEntrypoint": command},
         "ProcessingResources": {"ClusterConfig": cluster},
         "StoppingCondition": {"MaxRuntimeInSeconds": 7200},

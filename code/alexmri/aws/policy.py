@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from alexmri.aws.configuration import AwsConfig
+from alexmri.aws.config import AwsConfig
 
 KINDS = ("caller", "training", "endpoint", "pipeline", "trust")
 Statement = dict[str, Any]
@@ -31,9 +31,9 @@ class _Place:
     """ARNs of what is ours."""
 
     def __init__(self, config: AwsConfig, region: str) -> None:
-        partition = config.need("role").split(":")[1]
+        partition = config.require("role").split(":")[1]
         self.account, self.region, self.partition = config.account, region, partition
-        self.bucket = f"arn:{partition}:s3:::{config.need('bucket')}"
+        self.bucket = f"arn:{partition}:s3:::{config.require('bucket')}"
         self.objects = f"{self.bucket}/{config.prefix}/*"
         self.repository = self.of("ecr", f"repository/{config.repository}")
 
@@ -60,7 +60,7 @@ def _pass(roles: list[str]) -> Statement:
 
 
 def _roles(config: AwsConfig) -> list[str]:
-    return [config.need("role"), config.role_for("endpoint"), config.role_for("pipeline")]
+    return [config.require("role"), config.role_for("endpoint"), config.role_for("pipeline")]
 
 
 def _caller(config: AwsConfig, place: _Place) -> list[Statement]:
@@ -223,7 +223,7 @@ def _pipeline(config: AwsConfig, place: _Place) -> list[Statement]:
         ),
         _allow(["s3:ListBucket"], place.bucket),
         _allow(["s3:GetObject"], place.objects),
-        _pass([config.need("role")]),
+        _pass([config.require("role")]),
     ]
 
 

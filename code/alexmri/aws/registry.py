@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from alexmri.aws.client import Aws
+from alexmri.aws.dry_run import Call
 from alexmri.aws.image import revision_in
+from alexmri.aws.jobs import describe, fetch, results_address
 from alexmri.aws.names import bucket_and_key, digest_of
-from alexmri.aws.plan import Call
 from alexmri.aws.registry_request import (
     FIGURES,
     approval_request,
@@ -15,8 +17,6 @@ from alexmri.aws.registry_request import (
     package_arn,
     package_request,
 )
-from alexmri.aws.session import Aws
-from alexmri.aws.training import describe, fetch, results_address
 from alexmri.aws.training_request import fingerprint_in
 from alexmri.aws.upload import encryption
 from alexmri.contract.archive import unpack
@@ -72,12 +72,12 @@ def register(aws: Aws, job: str, terminal: Terminal) -> str:
         statistics=kept.get("statistics.json"),
         metadata=facts,
     )
-    # Asked for twice at the same moment, SageMaker makes one version.
+    # Request for twice at the same moment, SageMaker makes one version.
     request["ClientToken"] = digest_of({"model": model}, 32)
     return str(aws.call("sagemaker", "create_model_package", request)["ModelPackageArn"])
 
 
-def register_plan(aws_config: Any, job: str) -> list[Call]:
+def register_calls(aws_config: Any, job: str) -> list[Call]:
     """Return what `register` does; what the job left stands in angle brackets."""
     request = package_request(
         aws_config,
@@ -92,7 +92,7 @@ def register_plan(aws_config: Any, job: str) -> list[Call]:
             "evaluation": aws_config.address("versions", job, "evaluation.json"),
         },
     )
-    place = {"Bucket": aws_config.need("bucket")}
+    place = {"Bucket": aws_config.require("bucket")}
     return [
         Call("sagemaker", "describe_training_job", {"TrainingJobName": job}),
         Call("sagemaker", "create_model_package_group", group_request(aws_config)),
@@ -112,7 +112,7 @@ def register_plan(aws_config: Any, job: str) -> list[Call]:
 def ensure_group(aws: Aws, terminal: Terminal) -> None:
     """Make the model package group where it is not there."""
     name = {"ModelPackageGroupName": aws.config.name}
-    if aws.find("sagemaker", "describe_model_package_group", name) is None:
+    if aws.call_or_none("sagemaker", "describe_model_package_group", name) is None:
         aws.call("sagemaker", "create_model_package_group", group_request(aws.config))
         terminal.say(f"made the model group {aws.config.name}")
 
@@ -158,7 +158,7 @@ def _keep(aws: Aws, job: str, results: Path) -> dict[str, str]:
         if not path.is_file():
             continue
         place = {
-            "Bucket": aws.config.need("bucket"),
+            "Bucket": aws.config.require("bucket"),
             "Key": f"{aws.config.prefix}/versions/{job}/{name}",
         }
         aws.call(
@@ -185,7 +185,7 @@ def packages(aws: Aws) -> list[dict[str, Any]]:
 
 def describe_package(aws: Aws, package: str) -> dict[str, Any]:
     """Return DescribeModelPackage; UserError where there is no such version."""
-    found = aws.find("sagemaker", "describe_model_package", {"ModelPackageName": package})
+    found = aws.call_or_none("sagemaker", "describe_model_package", {"ModelPackageName": package})
     if found is None:
         raise UserError(
             f"there is no version {package.rpartition('/')[2]} of {aws.config.name}; `alexmri aws"
@@ -257,7 +257,7 @@ def data_fingerprint(aws: Aws, metadata: Mapping[str, str]) -> str | None:
 
 def _document_at(aws: Aws, address: str) -> dict[str, Any] | None:
     bucket, key = bucket_and_key(address)
-    found = aws.find("s3", "get_object", {"Bucket": bucket, "Key": key})
+    found = aws.call_or_none("s3", "get_object", {"Bucket": bucket, "Key": key})
     if found is None:
         return None
     return parse_json_object(found["Body"].read(), address)

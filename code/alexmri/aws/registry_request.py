@@ -1,10 +1,10 @@
-"""What the model registry is told of a version: plain dicts, made from what a training left."""
+"""The requests to the model registry: plain dicts, made from the results of a training."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from alexmri.aws.configuration import AwsConfig
-from alexmri.aws.endpoint_request import PICTURES
+from alexmri.aws.config import AwsConfig
+from alexmri.aws.endpoint_request import IMAGE_TYPES
 
 # Figures that stand beside a version in the registry, for lists: name -> place in evaluation.json.
 FIGURES = ("accuracy", "macro_f1")
@@ -44,7 +44,7 @@ def package_request(
         "ModelPackageDescription": f"training job {metadata.get('training_job', 'unknown')}",
         "InferenceSpecification": {
             "Containers": [container | ({"ImageDigest": digest} if digest else {})],
-            "SupportedContentTypes": [*PICTURES, "application/json"],
+            "SupportedContentTypes": [*IMAGE_TYPES, "application/json"],
             "SupportedResponseMIMETypes": ["application/json", "text/csv"],
             "SupportedRealtimeInferenceInstanceTypes": instances,
             "SupportedTransformInstanceTypes": [config.transform_instance],
@@ -77,6 +77,6 @@ def package_arn(config: AwsConfig, region: str, version: str) -> str:
     """Return the ARN of a version of our group, whose name SageMaker writes in small letters."""
     if version.startswith("arn:"):
         return version
-    partition = config.need("role").split(":")[1]
+    partition = config.require("role").split(":")[1]
     place = f"{region}:{config.account}:model-package/{config.name.lower()}"
     return f"arn:{partition}:sagemaker:{place}/{version.removeprefix('v')}"

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from alexmri.aws.client import Aws
 from alexmri.aws.endpoints import describe_endpoint
 from alexmri.aws.image import revision_in
 from alexmri.aws.registry import data_fingerprint, describe_package
-from alexmri.aws.session import Aws
 from alexmri.aws.training_request import fingerprint_in
 
 
@@ -62,7 +62,7 @@ def _origin(aws: Aws, container: dict[str, Any], known: dict[str, str]) -> Itera
         doubt = f"ECR says {tagged}"
     yield Link("git revision", told, doubt)
     job = known.get("training_job", "-")
-    trained = aws.find("sagemaker", "describe_training_job", {"TrainingJobName": job})
+    trained = aws.call_or_none("sagemaker", "describe_training_job", {"TrainingJobName": job})
     doubt = None
     if trained is None:
         doubt = "the job is gone: only the registry tells it"

@@ -1,10 +1,10 @@
-"""What SageMaker is asked for to train: plain dicts, made from a configuration."""
+"""The requests that train: plain dicts, made from a configuration."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from alexmri.aws.configuration import AwsConfig
+from alexmri.aws.config import AwsConfig
 from alexmri.aws.endpoint_request import has_local_disk
 from alexmri.aws.metric_definitions import METRIC_DEFINITIONS
 from alexmri.aws.names import digest_of
@@ -63,7 +63,7 @@ def training_job(
             "MetricDefinitions": list(METRIC_DEFINITIONS),
             "EnableSageMakerMetricsTimeSeries": True,
         },
-        "RoleArn": config.need("role"),
+        "RoleArn": config.require("role"),
         "HyperParameters": dict(settings),
         "InputDataConfig": [_channel(name, address) for name, address in data.items()],
         "OutputDataConfig": output,
@@ -103,7 +103,7 @@ def training_request(
 ) -> dict[str, Any]:
     """Return CreateTrainingJob.
 
-    Unless `name` is given, the name is a digest of what is asked for: the same training has the
+    Unless `name` is given, the name is a digest of the request: the same training has the
     same name, and the same prefix for its checkpoints, which no other training has.
     """
     job = training_job(config, image=image, data=data, settings=settings)

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from alexmri.aws.configuration import AwsConfig
-from alexmri.aws.plan import Call
-from alexmri.aws.session import Aws
+from alexmri.aws.client import Aws
+from alexmri.aws.config import AwsConfig
+from alexmri.aws.dry_run import Call
 from alexmri.errors import UserError
 from alexmri.files import sha256_of
 from alexmri.terminal import Terminal
 
-# Pictures of a few kB each: the time goes into waiting for answers.
+# Images of a few kB each: the time goes into waiting for answers.
 THREADS = 16
 IN_ONE_PIECE = 8 << 20
 SCHEMA = "alexmri.upload/1"
@@ -101,20 +101,22 @@ def encryption(config: AwsConfig) -> dict[str, str]:
 def put_request(config: AwsConfig, prefix: str, file: LocalFile) -> dict[str, Any]:
     """Return PutObject for one file, without its bytes; S3 compares the checksum."""
     return {
-        "Bucket": config.need("bucket"),
+        "Bucket": config.require("bucket"),
         "Key": f"{prefix}{file.name}",
         "ChecksumAlgorithm": "SHA256",
         **encryption(config),
     }
 
 
-def upload_plan(config: AwsConfig, files: list[LocalFile]) -> list[Call]:
+def upload_calls(config: AwsConfig, files: list[LocalFile]) -> list[Call]:
     """Return what `upload` does where nothing is in the bucket yet."""
     found = fingerprint(files)
     prefix = f"{config.prefix}/data/{found}/"
     return [
         *(Call("s3", "put_object", put_request(config, prefix, file)) for file in files),
-        Call("s3", "put_object", {"Bucket": config.need("bucket"), "Key": prefix[:-1] + ".json"}),
+        Call(
+            "s3", "put_object", {"Bucket": config.require("bucket"), "Key": prefix[:-1] + ".json"}
+        ),
     ]
 
 
@@ -126,10 +128,12 @@ def upload(aws: Aws, files: list[LocalFile], terminal: Terminal) -> Upload:
     within S3. The list beside the prefix comes last: where it stands, all is there.
     """
     config = aws.config
-    bucket, found = config.need("bucket"), fingerprint(files)
+    bucket, found = config.require("bucket"), fingerprint(files)
     prefix = f"{config.prefix}/data/{found}/"
     address = f"s3://{bucket}/{prefix[:-1]}"
-    if aws.find("s3", "head_object", {"Bucket": bucket, "Key": manifest_key(config, found)}):
+    if aws.call_or_none(
+        "s3", "head_object", {"Bucket": bucket, "Key": manifest_key(config, found)}
+    ):
         terminal.say(f"all {len(files)} files are there already")
         return Upload(address, found, len(files), 0, 0)
     there = _sizes(aws, prefix)
@@ -141,7 +145,7 @@ def upload(aws: Aws, files: list[LocalFile], terminal: Terminal) -> Upload:
     def copy(file: LocalFile) -> None:
         source = {"Bucket": bucket, "Key": elsewhere[file.sha256]}
         request = {**put_request(config, prefix, file), "CopySource": source}
-        if aws.find("s3", "copy_object", request) is None:  # somebody removed it
+        if aws.call_or_none("s3", "copy_object", request) is None:  # somebody removed it
             send(file)
 
     def send(file: LocalFile) -> None:
@@ -181,7 +185,7 @@ def _send(aws: Aws, request: Mapping[str, Any], file: LocalFile) -> None:
     extra = {key: value for key, value in request.items() if key not in ("Bucket", "Key")}
     # In parts; one thread for each file is enough.
     transfer = TransferConfig(use_threads=False)
-    with file.path.open("rb") as content, aws.told("s3", "put_object"):
+    with file.path.open("rb") as content, aws.translate_errors("s3", "put_object"):
         aws.client("s3").upload_fileobj(
             content, request["Bucket"], request["Key"], ExtraArgs=extra, Config=transfer
         )
@@ -190,7 +194,7 @@ def _send(aws: Aws, request: Mapping[str, Any], file: LocalFile) -> None:
 
 
 def _sizes(aws: Aws, prefix: str) -> dict[str, int]:
-    request = {"Bucket": aws.config.need("bucket"), "Prefix": prefix}
+    request = {"Bucket": aws.config.require("bucket"), "Prefix": prefix}
     return {
         each["Key"]: each["Size"]
         for each in aws.pages("s3", "list_objects_v2", request, "Contents")
@@ -199,7 +203,7 @@ def _sizes(aws: Aws, prefix: str) -> dict[str, int]:
 
 def _earlier(aws: Aws) -> dict[str, str]:
     """Return SHA-256 -> key for what complete uploads have brought."""
-    bucket, below = aws.config.need("bucket"), f"{aws.config.prefix}/data/"
+    bucket, below = aws.config.require("bucket"), f"{aws.config.prefix}/data/"
     request = {"Bucket": bucket, "Prefix": below, "Delimiter": "/"}
     known: dict[str, str] = {}
     for each in aws.pages("s3", "list_objects_v2", request, "Contents"):

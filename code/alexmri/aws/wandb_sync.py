@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from alexmri.aws.client import Aws
+from alexmri.aws.jobs import describe, fetch, results_address
 from alexmri.aws.names import bucket_and_key, digest_of
-from alexmri.aws.session import Aws
-from alexmri.aws.training import describe, fetch, results_address
 from alexmri.contract.archive import unpack
 from alexmri.errors import UserError
 from alexmri.terminal import Terminal
@@ -41,7 +41,7 @@ def find_sources(aws: Aws, what: str) -> list[Source]:
     if not what.startswith("s3://"):
         address = results_address(describe(aws, what), ARCHIVE)
         bucket, key = bucket_and_key(address)
-        found = aws.find("s3", "head_object", {"Bucket": bucket, "Key": key})
+        found = aws.call_or_none("s3", "head_object", {"Bucket": bucket, "Key": key})
         if found is None:
             raise UserError(f"{what} has left no results: there is no {address}")
         return [Source(address, found["ETag"])]
@@ -123,8 +123,8 @@ def _key(aws: Aws, what: str) -> str:
 
 
 def _is_marked(aws: Aws, what: str) -> bool:
-    request = {"Bucket": aws.config.need("bucket"), "Key": _key(aws, what)}
-    return aws.find("s3", "head_object", request) is not None
+    request = {"Bucket": aws.config.require("bucket"), "Key": _key(aws, what)}
+    return aws.call_or_none("s3", "head_object", request) is not None
 
 
 def _mark(aws: Aws, what: str, source: Source) -> None:
@@ -133,7 +133,7 @@ def _mark(aws: Aws, what: str, source: Source) -> None:
         "s3",
         "put_object",
         {
-            "Bucket": aws.config.need("bucket"),
+            "Bucket": aws.config.require("bucket"),
             "Key": _key(aws, what),
             "Body": body.encode(),
             "ContentType": "application/json",

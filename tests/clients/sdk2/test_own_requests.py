@@ -196,7 +196,7 @@ def test_pipeline(client: Any, image: str, bucket: Any, held_out: str) -> None:
     def execution(**parameters: float) -> Execution:
         return Execution(definition, client, bucket, cache).run(**parameters)
 
-    good = execution(LeastMacroF1=0.0, MostLeak=1.0)
+    good = execution(MinMacroF1=0.0, MaxLeakScore=1.0)
     assert good.steps == ["Audit", "Train", "Evaluate", "Check", "Register"]
     version = good.version()
     assert version["ModelApprovalStatus"] == "PendingManualApproval"
@@ -211,9 +211,9 @@ def test_pipeline(client: Any, image: str, bucket: Any, held_out: str) -> None:
     ):
         assert json.loads(bucket.read(address.removeprefix(f"{S3}/")))
 
-    poor = execution(LeastMacroF1=1.01, MostLeak=1.0)
+    poor = execution(MinMacroF1=1.01, MaxLeakScore=1.0)
     assert poor.steps == ["Audit", "Train", "Evaluate", "Check", "Stop"]
     assert re.search(r"macro F1 is [01]\.\d+ and must be at least 1.01", poor.reason or "")
-    leaking = execution(LeastMacroF1=0.0, MostLeak=-1.0)
+    leaking = execution(MinMacroF1=0.0, MaxLeakScore=-1.0)
     assert leaking.steps[-1] == "Stop"
     assert "between people scores" in (leaking.reason or "")

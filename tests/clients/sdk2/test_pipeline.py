@@ -52,7 +52,7 @@ def pipeline(image: str, root: Path, bucket: Any) -> Pipeline:
     )
     evaluate = ProcessingStep("Evaluate", step_args=evaluation, property_files=[figures])
 
-    least = ParameterFloat("LeastMacroF1", default_value=0.0)
+    least = ParameterFloat("MinMacroF1", default_value=0.0)
     macro_f1 = JsonGet(evaluate.name, figures, "test.macro_f1.value")
     create = ModelStep("Create", step_args=Model(image, model_data, **place).create())
     stop = FailStep("Stop", error_message="the macro F1 is too low")
@@ -90,7 +90,7 @@ def test_good_enough(pipeline: Pipeline, bucket: Any) -> None:
 
 def test_too_low(pipeline: Pipeline) -> None:
     """SDK 2: the pipeline ends in its Fail step if the macro F1 is too low."""
-    execution = pipeline.start(parameters={"LeastMacroF1": 1.01})
+    execution = pipeline.start(parameters={"MinMacroF1": 1.01})
     status, steps = outcome(execution)
     assert status == "Failed"
     assert steps == {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from alexmri.aws.group import Account, dry_run_option, show_plan
+from alexmri.aws.cli import Account, dry_run_option, show_dry_run
 from alexmri.errors import UserError
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -28,7 +28,7 @@ def deploy(
     dry_run: bool,
 ) -> None:
     """Serve VERSION (default: the newest approved one); an update is undone when alarms go off."""
-    from alexmri.aws.endpoints import config_name, deploy_plan
+    from alexmri.aws.endpoints import config_name, deploy_calls
     from alexmri.aws.endpoints import deploy as do_deploy
     from alexmri.aws.registry import choose_version
     from alexmri.aws.registry_request import package_arn
@@ -36,9 +36,9 @@ def deploy(
 
     name = endpoint or account.config.name
     if dry_run:
-        asked = version or "<newest approved>"
-        package = package_arn(account.config, account.config.need("region"), asked)
-        show_plan(*deploy_plan(account.config, name, package))
+        wanted = version or "<newest approved>"
+        package = package_arn(account.config, account.config.require("region"), wanted)
+        show_dry_run(*deploy_calls(account.config, name, package))
         return
     terminal = choose_terminal()
     package = choose_version(account.aws, version, any_version=unapproved)
@@ -68,15 +68,15 @@ def _wait(account: Account, name: str, wanted: str) -> None:
 @click.pass_obj
 def invoke(account: Account, files: tuple[Path, ...], endpoint: str | None, dry_run: bool) -> None:
     """Print what the endpoint says about FILES, one line of JSON for each."""
-    from alexmri.aws.asking import invoke as do_invoke
-    from alexmri.aws.asking import invoke_request
-    from alexmri.aws.plan import Call
+    from alexmri.aws.dry_run import Call
+    from alexmri.aws.inference import invoke as do_invoke
+    from alexmri.aws.inference import invoke_request
 
     name = endpoint or account.config.name
     for file in files:
         if dry_run:
             request = {**invoke_request(name, file), "Body": f"<{file}>"}
-            show_plan(Call("sagemaker-runtime", "invoke_endpoint", request))
+            show_dry_run(Call("sagemaker-runtime", "invoke_endpoint", request))
             continue
         answer = do_invoke(account.aws, name, file)
         try:
@@ -103,9 +103,9 @@ def transform(
     detach: bool,
     dry_run: bool,
 ) -> None:
-    """Ask a version about every picture below the S3 address, without an endpoint."""
-    from alexmri.aws.asking import transform as do_transform
-    from alexmri.aws.asking import transform_plan, wait_transformed
+    """Classify every image below the S3 address, without an endpoint."""
+    from alexmri.aws.inference import transform as do_transform
+    from alexmri.aws.inference import transform_calls, wait_transformed
     from alexmri.aws.registry import choose_version
     from alexmri.aws.registry_request import package_arn
     from alexmri.terminal import choose_terminal
@@ -113,9 +113,9 @@ def transform(
     if not source.startswith("s3://"):
         raise UserError(f"{source} is no S3 address; `alexmri aws upload {source}` prints one")
     if dry_run:
-        asked = version or "<newest approved>"
-        package = package_arn(account.config, account.config.need("region"), asked)
-        show_plan(*transform_plan(account.config, package, source, content_type))
+        wanted = version or "<newest approved>"
+        package = package_arn(account.config, account.config.require("region"), wanted)
+        show_dry_run(*transform_calls(account.config, package, source, content_type))
         return
     terminal = choose_terminal()
     package = choose_version(account.aws, version, any_version=unapproved)
@@ -136,15 +136,15 @@ def transform(
 @click.pass_obj
 def rollback(account: Account, endpoint: str | None, detach: bool, dry_run: bool) -> None:
     """Have the endpoint serve what it served before."""
+    from alexmri.aws.dry_run import Call
     from alexmri.aws.endpoint_request import update_request
     from alexmri.aws.endpoints import rollback as do_rollback
-    from alexmri.aws.plan import Call
     from alexmri.terminal import choose_terminal
 
     name = endpoint or account.config.name
     if dry_run:
         request = update_request(account.config, name, "<the configuration before>")
-        show_plan(
+        show_dry_run(
             Call("sagemaker", "describe_endpoint", {"EndpointName": name}),
             Call("sagemaker", "update_endpoint", request),
         )
@@ -156,7 +156,7 @@ def rollback(account: Account, endpoint: str | None, detach: bool, dry_run: bool
 
 @click.command()
 @click.argument("endpoint")
-@click.option("--yes", is_flag=True, help="do not ask")
+@click.option("--yes", is_flag=True, help="remove without a confirmation")
 @dry_run_option
 @click.pass_obj
 def delete(account: Account, endpoint: str, yes: bool, dry_run: bool) -> None:
@@ -164,21 +164,21 @@ def delete(account: Account, endpoint: str, yes: bool, dry_run: bool) -> None:
 
     Versions, training jobs and what is in S3 stay.
     """
+    from alexmri.aws.dry_run import Call
     from alexmri.aws.endpoint_request import alarm_names
-    from alexmri.aws.plan import Call
-    from alexmri.aws.removal import removals
+    from alexmri.aws.teardown import teardown
 
     if dry_run:
         name = {"EndpointConfigName": "<each configuration of it>"}
         alarms = {"AlarmNames": list(alarm_names(account.config, endpoint))}
-        show_plan(
+        show_dry_run(
             Call("sagemaker", "delete_endpoint", {"EndpointName": endpoint}),
             Call("sagemaker", "delete_endpoint_config", name),
             Call("sagemaker", "delete_model", {"ModelName": "<each model of these>"}),
             Call("cloudwatch", "delete_alarms", alarms),
         )
         return
-    found = list(removals(account.aws, endpoint))
+    found = list(teardown(account.aws, endpoint))
     if not found:
         click.echo(f"there is nothing of {endpoint}")
         return
@@ -187,7 +187,7 @@ def delete(account: Account, endpoint: str, yes: bool, dry_run: bool) -> None:
     if not yes:
         click.confirm("remove all of this?", abort=True)
     for each in found:
-        each.call.do(account.aws)
+        each.call.submit(account.aws)
         click.echo(f"removed {each.words.partition(':')[0]}")
     if account.config.bucket:
         captured = account.config.address("capture", endpoint)
@@ -204,11 +204,11 @@ def trace(account: Account, endpoint: str, as_json: bool, dry_run: bool) -> None
 
     Exit code 1: two accounts of a link disagree, or a link is missing.
     """
-    from alexmri.aws.plan import Call
+    from alexmri.aws.dry_run import Call
     from alexmri.aws.trace import trace as do_trace
 
     if dry_run:
-        show_plan(
+        show_dry_run(
             Call("sagemaker", "describe_endpoint", {"EndpointName": endpoint}),
             Call(
                 "sagemaker", "describe_endpoint_config", {"EndpointConfigName": "<of the endpoint>"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from alexmri.aws.group import Account, dry_run_option, show_plan
+from alexmri.aws.cli import Account, dry_run_option, show_dry_run
 from alexmri.errors import UserError
 from alexmri.options import read_settings, settings_options
 
@@ -32,7 +32,7 @@ def metric_definitions(tuning: bool) -> None:
 @click.option("--validation", metavar="S3", help="address of validation data, where kept apart")
 @click.option("--test", metavar="S3", help="address of test data, where kept apart")
 @click.option("--image", help="tag, or REPOSITORY@sha256:… (default: this git revision)")
-@click.option("--name", help="name of the job (default: a digest of what is asked for)")
+@click.option("--name", help="name of the job (default: a digest of the request)")
 @click.option("--detach", is_flag=True, help="start it and do not wait")
 @dry_run_option
 @settings_options
@@ -56,7 +56,7 @@ def train(
     failure or a stop. Options are those of `alexmri train`.
     """
     from alexmri.aws.image import OTHERWISE, find_image, revision_of
-    from alexmri.aws.training import start
+    from alexmri.aws.jobs import start
     from alexmri.aws.training_request import hyperparameters, training_request
     from alexmri.terminal import choose_terminal
 
@@ -71,16 +71,21 @@ def train(
                 f"--{option.replace('train', 'data')} {place} is no S3 address; `alexmri aws"
                 f" upload {place}` prints one"
             )
-    asked = image or revision_of(Path(), instead=OTHERWISE)
+    wanted = image or revision_of(Path(), instead=OTHERWISE)
     if dry_run:
-        shown = image if image and "@" in image else f"<digest of the image {asked}>"
+        shown = image if image and "@" in image else f"<digest of the image {wanted}>"
         request = training_request(
-            account.config, image=shown, revision=asked, data=channels, settings=settings, name=name
+            account.config,
+            image=shown,
+            revision=wanted,
+            data=channels,
+            settings=settings,
+            name=name,
         )
-        show_plan(*_train_plan(request))
+        show_dry_run(*_train_calls(request))
         return
     terminal = choose_terminal()
-    found, revision = find_image(account.aws, image, asked)
+    found, revision = find_image(account.aws, image, wanted)
     request = training_request(
         account.config, image=found, revision=revision, data=channels, settings=settings, name=name
     )
@@ -91,8 +96,8 @@ def train(
     watch(account, job)
 
 
-def _train_plan(request: dict[str, Any]) -> list[Any]:
-    from alexmri.aws.plan import Call
+def _train_calls(request: dict[str, Any]) -> list[Any]:
+    from alexmri.aws.dry_run import Call
 
     return [
         Call("sagemaker", "describe_training_job", {"TrainingJobName": request["TrainingJobName"]}),
@@ -102,8 +107,8 @@ def _train_plan(request: dict[str, Any]) -> list[Any]:
 
 def watch(account: Account, job: str) -> None:
     """Follow `job` to its end, or to a Ctrl-C, which the job does not notice."""
-    from alexmri.aws.follow import follow, require_completed
-    from alexmri.aws.training import status_lines
+    from alexmri.aws.jobs import status_lines
+    from alexmri.aws.watch import follow, require_completed
     from alexmri.terminal import choose_terminal
 
     terminal = choose_terminal()
@@ -125,11 +130,11 @@ def watch(account: Account, job: str) -> None:
 @click.pass_obj
 def status(account: Account, job: str, dry_run: bool) -> None:
     """Say how JOB is, what it costs, what it measured."""
-    from alexmri.aws.plan import Call
-    from alexmri.aws.training import describe, status_lines
+    from alexmri.aws.dry_run import Call
+    from alexmri.aws.jobs import describe, status_lines
 
     if dry_run:
-        show_plan(Call("sagemaker", "describe_training_job", {"TrainingJobName": job}))
+        show_dry_run(Call("sagemaker", "describe_training_job", {"TrainingJobName": job}))
         return
     for line in status_lines(describe(account.aws, job)):
         click.echo(line)
@@ -142,13 +147,13 @@ def status(account: Account, job: str, dry_run: bool) -> None:
 @click.pass_obj
 def logs(account: Account, job: str, following: bool, dry_run: bool) -> None:
     """Print the log of JOB."""
-    from alexmri.aws.follow import TRAINING_LOGS, LogReader
-    from alexmri.aws.plan import Call
-    from alexmri.aws.training import describe
+    from alexmri.aws.dry_run import Call
+    from alexmri.aws.jobs import describe
+    from alexmri.aws.watch import TRAINING_LOGS, LogReader
 
     if dry_run:
         streams = {"logGroupName": TRAINING_LOGS, "logStreamNamePrefix": f"{job}/"}
-        show_plan(
+        show_dry_run(
             Call("sagemaker", "describe_training_job", {"TrainingJobName": job}),
             Call("logs", "describe_log_streams", streams),
         )
@@ -167,12 +172,12 @@ def logs(account: Account, job: str, following: bool, dry_run: bool) -> None:
 @click.pass_obj
 def stop(account: Account, job: str, dry_run: bool) -> None:
     """Stop JOB: it saves a checkpoint and the best model so far."""
-    from alexmri.aws.plan import Call
-    from alexmri.aws.training import RUNNING, describe
+    from alexmri.aws.dry_run import Call
+    from alexmri.aws.jobs import RUNNING, describe
 
     call = Call("sagemaker", "stop_training_job", {"TrainingJobName": job})
     if dry_run:
-        show_plan(call)
+        show_dry_run(call)
         return
     found = describe(account.aws, job)["TrainingJobStatus"]
     if found not in RUNNING:
@@ -180,7 +185,7 @@ def stop(account: Account, job: str, dry_run: bool) -> None:
     elif found == "Stopping":
         click.echo(f"{job} is being stopped already")
     else:
-        call.do(account.aws)
+        call.submit(account.aws)
         click.echo(f"{job} is being stopped; the same `train` command goes on from there")
 
 
@@ -191,14 +196,14 @@ def stop(account: Account, job: str, dry_run: bool) -> None:
 @click.pass_obj
 def download(account: Account, job: str, out: Path | None, dry_run: bool) -> None:
     """Fetch model, report and figures of JOB, as `alexmri train` would have left them."""
-    from alexmri.aws.plan import Call
-    from alexmri.aws.training import download as do_download
+    from alexmri.aws.dry_run import Call
+    from alexmri.aws.jobs import download as do_download
     from alexmri.terminal import choose_terminal
 
     if dry_run:
-        bucket = account.config.need("bucket")
+        bucket = account.config.require("bucket")
         keys = [f"{account.config.prefix}/jobs/{job}/output/{name}.tar.gz" for name in RESULTS]
-        show_plan(
+        show_dry_run(
             Call("sagemaker", "describe_training_job", {"TrainingJobName": job}),
             *(Call("s3", "get_object", {"Bucket": bucket, "Key": key}) for key in keys),
         )
@@ -218,18 +223,18 @@ def wandb_sync(account: Account, what: str, dry_run: bool) -> None:
 
     WHAT is a training job, or an address s3://… with jobs below it.
     """
-    from alexmri.aws.plan import Call, Run
+    from alexmri.aws.dry_run import Call, Run
     from alexmri.aws.wandb_sync import find_sources, sync
     from alexmri.terminal import choose_terminal
 
-    account.config.need("bucket")
+    account.config.require("bucket")
     if dry_run:
         if what.startswith("s3://"):
             bucket, _, prefix = what.removeprefix("s3://").partition("/")
             look = Call("s3", "list_objects_v2", {"Bucket": bucket, "Prefix": prefix})
         else:
             look = Call("sagemaker", "describe_training_job", {"TrainingJobName": what})
-        show_plan(look, Run(["wandb", "sync", "<each offline run that is not marked as sent>"]))
+        show_dry_run(look, Run(["wandb", "sync", "<each offline run that is not marked as sent>"]))
         return
     terminal = choose_terminal()
     sent = sync(account.aws, find_sources(account.aws, what), terminal)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from alexmri.aws.group import Account, dry_run_option, show_plan
+from alexmri.aws.cli import Account, dry_run_option, show_dry_run
 from alexmri.errors import UserError
 from alexmri.options import read_settings, settings_options
 
@@ -24,7 +24,7 @@ def pipeline() -> None:
     "--leak-gate/--no-leak-gate",
     default=True,
     show_default=True,
-    help="hold back a version where a look-up recognises people; needs data that tell who is who",
+    help="hold back a version where the 1-NN baseline recognises subjects",
 )
 @dry_run_option
 @settings_options
@@ -45,9 +45,9 @@ def upsert(
     --data with train, valid and test folders in it is measured on its test folder.
     """
     from alexmri.aws.image import OTHERWISE, find_image, revision_of
+    from alexmri.aws.pipeline import upsert as do_upsert
+    from alexmri.aws.pipeline import upsert_calls
     from alexmri.aws.pipeline_definition import pipeline_definition
-    from alexmri.aws.pipelines import upsert as do_upsert
-    from alexmri.aws.pipelines import upsert_plan
     from alexmri.aws.training_request import hyperparameters
     from alexmri.terminal import choose_terminal
 
@@ -55,7 +55,7 @@ def upsert(
     for address in (data, test or data):
         if not address.startswith("s3://"):
             raise UserError(f"{address} is no S3 address; `alexmri aws upload DIR` prints one")
-    asked = image or revision_of(Path(), instead=OTHERWISE)
+    wanted = image or revision_of(Path(), instead=OTHERWISE)
 
     def definition(found: str, revision: str) -> dict[str, Any]:
         return pipeline_definition(
@@ -69,10 +69,10 @@ def upsert(
         )
 
     if dry_run:
-        shown = image if image and "@" in image else f"<digest of the image {asked}>"
-        show_plan(*upsert_plan(account.config, definition(shown, asked)))
+        shown = image if image and "@" in image else f"<digest of the image {wanted}>"
+        show_dry_run(*upsert_calls(account.config, definition(shown, wanted)))
         return
-    found, revision = find_image(account.aws, image, asked)
+    found, revision = find_image(account.aws, image, wanted)
     do_upsert(account.aws, definition(found, revision), choose_terminal())
 
 
@@ -82,7 +82,7 @@ def upsert(
     "given",
     multiple=True,
     metavar="NAME=VALUE",
-    help="in place of a default: LeastMacroF1, MostLeak, Data, Test, Checkpoints",
+    help="in place of a default: MinMacroF1, MaxLeakScore, Data, Test, Checkpoints",
 )
 @dry_run_option
 @click.pass_obj
@@ -91,9 +91,9 @@ def start(account: Account, given: tuple[str, ...], dry_run: bool) -> None:
 
     With other Data give it other Checkpoints too.
     """
-    from alexmri.aws.pipelines import start as do_start
-    from alexmri.aws.pipelines import start_request
-    from alexmri.aws.plan import Call
+    from alexmri.aws.dry_run import Call
+    from alexmri.aws.pipeline import start as do_start
+    from alexmri.aws.pipeline import start_request
     from alexmri.terminal import choose_terminal
 
     parameters = {}
@@ -109,7 +109,7 @@ def start(account: Account, given: tuple[str, ...], dry_run: bool) -> None:
         )
     if dry_run:
         request = start_request(account.config, parameters, "<the execution before>")
-        show_plan(Call("sagemaker", "start_pipeline_execution", request))
+        show_dry_run(Call("sagemaker", "start_pipeline_execution", request))
         return
     terminal = choose_terminal()
     arn = do_start(account.aws, parameters, terminal)
@@ -127,14 +127,14 @@ def status(account: Account, execution: str | None, follow: bool, dry_run: bool)
 
     Exit code 1 with --follow: it did not succeed.
     """
-    from alexmri.aws.follow import wait_until
-    from alexmri.aws.pipelines import status as do_status
-    from alexmri.aws.plan import Call
+    from alexmri.aws.dry_run import Call
+    from alexmri.aws.pipeline import status as do_status
+    from alexmri.aws.watch import wait_until
     from alexmri.terminal import choose_terminal
 
     if dry_run:
         name = {"PipelineExecutionArn": execution or "<the newest>"}
-        show_plan(
+        show_dry_run(
             Call("sagemaker", "describe_pipeline_execution", name),
             Call("sagemaker", "list_pipeline_execution_steps", name),
         )
@@ -165,12 +165,12 @@ def status(account: Account, execution: str | None, follow: bool, dry_run: bool)
 @click.pass_obj
 def show(account: Account, dry_run: bool) -> None:
     """Draw the pipeline, with the states of the newest execution."""
-    from alexmri.aws.pipelines import draw, latest, stored_definition
-    from alexmri.aws.pipelines import status as do_status
-    from alexmri.aws.plan import Call
+    from alexmri.aws.dry_run import Call
+    from alexmri.aws.pipeline import draw, latest, stored_definition
+    from alexmri.aws.pipeline import status as do_status
 
     if dry_run:
-        show_plan(Call("sagemaker", "describe_pipeline", {"PipelineName": account.config.name}))
+        show_dry_run(Call("sagemaker", "describe_pipeline", {"PipelineName": account.config.name}))
         return
     definition = stored_definition(account.aws)
     states: dict[str, str] = {}

@@ -2,7 +2,7 @@
 
 import click
 
-from alexmri.aws.group import Account, dry_run_option, show_plan
+from alexmri.aws.cli import Account, dry_run_option, show_dry_run
 
 
 @click.command()
@@ -15,13 +15,13 @@ def register(account: Account, job: str, dry_run: bool) -> None:
     With it are kept: figures and report, image digest, git revision, data and its fingerprint.
     """
     from alexmri.aws.registry import register as do_register
-    from alexmri.aws.registry import register_plan
+    from alexmri.aws.registry import register_calls
     from alexmri.terminal import choose_terminal
 
     if dry_run:
-        show_plan(*register_plan(account.config, job))
+        show_dry_run(*register_calls(account.config, job))
         return
-    account.config.need("bucket")
+    account.config.require("bucket")
     arn = do_register(account.aws, job, choose_terminal())
     version = arn.rpartition("/")[2]
     click.echo(f"version {version}: {arn}")
@@ -37,12 +37,12 @@ def versions(account: Account, dry_run: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from alexmri.aws.plan import Call
+    from alexmri.aws.dry_run import Call
     from alexmri.aws.registry import describe_package, packages
 
     if dry_run:
         request = {"ModelPackageGroupName": account.config.name}
-        show_plan(Call("sagemaker", "list_model_packages", request))
+        show_dry_run(Call("sagemaker", "list_model_packages", request))
         return
     table = Table("version", "status", "test macro F1", "split by", "revision", "data", "job")
     for package in packages(account.aws):
@@ -82,13 +82,15 @@ def reject(account: Account, version: str, reason: str | None, dry_run: bool) ->
 
 
 def _decide(account: Account, version: str, status: str, reason: str | None, dry_run: bool) -> None:
-    from alexmri.aws.plan import Call
+    from alexmri.aws.dry_run import Call
     from alexmri.aws.registry import decide
     from alexmri.aws.registry_request import approval_request, package_arn
 
     if dry_run:
-        arn = package_arn(account.config, account.config.need("region"), version)
-        show_plan(Call("sagemaker", "update_model_package", approval_request(arn, status, reason)))
+        arn = package_arn(account.config, account.config.require("region"), version)
+        show_dry_run(
+            Call("sagemaker", "update_model_package", approval_request(arn, status, reason))
+        )
         return
     click.echo(decide(account.aws, version, status, reason))
 
@@ -105,14 +107,14 @@ def compare(account: Account, a: str, b: str, dry_run: bool) -> None:
     from rich.table import Table
 
     from alexmri.aws.compare import compare as do_compare
-    from alexmri.aws.plan import Call
+    from alexmri.aws.dry_run import Call
     from alexmri.aws.registry import evaluation_of
     from alexmri.aws.registry_request import package_arn
 
     if dry_run:
-        region = account.config.need("region")
+        region = account.config.require("region")
         arns = [package_arn(account.config, region, each) for each in (a, b)]
-        show_plan(
+        show_dry_run(
             *(Call("sagemaker", "describe_model_package", {"ModelPackageName": x}) for x in arns)
         )
         return

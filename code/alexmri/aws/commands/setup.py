@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from alexmri.aws.group import Account, dry_run_option, show_plan
+from alexmri.aws.cli import Account, dry_run_option, show_dry_run
 from alexmri.aws.policy import KINDS
 from alexmri.errors import UserError
 
@@ -25,7 +25,7 @@ def policy(account: Account, kind: str) -> None:
     from alexmri.aws.policy import policy as document_of
 
     config = account.config
-    click.echo(json.dumps(document_of(config, kind, config.need("region")), indent=2))
+    click.echo(json.dumps(document_of(config, kind, config.require("region")), indent=2))
 
 
 @click.command()
@@ -39,7 +39,7 @@ def doctor(account: Account, dry_run: bool) -> None:
     from alexmri.aws.doctor import examine, reads
 
     if dry_run:
-        show_plan(*reads(account.config))
+        show_dry_run(*reads(account.config))
         return
     verdicts = []
     for finding in examine(account.aws):
@@ -68,7 +68,7 @@ def push(
 
     The tag is the git revision. A revision that is there already is neither built nor pushed.
     """
-    from alexmri.aws.image import Source, push_plan, revision_of
+    from alexmri.aws.image import Source, push_calls, revision_of
     from alexmri.aws.image import push as do_push
     from alexmri.terminal import choose_terminal
 
@@ -78,7 +78,7 @@ def push(
     revision = revision_of(folder, allow_dirty=allow_dirty)
     source = Source(folder, revision, build_arguments, image)
     if dry_run:
-        show_plan(*push_plan(account.config, source, account.config.need("region")))
+        show_dry_run(*push_calls(account.config, source, account.config.require("region")))
         return
     click.echo(do_push(account.aws, source, choose_terminal()))
 
@@ -93,15 +93,15 @@ def upload(account: Account, folder: Path, dry_run: bool) -> None:
     Only what is missing is sent, each file with a checksum that S3 compares. What an earlier upload
     holds is copied within S3. Hidden files are left out.
     """
-    from alexmri.aws.upload import read_folder, upload_plan
+    from alexmri.aws.upload import read_folder, upload_calls
     from alexmri.aws.upload import upload as do_upload
     from alexmri.terminal import choose_terminal
 
     terminal = choose_terminal()
-    account.config.need("bucket")
+    account.config.require("bucket")
     files = read_folder(folder, terminal)
     if dry_run:
-        show_plan(*upload_plan(account.config, files))
+        show_dry_run(*upload_calls(account.config, files))
         return
     done = do_upload(account.aws, files, terminal)
     terminal.say(f"{done.files} files: {done.sent} sent, {done.copied} copied within S3")

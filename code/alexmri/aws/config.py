@@ -132,7 +132,7 @@ class AwsConfig(BaseModel):
         2000.0, gt=0, description="latency (90 % of requests) that undoes an update"
     )
 
-    def need(self, key: str) -> str:
+    def require(self, key: str) -> str:
         """Return what `key` says; UserError where it says nothing."""
         value = getattr(self, key)
         if not value:
@@ -145,15 +145,15 @@ class AwsConfig(BaseModel):
     @property
     def account(self) -> str:
         """The number of the account, which every role names."""
-        return self.need("role").split(":")[4]
+        return self.require("role").split(":")[4]
 
     def role_for(self, what: str) -> str:
         """Return the role of `endpoint` or `pipeline`, or else the one of jobs."""
-        return getattr(self, f"{what}_role") or self.need("role")
+        return getattr(self, f"{what}_role") or self.require("role")
 
     def address(self, *parts: str) -> str:
         """Return the S3 address of `parts` below our prefix."""
-        return "/".join(("s3:/", self.need("bucket"), self.prefix, *parts))
+        return "/".join(("s3:/", self.require("bucket"), self.prefix, *parts))
 
     def tag_list(self, **more: str) -> list[dict[str, str]]:
         """Return the tags as AWS takes them, with `more` of our own (alexmri:NAME)."""
@@ -168,7 +168,7 @@ class AwsConfig(BaseModel):
         return {"SecurityGroupIds": list(self.security_groups), "Subnets": list(self.subnets)}
 
 
-def read_configuration(file: Path | None, options: Mapping[str, str]) -> AwsConfig:
+def read_config(file: Path | None, options: Mapping[str, str]) -> AwsConfig:
     """Return what `file` says (alexmri.toml, where it is there), with `options` over it.
 
     Raises:

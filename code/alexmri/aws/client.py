@@ -1,12 +1,12 @@
-"""One door to AWS: every call goes through here, retried, and refused in one sentence."""
+"""The boto3 client of every AWS command: it retries, and an error is one sentence."""
 
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from alexmri.aws.configuration import AwsConfig
-from alexmri.aws.refusals import is_absent, permission, sentence
+from alexmri.aws.config import AwsConfig
+from alexmri.aws.errors import is_absent, permission, sentence
 from alexmri.errors import UserError
 
 # Of botocore's "standard" mode: it waits longer each time, and only repeats what may be repeated.
@@ -14,7 +14,7 @@ ATTEMPTS = 5
 
 
 class AwsError(UserError):
-    """AWS did not do what was asked; the message says why, in one sentence."""
+    """AWS refused a request; the message says why, in one sentence."""
 
 
 class Aws:
@@ -24,8 +24,8 @@ class Aws:
         self.config = config
         self._clients: dict[str, Any] = {}
         self._lock = threading.Lock()
-        with self._told("signing in"):
-            import boto3  # half a second that only who asks AWS should pay
+        with self._translate_errors("signing in"):
+            import boto3  # half a second that other commands need not pay
 
             self._session = boto3.session.Session(region_name=config.region)
         self.region: str = self._session.region_name or ""
@@ -34,7 +34,7 @@ class Aws:
         """Return the client of `service`; what it raises is the caller's to tell (`told`)."""
         from botocore.config import Config
 
-        with self._lock, self._told(f"{service}: signing in"):
+        with self._lock, self._translate_errors(f"{service}: signing in"):
             if service not in self._clients:
                 self._clients[service] = self._session.client(
                     service,
@@ -48,18 +48,20 @@ class Aws:
             return self._clients[service]
 
     def call(self, service: str, method: str, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Ask for one thing, `method` being boto3's name for it; return the answer."""
+        """Send one request, `method` being boto3's name for it; return the answer."""
         client = self.client(service)
-        with self.told(service, method):
+        with self.translate_errors(service, method):
             answer: dict[str, Any] = getattr(client, method)(**request)
             return answer
 
-    def find(self, service: str, method: str, request: Mapping[str, Any]) -> dict[str, Any] | None:
+    def call_or_none(
+        self, service: str, method: str, request: Mapping[str, Any]
+    ) -> dict[str, Any] | None:
         """Do the same; None where AWS says that there is no such thing."""
         from botocore.exceptions import ClientError
 
         client = self.client(service)
-        with self.told(service, method):
+        with self.translate_errors(service, method):
             try:
                 answer: dict[str, Any] = getattr(client, method)(**request)
             except ClientError as error:
@@ -73,19 +75,19 @@ class Aws:
     ) -> Iterator[Any]:
         """Yield what lies under `key` in every page of an answer."""
         client = self.client(service)
-        with self.told(service, method):
+        with self.translate_errors(service, method):
             for page in client.get_paginator(method).paginate(**request):
                 yield from page.get(key, ())
 
     @contextmanager
-    def told(self, service: str, method: str) -> Iterator[None]:
+    def translate_errors(self, service: str, method: str) -> Iterator[None]:
         """Turn what boto3 raises in the block into one sentence."""
         operation = self.client(service).meta.method_to_api_mapping.get(method, method)
-        with self._told(permission(service, operation)):
+        with self._translate_errors(permission(service, operation)):
             yield
 
     @contextmanager
-    def _told(self, action: str) -> Iterator[None]:
+    def _translate_errors(self, action: str) -> Iterator[None]:
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
         from botocore.parsers import ResponseParserError

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from alexmri.aws.session import Aws
-from alexmri.aws.training import RUNNING, describe
+from alexmri.aws.client import Aws
+from alexmri.aws.jobs import RUNNING, describe
 from alexmri.errors import UserError
 from alexmri.settings import Layer, resolve
 from alexmri.terminal import Terminal
@@ -30,7 +30,7 @@ class LogReader:
         """Yield what was added since the last time."""
         request = {"logGroupName": self.group, "logStreamNamePrefix": f"{self.job}/"}
         # The group is made with the first line of the first job.
-        found = self.aws.find("logs", "describe_log_streams", request) or {"logStreams": []}
+        found = self.aws.call_or_none("logs", "describe_log_streams", request) or {"logStreams": []}
         for stream in sorted(each["logStreamName"] for each in found["logStreams"]):
             yield from self._stream(stream)
 
@@ -122,7 +122,7 @@ def wait_until(
 
 
 def require_completed(described: dict[str, Any]) -> None:
-    """Raise UserError unless a job ended well; a stop that was asked for is well."""
+    """Raise UserError unless a job ended well; a stop that a user requested is well."""
     if described["TrainingJobStatus"] == "Failed":
         raise UserError(
             f"{described['TrainingJobName']} failed: {described.get('FailureReason', 'no reason')}"

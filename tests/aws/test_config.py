@@ -8,8 +8,8 @@ from pathlib import Path
 import boto3
 import pytest
 
-from alexmri.aws.configuration import AwsConfig
-from alexmri.aws.group import COMMANDS
+from alexmri.aws.cli import COMMANDS
+from alexmri.aws.config import AwsConfig
 
 from .conftest import ACCOUNT, ROLE, Cloud, Run, client, error_of
 

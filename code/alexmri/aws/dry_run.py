@@ -1,11 +1,11 @@
-"""What a command is going to ask for, as data: shown by --dry-run, or done."""
+"""The requests of a command as data: printed by --dry-run, or sent."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alexmri.aws.session import Aws
+from alexmri.aws.client import Aws
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +19,8 @@ class Call:
     def document(self) -> dict[str, Any]:
         return {"service": self.service, "call": self.method, "request": dict(self.request)}
 
-    def do(self, aws: Aws) -> dict[str, Any]:
-        """Ask for it and return the answer."""
+    def submit(self, aws: Aws) -> dict[str, Any]:
+        """Send the request and return the answer."""
         return aws.call(self.service, self.method, self.request)
 
 
@@ -34,6 +34,6 @@ class Run:
         return {"run": list(self.command)}
 
 
-def plan_text(steps: Sequence[Call | Run]) -> str:
+def dry_run_text(steps: Sequence[Call | Run]) -> str:
     """Return the steps as JSON; what only AWS knows stands there in angle brackets."""
     return json.dumps([step.document() for step in steps], indent=2, default=str)

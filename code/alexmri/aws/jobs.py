@@ -1,4 +1,4 @@
-"""Start a training job once, whoever asks how often; say how it is; stop it; fetch its results."""
+"""Training jobs: started once however often the command runs, described, and downloaded."""
 
 import itertools
 import tempfile
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from alexmri.aws.client import Aws
 from alexmri.aws.names import bucket_and_key
-from alexmri.aws.session import Aws
 from alexmri.contract.archive import unpack
 from alexmri.errors import UserError
 from alexmri.files import appearing
@@ -27,7 +27,7 @@ def start(aws: Aws, request: Mapping[str, Any], terminal: Terminal) -> str:
     base = str(request["TrainingJobName"])
     for attempt in itertools.count(1):
         name = base if attempt == 1 else f"{base}-{attempt}"
-        found = aws.find("sagemaker", "describe_training_job", {"TrainingJobName": name})
+        found = aws.call_or_none("sagemaker", "describe_training_job", {"TrainingJobName": name})
         if found is None:
             for channel in request["InputDataConfig"]:
                 require_data(aws, channel["DataSource"]["S3DataSource"]["S3Uri"])
@@ -79,7 +79,7 @@ def _addresses(job: Mapping[str, Any]) -> dict[str, str]:
 
 def describe(aws: Aws, job: str) -> dict[str, Any]:
     """Return DescribeTrainingJob; UserError where there is no such job."""
-    found = aws.find("sagemaker", "describe_training_job", {"TrainingJobName": job})
+    found = aws.call_or_none("sagemaker", "describe_training_job", {"TrainingJobName": job})
     if found is None:
         raise UserError(f"there is no training job {job} in {aws.region}")
     return found
@@ -114,9 +114,13 @@ def results_address(described: Mapping[str, Any], name: str) -> str:
 def fetch(aws: Aws, address: str, path: Path) -> bool:
     """Make `path` from an object, whole or not at all; False where there is no such object."""
     bucket, key = bucket_and_key(address)
-    if aws.find("s3", "head_object", {"Bucket": bucket, "Key": key}) is None:
+    if aws.call_or_none("s3", "head_object", {"Bucket": bucket, "Key": key}) is None:
         return False
-    with appearing(path) as temporary, temporary.open("wb") as file, aws.told("s3", "get_object"):
+    with (
+        appearing(path) as temporary,
+        temporary.open("wb") as file,
+        aws.translate_errors("s3", "get_object"),
+    ):
         aws.client("s3").download_fileobj(bucket, key, file)
     return True
 

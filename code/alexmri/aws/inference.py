@@ -1,15 +1,15 @@
-"""Ask a model: an endpoint about files, or a version about all pictures below an address."""
+"""Inference: files through an endpoint, or all images below an S3 address through a version."""
 
 from pathlib import Path
 from typing import Any
 
-from alexmri.aws.configuration import AwsConfig
+from alexmri.aws.client import Aws
+from alexmri.aws.config import AwsConfig
+from alexmri.aws.dry_run import Call
 from alexmri.aws.endpoint_request import has_gpu, model_request, transform_request
 from alexmri.aws.endpoints import ensure
-from alexmri.aws.follow import wait_until
-from alexmri.aws.plan import Call
-from alexmri.aws.session import Aws
-from alexmri.aws.training import require_data
+from alexmri.aws.jobs import require_data
+from alexmri.aws.watch import wait_until
 from alexmri.errors import UserError
 from alexmri.terminal import Terminal
 
@@ -46,8 +46,8 @@ def invoke(aws: Aws, endpoint: str, file: Path) -> str:
     return str(answer["Body"].read().decode("utf-8", "replace"))
 
 
-def transform_plan(config: AwsConfig, package: str, source: str, kind: str) -> list[Call]:
-    """Return what `transform` asks for."""
+def transform_calls(config: AwsConfig, package: str, source: str, kind: str) -> list[Call]:
+    """Return the requests of `transform`."""
     instance = config.transform_instance
     if has_gpu(instance):
         raise UserError(
@@ -63,8 +63,8 @@ def transform_plan(config: AwsConfig, package: str, source: str, kind: str) -> l
 
 
 def transform(aws: Aws, package: str, source: str, kind: str, terminal: Terminal) -> str:
-    """Ask a version about all pictures below an S3 address, once; return the name of the job."""
-    model, job = (call.request for call in transform_plan(aws.config, package, source, kind))
+    """Start one batch transform of all images below an S3 address; return the name of the job."""
+    model, job = (call.request for call in transform_calls(aws.config, package, source, kind))
     require_data(aws, source)
     ensure(aws, "model", {"ModelName": model["ModelName"]}, dict(model), terminal)
     name = {"TransformJobName": job["TransformJobName"]}

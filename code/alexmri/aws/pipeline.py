@@ -5,12 +5,12 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from alexmri.aws.configuration import AwsConfig
+from alexmri.aws.client import Aws
+from alexmri.aws.config import AwsConfig
+from alexmri.aws.dry_run import Call
 from alexmri.aws.names import digest_of
-from alexmri.aws.plan import Call
 from alexmri.aws.registry import ensure_group
 from alexmri.aws.registry_request import group_request
-from alexmri.aws.session import Aws
 from alexmri.errors import UserError
 from alexmri.terminal import Terminal
 
@@ -28,10 +28,10 @@ def upsert_request(config: AwsConfig, definition: Mapping[str, Any]) -> dict[str
     }
 
 
-def upsert_plan(config: AwsConfig, definition: Mapping[str, Any]) -> list[Call]:
+def upsert_calls(config: AwsConfig, definition: Mapping[str, Any]) -> list[Call]:
     """Return what `upsert` does where neither group nor pipeline are there yet."""
     request = upsert_request(config, definition)
-    # As an object, for people and programs that read it; SageMaker is sent its text.
+    # As an object, for whoever reads it; SageMaker is sent its text.
     shown = {**request, "PipelineDefinition": definition}
     return [
         Call("sagemaker", "create_model_package_group", group_request(config)),
@@ -45,7 +45,7 @@ def upsert(aws: Aws, definition: Mapping[str, Any], terminal: Terminal) -> None:
     ensure_group(aws, terminal)
     request = upsert_request(aws.config, definition)
     name = {"PipelineName": aws.config.name}
-    found = aws.find("sagemaker", "describe_pipeline", name)
+    found = aws.call_or_none("sagemaker", "describe_pipeline", name)
     if found is None:
         aws.call("sagemaker", "create_pipeline", request)
         terminal.say(f"made the pipeline {aws.config.name}")
@@ -60,7 +60,7 @@ def upsert(aws: Aws, definition: Mapping[str, Any], terminal: Terminal) -> None:
 
 def stored_definition(aws: Aws) -> dict[str, Any]:
     """Return the definition that SageMaker has; UserError where it has none."""
-    found = aws.find("sagemaker", "describe_pipeline", {"PipelineName": aws.config.name})
+    found = aws.call_or_none("sagemaker", "describe_pipeline", {"PipelineName": aws.config.name})
     if found is None:
         raise UserError(
             f"there is no pipeline {aws.config.name}; `alexmri aws pipeline upsert` makes it"
@@ -108,7 +108,7 @@ def latest(aws: Aws) -> dict[str, Any] | None:
         "SortOrder": "Descending",
         "MaxResults": 1,
     }
-    found = aws.find("sagemaker", "list_pipeline_executions", request) or {}
+    found = aws.call_or_none("sagemaker", "list_pipeline_executions", request) or {}
     summaries = found.get("PipelineExecutionSummaries") or [None]
     newest: dict[str, Any] | None = summaries[0]
     return newest

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from alexmri.aws.configuration import AwsConfig
-    from alexmri.aws.plan import Call, Run
-    from alexmri.aws.session import Aws
+    from alexmri.aws.client import Aws
+    from alexmri.aws.config import AwsConfig
+    from alexmri.aws.dry_run import Call, Run
 
 # Command -> module of alexmri.aws.commands, in the order in which a newcomer needs them.
 COMMANDS = {
@@ -49,13 +49,13 @@ class Account:
 
     @cached_property
     def config(self) -> "AwsConfig":
-        from alexmri.aws.configuration import read_configuration
+        from alexmri.aws.config import read_config
 
-        return read_configuration(self._file, self._options)
+        return read_config(self._file, self._options)
 
     @cached_property
     def aws(self) -> "Aws":
-        from alexmri.aws.session import Aws
+        from alexmri.aws.client import Aws
 
         return Aws(self.config)
 
@@ -75,7 +75,7 @@ class LazyGroup(click.Group):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Add one option for each key of alexmri.toml."""
-        from alexmri.aws.configuration import AwsConfig, example
+        from alexmri.aws.config import AwsConfig, example
 
         return [
             *super().get_params(ctx),
@@ -103,7 +103,7 @@ def aws(context: click.Context, /, config_file: Path | None, **options: str | No
     """Take alexmri to Amazon SageMaker, and back: image, data, jobs, versions, endpoints.
 
     Options before the command stand for keys of alexmri.toml. Every command is safe to run twice,
-    and --dry-run shows what a command would do, without asking AWS for anything.
+    and --dry-run shows what a command would do, without a request to AWS.
     """
     given = {key: value for key, value in options.items() if value is not None}
     context.obj = Account(config_file, given)
@@ -111,13 +111,13 @@ def aws(context: click.Context, /, config_file: Path | None, **options: str | No
 
 def dry_run_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give `command` the option --dry-run."""
-    return click.option(
-        "--dry-run", is_flag=True, help="print the requests as JSON, and ask AWS for nothing"
-    )(command)
+    return click.option("--dry-run", is_flag=True, help="print the requests as JSON and send none")(
+        command
+    )
 
 
-def show_plan(*steps: "Call | Run") -> None:
+def show_dry_run(*steps: "Call | Run") -> None:
     """Print what would be done."""
-    from alexmri.aws.plan import plan_text
+    from alexmri.aws.dry_run import dry_run_text
 
-    click.echo(plan_text(steps))
+    click.echo(dry_run_text(steps))

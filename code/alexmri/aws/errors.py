@@ -1,4 +1,4 @@
-"""What AWS refuses, in one sentence that says what to do about it."""
+"""Errors of AWS, each as one sentence that says what to do about it."""
 
 import re
 from typing import Any
@@ -45,7 +45,7 @@ def permission(service: str, operation: str) -> str:
 
 
 def is_absent(error: Any) -> bool:
-    """Tell whether a ClientError says that what was asked for is not there."""
+    """Tell whether a ClientError says that the thing does not exist."""
     told = error.response["Error"]
     code, message = str(told.get("Code", "")), str(told.get("Message", ""))
     return code in GONE or (code == "ValidationException" and bool(ABSENT.search(message)))
