@@ -205,7 +205,7 @@ def test_while_s3_is_away_training_goes_on_and_says_so_once(
     first.notes.wait_for("uploading works again: step-000000")
     first.close()
     assert len(first.notes.warnings) == 1
-    assert f"{bucket.url}: S3 cannot be reached (" in first.notes.warnings[0]
+    assert f"{bucket.url}: S3: AWS cannot be reached" in first.notes.warnings[0]
     assert "training goes on" in first.notes.warnings[0]
     assert files(20) == bucket.names()[-2:]
 

@@ -34,7 +34,9 @@ def test_names_are_those_directly_below_the_prefix(bucket: Bucket) -> None:
 
 
 def test_a_missing_object_leaves_no_file(bucket: Bucket, tmp_path: Path) -> None:
-    with pytest.raises(S3Error, match=r"s3://bucket-\w+/runs/one: S3 failed \(.*404"):
+    with pytest.raises(
+        S3Error, match=r"s3://bucket-\w+/runs/one: s3:GetObject was refused: Not Found"
+    ):
         Prefix(bucket.url).download("gone", tmp_path / "gone")
     assert list(tmp_path.iterdir()) == []
 
@@ -94,11 +96,11 @@ def refusal(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Re
 @pytest.mark.parametrize(
     ("status", "code", "words"),
     [
-        (403, "AccessDenied", "access is denied; the credentials need s3:ListBucket"),
+        (403, "AccessDenied", "these credentials may not do s3:PutObject; they need s3:ListBucket"),
         (400, "ExpiredToken", "the AWS credentials have expired; get new ones"),
         (403, "InvalidAccessKeyId", "the AWS credentials are not valid; check AWS_ACCESS_KEY_ID"),
         (403, "SignatureDoesNotMatch", "the AWS credentials are not valid"),
-        (301, "PermanentRedirect", "the bucket is in another region; set AWS_REGION"),
+        (301, "PermanentRedirect", "this is in another region than us-east-1; set AWS_REGION"),
         (403, "RequestTimeTooSkewed", "the clock of this machine is wrong"),
         (404, "NoSuchBucket", "there is no such bucket"),
     ],
@@ -131,11 +133,11 @@ def test_missing_credentials_are_named(bucket: Bucket, monkeypatch: pytest.Monke
     with pytest.raises(S3Error, match="no AWS credentials were found; set AWS_ACCESS_KEY_ID"):
         Prefix(bucket.url).names()
     monkeypatch.setenv("AWS_PROFILE", "absent")
-    with pytest.raises(S3Error, match=r"S3 failed \(The config profile \(absent\)"):
+    with pytest.raises(S3Error, match="AWS credentials cannot be had"):
         Prefix(bucket.url)
 
 
 def test_a_network_that_is_gone_is_named(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
-    with pytest.raises(S3Error, match=r"S3 cannot be reached \(EndpointConnectionError\)"):
+    with pytest.raises(S3Error, match=r"S3: AWS cannot be reached in us-east-1"):
         Prefix(bucket.url).names()

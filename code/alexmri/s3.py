@@ -10,29 +10,11 @@ from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any
 
+from alexmri.aws.client import make_client
+from alexmri.aws.errors import JOB_HINTS, boto_errors, cause_of, code_of, permission, sentence
 from alexmri.errors import UserError
 from alexmri.files import appearing
 
-DENIED = (
-    "access is denied; the credentials need s3:ListBucket on the bucket and s3:GetObject,"
-    " s3:PutObject and s3:DeleteObject below the prefix"
-)
-EXPIRED = "the AWS credentials have expired; get new ones"
-INVALID = "the AWS credentials are not valid; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-MISSING = (
-    "no AWS credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this"
-    " machine a role"
-)
-REGION = "the bucket is in another region; set AWS_REGION to its region"
-SENTENCES = {
-    "NoSuchBucket": "there is no such bucket; make it, or correct the name",
-    "SlowDown": "S3 asks to slow down",
-    "RequestTimeTooSkewed": "the clock of this machine is wrong; set it",
-    **dict.fromkeys(("AccessDenied", "AllAccessDisabled", "AccountProblem", "403"), DENIED),
-    **dict.fromkeys(("ExpiredToken", "ExpiredTokenException", "RequestExpired"), EXPIRED),
-    **dict.fromkeys(("InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"), INVALID),
-    **dict.fromkeys(("PermanentRedirect", "AuthorizationHeaderMalformed", "301"), REGION),
-}
 CONFLICTS = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "412", "409", "404")
 
 
@@ -65,18 +47,12 @@ class Prefix:
         with self._translate_errors():
             import boto3  # half a second that only who uses S3 should pay
             from boto3.s3.transfer import TransferConfig
-            from botocore.config import Config
 
             # Without threads: what moves a checkpoint must not compete with the training, and can
             # be left behind when the process ends.
             self._transfer = TransferConfig(use_threads=False)
-            self._client: Any = boto3.session.Session().client(
-                "s3",
-                config=Config(
-                    retries={"mode": "standard", "total_max_attempts": 4},
-                    connect_timeout=5,
-                    read_timeout=20,
-                ),
+            self._client: Any = make_client(
+                boto3.session.Session(), "s3", attempts=4, connect_seconds=5, read_seconds=20
             )
 
     def names(self) -> set[str]:
@@ -156,29 +132,13 @@ class Prefix:
     @contextmanager
     def _translate_errors(self, *, conditional: bool = False) -> Iterator[None]:
         """Turn what boto3 raises into one sentence."""
-        from botocore.exceptions import BotoCoreError, ClientError
-        from s3transfer.exceptions import RetriesExceededError
-
         try:
             yield
-        except (BotoCoreError, ClientError, RetriesExceededError) as raised:
-            error = raised.last_exception if isinstance(raised, RetriesExceededError) else raised
-            code = error.response["Error"]["Code"] if isinstance(error, ClientError) else ""
-            kind = ConflictError if conditional and code in CONFLICTS else S3Error
-            raise kind(f"{self.url}: {_sentence(error, code)}") from None
-
-
-def _sentence(error: Exception, code: str) -> str:
-    from botocore import exceptions
-
-    no_credentials = (
-        exceptions.NoCredentialsError,
-        exceptions.PartialCredentialsError,
-        exceptions.CredentialRetrievalError,
-    )
-    if isinstance(error, no_credentials):
-        return MISSING
-    if isinstance(error, exceptions.HTTPClientError | exceptions.ConnectionError):
-        return f"S3 cannot be reached ({type(error).__name__})"
-    first = (str(error).splitlines() or [""])[0][:200]
-    return SENTENCES.get(code) or f"S3 failed ({first or type(error).__name__})"
+        except boto_errors() as raised:
+            error = cause_of(raised)
+            kind = ConflictError if conditional and code_of(error) in CONFLICTS else S3Error
+            action = permission("s3", getattr(error, "operation_name", "S3"))
+            client = getattr(self, "_client", None)
+            region = client.meta.region_name if client else "this region"
+            told = sentence(error, action.removeprefix("s3:S3") or "S3", region, JOB_HINTS)
+            raise kind(f"{self.url}: {told}") from None

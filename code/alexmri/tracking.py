@@ -166,17 +166,17 @@ def fetch_wandb_key(environment: Mapping[str, str], warn: Callable[[str], None])
 
 def _read_secret(arn: str) -> str:
     import boto3
-    from botocore.config import Config
+
+    from alexmri.aws.client import make_client
 
     # An ARN is arn:aws:secretsmanager:REGION:ACCOUNT:secret:NAME.
-    client = boto3.session.Session().client(
+    session = boto3.session.Session(region_name=arn.split(":")[3])
+    client = make_client(
+        session,
         "secretsmanager",
-        region_name=arn.split(":")[3],
-        config=Config(
-            retries={"mode": "standard", "total_max_attempts": 2},
-            connect_timeout=SECRET_TIMEOUT_S,
-            read_timeout=SECRET_TIMEOUT_S,
-        ),
+        attempts=2,
+        connect_seconds=SECRET_TIMEOUT_S,
+        read_seconds=SECRET_TIMEOUT_S,
     )
     text = str(client.get_secret_value(SecretId=arn)["SecretString"]).strip()
     if text.startswith("{"):

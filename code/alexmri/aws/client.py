@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from alexmri.aws.config import AwsConfig
-from alexmri.aws.errors import is_absent, permission, sentence
+from alexmri.aws.errors import boto_errors, cause_of, is_absent, permission, sentence
 from alexmri.errors import UserError
 
 # Of botocore's "standard" mode: it waits longer each time, and only repeats what may be repeated.
@@ -15,6 +15,30 @@ ATTEMPTS = 5
 
 class AwsError(UserError):
     """AWS refused a request; the message says why, in one sentence."""
+
+
+def make_client(
+    session: Any,
+    service: str,
+    *,
+    attempts: int = ATTEMPTS,
+    connect_seconds: float = 10,
+    read_seconds: float = 70,
+) -> Any:
+    """Return boto3's client of `service`, which threads may share.
+
+    Raises:
+        botocore.exceptions.BotoCoreError: no region or profile; `errors.sentence` explains it.
+    """
+    from botocore.config import Config
+
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        connect_timeout=connect_seconds,
+        read_timeout=read_seconds,
+        max_pool_connections=32,
+    )
+    return session.client(service, config=config)
 
 
 class Aws:
@@ -32,19 +56,9 @@ class Aws:
 
     def client(self, service: str) -> Any:
         """Return the client of `service`; what it raises is the caller's to tell (`told`)."""
-        from botocore.config import Config
-
         with self._lock, self._translate_errors(f"{service}: signing in"):
             if service not in self._clients:
-                self._clients[service] = self._session.client(
-                    service,
-                    config=Config(
-                        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-                        connect_timeout=10,
-                        read_timeout=70,
-                        max_pool_connections=32,
-                    ),
-                )
+                self._clients[service] = make_client(self._session, service)
             return self._clients[service]
 
     def call(self, service: str, method: str, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,21 +102,8 @@ class Aws:
 
     @contextmanager
     def _translate_errors(self, action: str) -> Iterator[None]:
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
-        from botocore.parsers import ResponseParserError
-        from s3transfer.exceptions import RetriesExceededError
-
         try:
             yield
-        except ResponseParserError:
-            raise AwsError(
-                f"{action}: the answer is not AWS's; is there a proxy in between, or a wrong"
-                " AWS_ENDPOINT_URL?"
-            ) from None
-        except (BotoCoreError, ClientError, Boto3Error, RetriesExceededError) as raised:
-            error = raised.last_exception if isinstance(raised, RetriesExceededError) else raised
-            # boto3 wraps what a transfer met into an error of its own.
-            error = error.__context__ if isinstance(error, Boto3Error) else error
+        except boto_errors() as raised:
             region = getattr(self, "region", "") or self.config.region or "this region"
-            raise AwsError(sentence(error or raised, action, region)) from None
+            raise AwsError(sentence(cause_of(raised), action, region)) from None
