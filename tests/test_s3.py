@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from alexmri.errors import UserError
 from alexmri.s3 import ConflictError, Prefix, S3Error
 
 from .conftest import Bucket
@@ -18,7 +19,7 @@ def test_a_large_file_comes_back_as_it_went(bucket: Bucket, tmp_path: Path) -> N
     s3 = Prefix(bucket.url)
     s3.upload(io.BytesIO(data), "large.bin")
     assert bucket.read("large.bin") == data
-    s3.download("large.bin", tmp_path / "here" / "large.bin")
+    s3.download("large.bin", tmp_path / "here")
     assert (tmp_path / "here" / "large.bin").read_bytes() == data
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["large.bin"]
 
@@ -37,8 +38,22 @@ def test_a_missing_object_leaves_no_file(bucket: Bucket, tmp_path: Path) -> None
     with pytest.raises(
         S3Error, match=r"s3://bucket-\w+/runs/one: s3:GetObject was refused: Not Found"
     ):
-        Prefix(bucket.url).download("gone", tmp_path / "gone")
+        Prefix(bucket.url).download("gone", tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/out", "sub/../../out", "link/out", ""])  # noqa: S108
+def test_nothing_is_written_outside_of_the_folder(
+    bucket: Bucket, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link").symlink_to(tmp_path / "outside")
+    bucket.client.put_object(Bucket=bucket.name, Key=f"runs/one/{name}", Body=b"x")
+    with pytest.raises(UserError, match="would be written outside of"):
+        Prefix(bucket.url).download(name, tmp_path / "folder")
+    assert list((tmp_path / "outside").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_conditional_writes_see_what_others_did(bucket: Bucket) -> None:

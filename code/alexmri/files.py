@@ -11,7 +11,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from alexmri.errors import UserError
@@ -46,6 +46,23 @@ def make_writable(folder: Path) -> None:
             f"the folder {folder} cannot be written by user {os.getuid()}; give it to that user, or"
             " run as the user it belongs to"
         )
+
+
+def path_inside(folder: Path, name: str) -> Path:
+    """Return the path of `name`, which comes from somebody else, below `folder`.
+
+    Raises:
+        UserError: `name` is absolute, climbs with "..", or leaves `folder` through a link there.
+    """
+    parts = PurePosixPath(name).parts
+    path = folder / name
+    climbs = not parts or parts[0] == "/" or ".." in parts or "\0" in name
+    if climbs or not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"{name!r} would be written outside of {folder}; choose another folder, or remove what"
+            " leads out of it"
+        )
+    return path
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 from alexmri.aws.client import make_client
 from alexmri.aws.errors import JOB_HINTS, boto_errors, cause_of, code_of, permission, sentence
 from alexmri.errors import UserError
-from alexmri.files import appearing
+from alexmri.files import appearing, path_inside
 
 CONFLICTS = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "412", "409", "404")
 
@@ -67,8 +67,13 @@ class Prefix:
                 for found in page.get("Contents", ())
             }
 
-    def download(self, name: str, path: Path) -> None:
-        """Make `path` from the object `name`, whole or not at all."""
+    def download(self, name: str, folder: Path) -> None:
+        """Make the file `name` in `folder` from the object, whole or not at all.
+
+        Raises:
+            UserError: the file would not be in `folder`.
+        """
+        path = path_inside(folder, name)
         with self._translate_errors(), appearing(path) as temporary, temporary.open("wb") as file:
             self._client.download_fileobj(**self._at(name), Fileobj=file)
 

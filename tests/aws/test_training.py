@@ -306,6 +306,22 @@ def test_download_leaves_what_a_training_here_leaves(
     assert not list(Path("other").glob("**/.unpacking*"))
 
 
+def test_download_writes_nothing_outside_of_its_folder(
+    cloud: Cloud, tmp_path: Path, run: Run
+) -> None:
+    """A link in the folder does not lead the files of a job to another place."""
+    cloud.answer("DescribeTrainingJob", description("j", "Completed"))
+    put("alexmri/jobs/j/output/output.tar.gz", archive(**{"wandb/x": b"w"}))
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    Path("runs/j").mkdir(parents=True)
+    Path("runs/j/wandb").symlink_to(outside)
+    told = error_of(run("download", "j", ok=False))
+    assert told.startswith("'wandb' would be written outside of runs/j; choose another folder")
+    assert list(outside.iterdir()) == []
+    assert "outside of runs" in error_of(run("download", "../../outside/k", ok=False))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

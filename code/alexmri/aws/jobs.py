@@ -10,7 +10,7 @@ from alexmri.aws.client import Aws
 from alexmri.aws.names import bucket_and_key
 from alexmri.contract.archive import unpack
 from alexmri.errors import UserError
-from alexmri.files import appearing
+from alexmri.files import appearing, path_inside
 from alexmri.terminal import Terminal
 
 RUNNING = ("InProgress", "Stopping")
@@ -129,7 +129,8 @@ def download(aws: Aws, job: str, out: Path, terminal: Terminal) -> None:
     """Fetch model and report of `job` into `out`; what is there already is not fetched again.
 
     Raises:
-        UserError: the job has left neither, or `out` is another job's.
+        UserError: the job has left neither, `out` is another job's, or a file would be written
+            outside of `out`.
     """
     described = describe(aws, job)
     for other in out.glob("*-output.tar.gz"):
@@ -139,7 +140,7 @@ def download(aws: Aws, job: str, out: Path, terminal: Terminal) -> None:
             )
     found = False
     for archive, folder in (("output.tar.gz", out), ("model.tar.gz", out / "model")):
-        packed = out / f"{job}-{archive}"
+        packed = path_inside(out, f"{job}-{archive}")
         if packed.is_file() or fetch(aws, results_address(described, archive), packed):
             found = True
             _unpack_anew(packed, folder)
@@ -158,7 +159,7 @@ def _unpack_anew(packed: Path, folder: Path) -> None:
         new = Path(temporary)
         unpack(packed, new)
         for path in sorted(new.rglob("*")):
-            place = folder / path.relative_to(new)
+            place = path_inside(folder, path.relative_to(new).as_posix())
             if path.is_dir():
                 place.mkdir(exist_ok=True)
             else:

@@ -185,7 +185,7 @@ class S3CheckpointSync(CheckpointSync):
         """Download one checkpoint; return whether it is whole."""
         names = [name for name in files if Path(name).stem == json_file.stem]
         for name in sorted(names, key=_is_json):
-            self._s3.download(name, self._folder / name)
+            self._s3.download(name, self._folder)
         try:
             read_checkpoint(json_file)
         except DamagedCheckpointError as error:

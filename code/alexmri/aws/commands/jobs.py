@@ -198,6 +198,7 @@ def download(account: Account, job: str, out: Path | None, dry_run: bool) -> Non
     """Fetch model, report and figures of JOB, as `alexmri train` would have left them."""
     from alexmri.aws.dry_run import Call
     from alexmri.aws.jobs import download as do_download
+    from alexmri.files import path_inside
     from alexmri.terminal import choose_terminal
 
     if dry_run:
@@ -208,7 +209,7 @@ def download(account: Account, job: str, out: Path | None, dry_run: bool) -> Non
             *(Call("s3", "get_object", {"Bucket": bucket, "Key": key}) for key in keys),
         )
         return
-    do_download(account.aws, job, out or Path("runs") / job, choose_terminal())
+    do_download(account.aws, job, out or path_inside(Path("runs"), job), choose_terminal())
 
 
 RESULTS = ("output", "model")
