@@ -112,10 +112,42 @@ def test_an_update_has_a_way_back(cloud: Cloud, versions: None, run: Run) -> Non
         "ALL_AT_ONCE"
     )
     assert f"goes back from {second} to {first}" in run("rollback").stdout
-    # And forth again.
-    assert f"goes back from {first} to {second}" in run("rollback").stdout
-    assert len(cloud.sent("UpdateEndpoint")) == 3
+    # Again: the version that was bad stays away.
+    assert f"went back from {second} to {first} already" in run("rollback").stdout
+    assert len(cloud.sent("UpdateEndpoint")) == 2
     assert len(cloud.sent("CreateEndpointConfig")) == 2
+    # A deployment of either is a new start.
+    run("deploy", "2")
+    run("deploy", "1")
+    assert f"goes back from {first} to {second}" in run("rollback").stdout
+
+
+@pytest.mark.parametrize("command", ["deploy", "rollback"])
+def test_after_ctrl_c_the_same_command_waits_again(
+    cloud: Cloud, versions: None, run: Run, command: str
+) -> None:
+    """While an update is in progress DescribeEndpoint tells where it leads."""
+    updates(cloud)
+    run("deploy", "1")
+    run("deploy", "2")
+    first, second = (each["EndpointConfigName"] for each in cloud.sent("CreateEndpointConfig"))
+    if command == "deploy":
+        run("deploy", "1")
+    sagemaker = client("sagemaker")
+    before = sagemaker.describe_endpoint(EndpointName="alexmri")
+    after = {key: value for key, value in before.items() if isinstance(value, str)}
+    target = second if command == "deploy" else first
+    arguments = ("deploy", "2") if command == "deploy" else ("rollback",)
+    cloud.answer("UpdateEndpoint", {"EndpointArn": before["EndpointArn"]})
+    run(*arguments, "--detach")
+    updating = after | {
+        "EndpointStatus": "Updating",
+        "PendingDeploymentSummary": {"EndpointConfigName": target},
+    }
+    cloud.answer("DescribeEndpoint", updating, updating, after | {"EndpointConfigName": target})
+    sent = len(cloud.sent("UpdateEndpoint"))
+    assert "alexmri serves. It costs money" in run(*arguments).stdout
+    assert len(cloud.sent("UpdateEndpoint")) == sent
 
 
 def test_an_update_that_alarms_undid_is_told(cloud: Cloud, versions: None, run: Run) -> None:

@@ -17,8 +17,10 @@ from alexmri.aws.watch import wait_until
 from alexmri.errors import UserError
 from alexmri.terminal import Terminal
 
-# On a configuration: the one that served before it. What `rollback` goes back to.
+# On a configuration: the one that served before it, to which `rollback` returns.
 PREVIOUS = "alexmri:previous"
+# On a configuration to which a rollback returned: the one it left. A deployment empties it.
+LEFT = "alexmri:rolled-back-from"
 OWNER = "alexmri:endpoint"
 BUSY = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
 
@@ -60,11 +62,14 @@ def deploy(aws: Aws, endpoint: str, package: str, terminal: Terminal) -> None:
     if found and found["EndpointConfigName"] == name and found["EndpointStatus"] != "Failed":
         terminal.say(f"{endpoint} serves version {version} already, or is about to")
         return
+    if found and _pending(found) == name:
+        terminal.say(f"{endpoint} is being updated to version {version} already")
+        return
     _require_calm(endpoint, found)
     ensure(aws, "model", {"ModelName": model["ModelName"]}, model, terminal)
     ensure(aws, "endpoint_config", {"EndpointConfigName": name}, settings, terminal)
     if found:
-        _remember(aws, name, previous=str(found["EndpointConfigName"]))
+        _tag(aws, name, {PREVIOUS: str(found["EndpointConfigName"]), LEFT: ""})
     for alarm in alarm_requests(config, endpoint):
         aws.call("cloudwatch", "put_metric_alarm", alarm)
     if found is None:
@@ -103,11 +108,17 @@ def _arn(aws: Aws, kind: str, name: str) -> str:
     return f"arn:{partition}:sagemaker:{aws.region}:{aws.config.account}:{kind}/{name.lower()}"
 
 
-def _remember(aws: Aws, name: str, *, previous: str) -> None:
-    """Write on a configuration which one it replaces, before it does."""
+def _pending(found: dict[str, Any]) -> str | None:
+    """Return the configuration to which an update in progress leads, None without an update."""
+    pending: dict[str, Any] = found.get("PendingDeploymentSummary") or {}
+    return pending.get("EndpointConfigName")
+
+
+def _tag(aws: Aws, name: str, tags: dict[str, str]) -> None:
+    """Write tags on a configuration."""
     request = {
         "ResourceArn": _arn(aws, "endpoint-config", name),
-        "Tags": [{"Key": PREVIOUS, "Value": previous}],
+        "Tags": [{"Key": key, "Value": value} for key, value in tags.items()],
     }
     aws.call("sagemaker", "add_tags", request)
 
@@ -159,22 +170,36 @@ def config_name(aws: Aws, endpoint: str, package: str) -> str:
 
 
 def rollback(aws: Aws, endpoint: str, terminal: Terminal) -> str:
-    """Have the endpoint serve what it served before; return the name of that configuration.
+    """Return the endpoint to the configuration before its last deployment; return its name.
+
+    A second call finds the rollback, in progress or done, and starts nothing.
 
     Raises:
         UserError: nothing served before, it is gone, or the endpoint is changing right now.
     """
     found = describe_endpoint(aws, endpoint)
+    current, pending = str(found["EndpointConfigName"]), _pending(found)
+    if pending and tags_of(aws, "endpoint-config", pending).get(LEFT) == current:
+        terminal.say(f"{endpoint} goes back from {current} to {pending} already")
+        return pending
     _require_calm(endpoint, found)
-    current = str(found["EndpointConfigName"])
-    previous = tags_of(aws, "endpoint-config", current).get(PREVIOUS)
+    tags = tags_of(aws, "endpoint-config", current)
+    if tags.get(LEFT):
+        terminal.say(
+            f"{endpoint} went back from {tags[LEFT]} to {current} already; `alexmri aws deploy"
+            " VERSION` serves another version"
+        )
+        return current
+    previous = tags.get(PREVIOUS)
     if previous is None:
-        raise UserError(f"nothing served at {endpoint} before {current}")
+        raise UserError(
+            f"nothing served at {endpoint} before {current}; `alexmri aws deploy VERSION` serves"
+            " another version"
+        )
     name = {"EndpointConfigName": previous}
     if aws.call_or_none("sagemaker", "describe_endpoint_config", name) is None:
         raise UserError(f"{previous}, which served before, is gone; deploy a version instead")
-    # So that another rollback comes back here.
-    _remember(aws, previous, previous=current)
+    _tag(aws, previous, {LEFT: current})
     aws.call("sagemaker", "update_endpoint", update_request(aws.config, endpoint, previous))
     terminal.say(f"{endpoint} goes back from {current} to {previous}")
     return previous
