@@ -80,7 +80,10 @@ def test_the_newest_approved_version_serves(cloud: Cloud, versions: None, run: R
     assert capture["InitialSamplingPercentage"] == 10
     assert capture["DestinationS3Uri"] == f"s3://{BUCKET}/alexmri/capture/alexmri"
     alarms = client("cloudwatch").describe_alarms()["MetricAlarms"]
-    assert {alarm["AlarmName"] for alarm in alarms} == {"alexmri-5xx", "alexmri-latency"}
+    assert {alarm["AlarmName"] for alarm in alarms} == {
+        "alexmri-alexmri-5xx",
+        "alexmri-alexmri-latency",
+    }
     assert {alarm["MetricName"] for alarm in alarms} == {"Invocation5XXErrors", "ModelLatency"}
     assert "alexmri serves. It costs money until: alexmri aws delete alexmri" in done.stdout
     # Again: nothing.
@@ -106,7 +109,7 @@ def test_an_update_has_a_way_back(cloud: Cloud, versions: None, run: Run) -> Non
     assert request["EndpointConfigName"] == second
     deployment = request["DeploymentConfig"]
     assert deployment["AutoRollbackConfiguration"] == {
-        "Alarms": [{"AlarmName": "alexmri-5xx"}, {"AlarmName": "alexmri-latency"}]
+        "Alarms": [{"AlarmName": "alexmri-alexmri-5xx"}, {"AlarmName": "alexmri-alexmri-latency"}]
     }
     assert deployment["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"]["Type"] == (
         "ALL_AT_ONCE"
@@ -261,15 +264,43 @@ def test_delete_lists_what_costs_and_removes_all_of_it(
     assert "endpoint alexmri: 1 x ml.g4dn.xlarge by the hour" in refused.stdout
     assert len(sagemaker.list_endpoints()["Endpoints"]) == 2
     done = run("delete", "alexmri", "--yes")
-    assert done.stdout.count("removed ") == 6
+    # The other endpoint serves the model of version 1, which stays.
+    assert done.stdout.count("removed ") == 5
+    (model,) = sagemaker.list_models()["Models"]
+    name = sagemaker.describe_endpoint(EndpointName="alexmri-other")["EndpointConfigName"]
+    served = sagemaker.describe_endpoint_config(EndpointConfigName=name)
+    assert served["ProductionVariants"][0]["ModelName"] == model["ModelName"]
     assert f"what remains: s3://{BUCKET}/alexmri/capture/alexmri" in done.stdout
     (left,) = sagemaker.list_endpoints()["Endpoints"]
     assert left["EndpointName"] == "alexmri-other"
     (settings,) = sagemaker.list_endpoint_configs()["EndpointConfigs"]
     assert settings["EndpointConfigName"].startswith("alexmri-other-")
     alarms = client("cloudwatch").describe_alarms()["MetricAlarms"]
-    assert {each["AlarmName"].rpartition("-")[0] for each in alarms} == {"alexmri-other"}
+    assert {each["AlarmName"].rpartition("-")[0] for each in alarms} == {"alexmri-alexmri-other"}
     assert run("delete", "alexmri", "--yes").stdout == "there is nothing of alexmri\n"
+
+
+@pytest.mark.parametrize(
+    "cut", ["DeleteEndpoint", "DeleteAlarms", "DeleteModel", "DeleteEndpointConfig"]
+)
+def test_a_removal_that_was_cut_off_goes_on(
+    cloud: Cloud, versions: None, run: Run, cut: str
+) -> None:
+    run("deploy", "1", "--detach")
+    if cut == "DeleteAlarms":
+        refused = "<ErrorResponse><Error><Code>AccessDenied</Code></Error></ErrorResponse>"
+        cloud.texts[cut] = 403, refused
+    else:
+        cloud.refuse(cut, "AccessDeniedException")
+    assert "may not do" in error_of(run("delete", "alexmri", "--yes", ok=False))
+    cloud.texts.clear()
+    cloud.answers.pop(cut, None)
+    run("delete", "alexmri", "--yes")
+    sagemaker = client("sagemaker")
+    assert sagemaker.list_endpoints()["Endpoints"] == []
+    assert sagemaker.list_models()["Models"] == []
+    assert sagemaker.list_endpoint_configs()["EndpointConfigs"] == []
+    assert client("cloudwatch").describe_alarms()["MetricAlarms"] == []
 
 
 # --- trace

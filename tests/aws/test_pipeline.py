@@ -156,6 +156,14 @@ def test_twice_is_once(cloud: Cloud, image: str, run: Run) -> None:
     assert len(cloud.sent("CreateModelPackageGroup")) == 1
 
 
+def test_a_changed_role_is_an_update(cloud: Cloud, image: str, run: Run) -> None:
+    run(*UPSERT)
+    other = ROLE.replace("jobs", "others")
+    assert "updated" in run("--pipeline-role", other, *UPSERT).stdout
+    (update,) = cloud.sent("UpdatePipeline")
+    assert update["RoleArn"] == other
+
+
 EXECUTION = "arn:aws:sagemaker:us-east-1:123456789012:pipeline/alexmri/execution/abc"
 
 

@@ -150,7 +150,8 @@ def log(job: str, *lines: str) -> None:
     logs.create_log_stream(logGroupName=group, logStreamName=stream)
     now = int(time.time() * 1000)
     events = [{"timestamp": now + n, "message": line} for n, line in enumerate(lines)]
-    logs.put_log_events(logGroupName=group, logStreamName=stream, logEvents=events)
+    if events:
+        logs.put_log_events(logGroupName=group, logStreamName=stream, logEvents=events)
 
 
 def test_states_and_log_are_told_once_until_the_end(cloud: Cloud, run: Run) -> None:
@@ -176,6 +177,23 @@ def test_states_and_log_are_told_once_until_the_end(cloud: Cloud, run: Run) -> N
         "epoch=1; train_loss=0.5;",
         "epoch=2; train_loss=0.4;",
     ]
+
+
+def test_a_log_goes_on_behind_an_empty_page_and_after_the_end(cloud: Cloud, run: Run) -> None:
+    """CloudWatch may answer without events while the token changes, and lags behind the job."""
+    cloud.answer("DescribeTrainingJob", description("j", "Completed"))
+    log("j")
+
+    def page(token: str, *lines: str) -> dict[str, Any]:
+        events = [{"timestamp": 0, "message": line} for line in lines]
+        return {"events": events, "nextForwardToken": token, "nextBackwardToken": "b"}
+
+    pages = (page("1", "first"), page("2"), page("3", "second"), page("3"))
+    cloud.answer("GetLogEvents", *pages)
+    assert run("logs", "j").stdout.splitlines() == ["first", "second"]
+    late = (*pages, page("3"), page("4", "epoch=3; train_loss=0.3;"), page("4"))
+    cloud.answer("GetLogEvents", *late)
+    assert "epoch=3; train_loss=0.3;" in run("logs", "j", "--follow").stdout.splitlines()
 
 
 def test_a_failure_is_told_with_its_reason(cloud: Cloud, run: Run) -> None:

@@ -81,7 +81,8 @@ def endpoint_config_request(config: AwsConfig, endpoint: str, model: str) -> dic
         request["DataCaptureConfig"] = capture
     if config.kms_key and not has_local_disk(config.endpoint_instance):
         request["KmsKeyId"] = config.kms_key
-    name = f"{endpoint[:54]}-{digest_of(request, 8)}"
+    # The endpoint counts too: long names begin alike.
+    name = f"{endpoint[:54]}-{digest_of({**request, 'endpoint': endpoint}, 8)}"
     return {"EndpointConfigName": name, **request, "Tags": config.tag_list(endpoint=endpoint)}
 
 
@@ -132,8 +133,11 @@ def alarm_requests(config: AwsConfig, endpoint: str) -> list[dict[str, Any]]:
 
 
 def alarm_names(config: AwsConfig, endpoint: str) -> tuple[str, str]:
-    """Return the names of the alarms of an endpoint; all begin with ours, as the policy wants."""
-    start = endpoint if endpoint.startswith(config.name) else f"{config.name}-{endpoint}"
+    """Return the names of the alarms of an endpoint; no other endpoint has the same ones.
+
+    All begin with `name` of the configuration, to which the permissions are confined.
+    """
+    start = f"{config.name}-{endpoint}"
     return f"{start}-5xx", f"{start}-latency"
 
 

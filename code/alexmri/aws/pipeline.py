@@ -50,7 +50,8 @@ def upsert(aws: Aws, definition: Mapping[str, Any], terminal: Terminal) -> None:
         aws.call("sagemaker", "create_pipeline", request)
         terminal.say(f"made the pipeline {aws.config.name}")
         return
-    if json.loads(found["PipelineDefinition"]) == definition:
+    same_role = found["RoleArn"] == request["RoleArn"]
+    if same_role and json.loads(found["PipelineDefinition"]) == definition:
         terminal.say(f"the pipeline {aws.config.name} is that already")
         return
     kept = ("PipelineName", "PipelineDefinition", "RoleArn")

@@ -19,32 +19,59 @@ class Resource:
 
 
 def teardown(aws: Aws, endpoint: str) -> Iterator[Resource]:
-    """Yield what belongs to `endpoint`, what costs most first."""
+    """Yield what belongs to `endpoint` alone, in the order of removal.
+
+    The configurations come last: they name the models, so an interrupted removal can go on. What
+    another endpoint or its configurations use is left out.
+    """
     found = aws.call_or_none("sagemaker", "describe_endpoint", {"EndpointName": endpoint})
+    own, others = _configs(aws, endpoint)
     if found:
         call = Call("sagemaker", "delete_endpoint", {"EndpointName": endpoint})
         yield Resource(f"endpoint {endpoint}: {_cost(aws, found)}", call)
-    models = set()
-    for name in _configs(aws, endpoint):
-        described = aws.call("sagemaker", "describe_endpoint_config", {"EndpointConfigName": name})
-        models |= {each["ModelName"] for each in described["ProductionVariants"]}
-        call = Call("sagemaker", "delete_endpoint_config", {"EndpointConfigName": name})
-        yield Resource(f"endpoint configuration {name}: costs nothing", call)
-    for model in sorted(models):
+    if found or own:
+        names = list(alarm_names(aws.config, endpoint))
+        call = Call("cloudwatch", "delete_alarms", {"AlarmNames": names})
+        yield Resource(f"alarms {', '.join(names)}: some cents a month", call)
+    for model in sorted(_models(aws, own) - _models(aws, others)):
         if aws.call_or_none("sagemaker", "describe_model", {"ModelName": model}):
             call = Call("sagemaker", "delete_model", {"ModelName": model})
             yield Resource(f"model {model}: costs nothing (the version stays registered)", call)
-    names = list(alarm_names(aws.config, endpoint))
-    if found or models:
-        call = Call("cloudwatch", "delete_alarms", {"AlarmNames": names})
-        yield Resource(f"alarms {', '.join(names)}: some cents a month", call)
+    for name in own:
+        call = Call("sagemaker", "delete_endpoint_config", {"EndpointConfigName": name})
+        yield Resource(f"endpoint configuration {name}: costs nothing", call)
 
 
-def _configs(aws: Aws, endpoint: str) -> list[str]:
-    request = {"NameContains": endpoint[:54]}
-    listed = aws.pages("sagemaker", "list_endpoint_configs", request, "EndpointConfigs")
+def _configs(aws: Aws, endpoint: str) -> tuple[list[str], list[str]]:
+    """Return the configurations of `endpoint` alone, and all others."""
+    listed = aws.pages("sagemaker", "list_endpoint_configs", {}, "EndpointConfigs")
     names = [str(each["EndpointConfigName"]) for each in listed]
-    return [name for name in names if tags_of(aws, "endpoint-config", name).get(OWNER) == endpoint]
+    mine = [
+        name
+        for name in names
+        if name.startswith(endpoint[:54])
+        and tags_of(aws, "endpoint-config", name).get(OWNER) == endpoint
+    ]
+    # Somebody may have made another endpoint of the same configuration.
+    served = {
+        aws.call("sagemaker", "describe_endpoint", {"EndpointName": each["EndpointName"]})[
+            "EndpointConfigName"
+        ]
+        for each in aws.pages("sagemaker", "list_endpoints", {}, "Endpoints")
+        if each["EndpointName"] != endpoint
+    }
+    own = [name for name in mine if name not in served]
+    return own, [name for name in names if name not in own]
+
+
+def _models(aws: Aws, configs: list[str]) -> set[str]:
+    models = set()
+    for name in configs:
+        request = {"EndpointConfigName": name}
+        # Somebody may have removed it since it was listed.
+        described = aws.call_or_none("sagemaker", "describe_endpoint_config", request) or {}
+        models |= {each["ModelName"] for each in described.get("ProductionVariants", ())}
+    return models
 
 
 def _cost(aws: Aws, found: dict[str, Any]) -> str:

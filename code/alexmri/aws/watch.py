@@ -14,6 +14,8 @@ from alexmri.terminal import Terminal
 
 POLL_SECONDS = 5.0
 TRAINING_LOGS = "/aws/sagemaker/TrainingJobs"
+# The last lines reach CloudWatch some seconds after the end of a job: so many polls without a line.
+QUIET_POLLS = 4
 EPOCH = re.compile(r"^epoch=(\d+); train_loss=")
 
 
@@ -48,8 +50,8 @@ class LogReader:
             for event in answer["events"]:
                 yield from str(event["message"]).splitlines()
             self._tokens[stream] = answer["nextForwardToken"]
-            # At the end CloudWatch gives back the token it was given.
-            if not answer["events"] or self._tokens[stream] == token:
+            # At the end CloudWatch gives back the token it was given. A page may be empty before.
+            if self._tokens[stream] == token:
                 return
 
 
@@ -65,7 +67,7 @@ def follow(aws: Aws, job: str, terminal: Terminal) -> dict[str, Any]:
 
 def _epochs(aws: Aws, job: str, terminal: Terminal, last: dict[str, Any]) -> Iterator[int]:
     """Yield how many epochs there are, then once for every epoch that is done."""
-    log, told, done, total = LogReader(aws, job), "", 0, 0
+    log, told, done, total, quiet = LogReader(aws, job), "", 0, 0, 0
     while True:
         last.update(describe(aws, job))
         running = last["TrainingJobStatus"] in RUNNING
@@ -76,17 +78,18 @@ def _epochs(aws: Aws, job: str, terminal: Terminal, last: dict[str, Any]) -> Ite
         if state != told:
             terminal.say(state)
             told = state
-        quiet = True
+        quiet += 1
         for line in log.lines():
-            quiet = False
+            quiet = 0
             terminal.say(line)
             found = EPOCH.match(line)
             # After an interruption the log begins again at some epoch.
             while found and done < int(found.group(1)):
                 done += 1
                 yield done
-        # The last lines reach CloudWatch some seconds after the end.
-        if not running and quiet:
+        if running:
+            quiet = 0
+        elif quiet >= QUIET_POLLS:
             return
         time.sleep(POLL_SECONDS)
 
