@@ -187,6 +187,49 @@ def test_a_push_that_was_cut_off_goes_on(
 
 # --- without Docker
 
+# Writes down with which context each command runs, as `docker` finds it.
+DOCKER = """#!/bin/sh
+folder="${DOCKER_CONFIG:-$HOME/.docker}"
+if [ "$1" = --config ]; then folder="$2"; shift 2; fi
+echo "$1 $(cat "$folder/config.json") $(cat "$folder/contexts/meta/colima")" >> "$HOME/commands"
+[ "$1" != login ] || { cat > /dev/null; echo '{"auths": 1}' > "$folder/config.json"; }
+"""
+
+
+def test_build_and_push_use_the_context_of_the_user(
+    cloud: Cloud, source: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with Docker Desktop, colima and rootless Docker: the engine is that of a context."""
+    own = {"currentContext": "colima", "auths": {"registry": {"auth": "c2VjcmV0"}}}
+    home = tmp_path / "home"
+    (home / ".docker" / "contexts" / "meta").mkdir(parents=True)
+    (home / ".docker" / "contexts" / "meta" / "colima").write_text("colima.sock")
+    (home / ".docker" / "config.json").write_text(json.dumps(own))
+    program = tmp_path / "bin" / "docker"
+    program.parent.mkdir()
+    program.write_text(DOCKER)
+    program.chmod(0o755)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("DOCKER_CONFIG", raising=False)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    pushed = {"imageDetails": [{"imageDigest": "sha256:1"}]}
+
+    def describe(body: object) -> tuple[int, dict[str, Any]]:
+        commands = home / "commands"
+        there = commands.is_file() and "push" in commands.read_text()
+        return (200, pushed) if there else (400, {"__type": "ImageNotFoundException"})
+
+    cloud.answers["DescribeImages"] = describe
+    run("push", source)
+    build, login, push = (home / "commands").read_text().splitlines()
+    assert build == f"buildx {json.dumps(own)} colima.sock"
+    assert login == 'login {"currentContext": "colima"} colima.sock'
+    assert push.startswith("push ")
+    assert push.endswith(" colima.sock")
+    # The user's own file and contexts are as they were.
+    assert json.loads((home / ".docker" / "config.json").read_text()) == own
+    assert (home / ".docker" / "contexts" / "meta" / "colima").read_text() == "colima.sock"
+
 
 def test_a_dirty_tree_is_refused_unless_allowed(cloud: Cloud, source: Path, run: Run) -> None:
     (source / "file").write_text("two")

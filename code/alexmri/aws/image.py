@@ -2,11 +2,13 @@
 
 import base64
 import hashlib
+import json
 import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from alexmri.aws.client import Aws
 from alexmri.aws.config import AwsConfig
 from alexmri.aws.dry_run import Call, Run
 from alexmri.errors import UserError
-from alexmri.files import sha256_of
+from alexmri.files import read_json_object, sha256_of
 from alexmri.terminal import Terminal
 
 # Of linux/amd64, and one manifest: an index with attestations is refused by SageMaker.
@@ -140,11 +142,8 @@ def push(aws: Aws, source: Source, terminal: Terminal) -> str:
     tagged = f"{repository}:{source.revision}"
     _run(build_command(source, tagged), "the image cannot be built")
     registry, user, password = _authorization(aws)
-    # Docker keeps what it logs in with in a file: here in memory where there is a place for that,
-    # in a folder that only this user can read and that is gone afterwards.
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
-    with tempfile.TemporaryDirectory(prefix="alexmri-login-", dir=memory) as login:
-        docker = ["docker", "--config", login]
+    with _login_folder() as login:
+        docker = ["docker", "--config", str(login)]
         command = [*docker, "login", "--username", user, "--password-stdin", registry]
         _run(command, f"{registry} refuses the login", secret=password, quiet=True)
         _run([*docker, "push", tagged], "the image cannot be pushed (the same command goes on)")
@@ -152,6 +151,28 @@ def push(aws: Aws, source: Source, terminal: Terminal) -> str:
     if digest is None:
         raise UserError(f"{tagged} was pushed, but ECR does not list it; run the command again")
     return f"{repository}@{digest}"
+
+
+@contextmanager
+def _login_folder() -> Iterator[Path]:
+    """Yield a folder for `docker --config`, removed afterwards: the login is kept nowhere else.
+
+    It lies in memory where there is a place for that, and only this user can read it. The user's
+    Docker context counts there too, so that the engine that built the image pushes it.
+    """
+    user = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
+    with tempfile.TemporaryDirectory(prefix="alexmri-login-", dir=memory) as name:
+        folder = Path(name)
+        if (user / "contexts").is_dir():
+            (folder / "contexts").symlink_to((user / "contexts").resolve())
+        try:
+            context = (read_json_object(user / "config.json") or {}).get("currentContext")
+        except (OSError, UserError):
+            context = None  # Docker itself says what is wrong with its file
+        if context:
+            (folder / "config.json").write_text(json.dumps({"currentContext": context}))
+        yield folder
 
 
 def _repository(aws: Aws, terminal: Terminal) -> str:
