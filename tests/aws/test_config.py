@@ -160,6 +160,7 @@ def test_doctor_says_what_to_fix(cloud: Cloud, run: Run) -> None:
     other = ROLE.replace(ACCOUNT, "999999999999").replace("jobs", "absent")
     result = run(
         *("--bucket", "far", "--endpoint-role", other),
+        *("--endpoint-instance", "ml.g5.xlarge"),
         *("--inference-ami", "al2-ami-sagemaker-inference-gpu-3-1", "doctor"),
         ok=False,
     )

@@ -26,7 +26,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def here(cloud: Cloud) -> None:
     """moto knows no newer GPU than this one's."""
     text = Path("alexmri.toml").read_text()
-    Path("alexmri.toml").write_text(f'{text}endpoint_instance = "ml.g4dn.xlarge"\n')
+    Path("alexmri.toml").write_text(f'{text}endpoint_gpu_instance = "ml.g4dn.xlarge"\n')
 
 
 @pytest.fixture
@@ -66,12 +66,14 @@ def updates(cloud: Cloud) -> None:
 
 
 def test_the_newest_approved_version_serves(cloud: Cloud, versions: None, run: Run) -> None:
-    done = run("--data-capture-percent", "10", "deploy")
+    done = run("--data-capture-percent", "10", "deploy", "--gpu")
     (model,) = cloud.sent("CreateModel")
     assert model["PrimaryContainer"]["ModelPackageName"].endswith(":model-package/alexmri/2")
     (settings,) = cloud.sent("CreateEndpointConfig")
     (variant,) = settings["ProductionVariants"]
     assert variant["ModelName"] == model["ModelName"]
+    assert variant["InstanceType"] == "ml.g4dn.xlarge"
+    assert "1 x ml.g4dn.xlarge, about $0.74 per hour" in done.stdout
     # The driver that CUDA 13 needs; without it the container ends without a line.
     assert variant["InferenceAmiVersion"] == AMI
     assert variant["ContainerStartupHealthCheckTimeoutInSeconds"] == 900
@@ -88,16 +90,27 @@ def test_the_newest_approved_version_serves(cloud: Cloud, versions: None, run: R
     assert "alexmri serves. It costs money until: alexmri aws delete alexmri" in done.stdout
     # Again: nothing.
     cloud.requests.clear()
-    again = run("--data-capture-percent", "10", "deploy")
+    again = run("--data-capture-percent", "10", "deploy", "--gpu")
     assert "serves version 2 already" in again.stdout
     assert not [each for each in cloud.targets() if each.startswith(("Create", "Update", "Put"))]
 
 
-def test_without_a_gpu_no_driver_is_asked_for(cloud: Cloud, versions: None, run: Run) -> None:
-    run("--endpoint-instance", "ml.m5.xlarge", "deploy")
+def test_the_default_is_a_cpu_whose_price_is_said_first(
+    cloud: Cloud, versions: None, run: Run
+) -> None:
+    cloud.refuse("CreateModel", "AccessDeniedException")
+    refused = run("deploy", ok=False)
+    assert "1 x ml.m5.large, about $0.12 per hour (list price of us-east-1)" in refused.stdout
+    cloud.answers.pop("CreateModel")
+    run("deploy")
     (settings,) = cloud.sent("CreateEndpointConfig")
-    assert "InferenceAmiVersion" not in settings["ProductionVariants"][0]
+    (variant,) = settings["ProductionVariants"]
+    assert variant["InstanceType"] == "ml.m5.large"
+    assert "InferenceAmiVersion" not in variant
     assert "DataCaptureConfig" not in settings
+    many = ("--endpoint-instance", "ml.m5.4xlarge", "--endpoint-instances", "2")
+    done = run(*many, "deploy", "--endpoint", "alexmri-2")
+    assert "2 x ml.m5.4xlarge, paid by the hour" in done.stdout
 
 
 def test_an_update_has_a_way_back(cloud: Cloud, versions: None, run: Run) -> None:
@@ -170,7 +183,10 @@ def test_an_update_that_alarms_undid_is_told(cloud: Cloud, versions: None, run: 
         (("deploy", "9"), "there is no version 9 of alexmri; `alexmri aws versions` lists"),
         (("rollback",), "there is no endpoint alexmri in us-east-1; `alexmri aws deploy`"),
         (("trace", "alexmri"), "there is no endpoint alexmri in us-east-1"),
-        (("--cuda", "14.0", "deploy", "1"), "has driver 580 (CUDA 13.0), the image is built for"),
+        (
+            ("--cuda", "14.0", "deploy", "1", "--gpu"),
+            "has driver 580 (CUDA 13.0), the image is built for",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence(
@@ -261,7 +277,7 @@ def test_delete_lists_what_costs_and_removes_all_of_it(
     sagemaker = client("sagemaker")
     refused = run("delete", "alexmri", input="n\n", ok=False)
     assert refused.exit_code == 1
-    assert "endpoint alexmri: 1 x ml.g4dn.xlarge by the hour" in refused.stdout
+    assert "endpoint alexmri: 1 x ml.m5.large by the hour" in refused.stdout
     assert len(sagemaker.list_endpoints()["Endpoints"]) == 2
     done = run("delete", "alexmri", "--yes")
     # The other endpoint serves the model of version 1, which stays.

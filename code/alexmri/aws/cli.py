@@ -53,6 +53,10 @@ class Account:
 
         return read_config(self._file, self._options)
 
+    def use(self, **values: str) -> None:
+        """Put `values` in place of keys of the configuration, before anything is sent."""
+        self.config = self.config.model_copy(update=values)
+
     @cached_property
     def aws(self) -> "Aws":
         from alexmri.aws.client import Aws

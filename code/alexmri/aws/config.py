@@ -79,7 +79,10 @@ class AwsConfig(BaseModel):
     processing_instance: Instance = Field(
         "ml.m5.xlarge", description="instance that audits and evaluates in a pipeline"
     )
-    endpoint_instance: Instance = Field("ml.g5.xlarge", description="instance that serves")
+    endpoint_instance: Instance = Field("ml.m5.large", description="instance that serves")
+    endpoint_gpu_instance: Instance = Field(
+        "ml.g5.xlarge", description="instance that serves with `deploy --gpu`"
+    )
     transform_instance: Instance = Field(
         "ml.m5.xlarge", description="instance of a batch transform"
     )

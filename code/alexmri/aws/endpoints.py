@@ -22,6 +22,19 @@ PREVIOUS = "alexmri:previous"
 # On a configuration to which a rollback returned: the one it left. A deployment empties it.
 LEFT = "alexmri:rolled-back-from"
 OWNER = "alexmri:endpoint"
+# List prices of real-time inference in us-east-1, to show the order of magnitude.
+DOLLARS_PER_HOUR = {
+    "ml.m5.large": 0.115,
+    "ml.m5.xlarge": 0.23,
+    "ml.m5.2xlarge": 0.461,
+    "ml.c5.large": 0.102,
+    "ml.c5.xlarge": 0.204,
+    "ml.c5.2xlarge": 0.408,
+    "ml.g4dn.xlarge": 0.736,
+    "ml.g4dn.2xlarge": 0.94,
+    "ml.g5.xlarge": 1.408,
+    "ml.g5.2xlarge": 1.515,
+}
 BUSY = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
 
 
@@ -66,6 +79,7 @@ def deploy(aws: Aws, endpoint: str, package: str, terminal: Terminal) -> None:
         terminal.say(f"{endpoint} is being updated to version {version} already")
         return
     _require_calm(endpoint, found)
+    terminal.say(cost_line(config, endpoint))
     ensure(aws, "model", {"ModelName": model["ModelName"]}, model, terminal)
     ensure(aws, "endpoint_config", {"EndpointConfigName": name}, settings, terminal)
     if found:
@@ -79,6 +93,16 @@ def deploy(aws: Aws, endpoint: str, package: str, terminal: Terminal) -> None:
     else:
         aws.call("sagemaker", "update_endpoint", update_request(config, endpoint, name))
         terminal.say(f"updating {endpoint} to version {version}; alarms undo it")
+
+
+def cost_line(config: AwsConfig, endpoint: str) -> str:
+    """Return one sentence about what an endpoint costs per hour."""
+    count, instance = config.endpoint_instances, config.endpoint_instance
+    price = DOLLARS_PER_HOUR.get(instance)
+    what = f"{endpoint} runs on {count} x {instance}"
+    if price is None:
+        return f"{what}, paid by the hour (aws.amazon.com/sagemaker/ai/pricing has the price)"
+    return f"{what}, about ${count * price:.2f} per hour (list price of us-east-1)"
 
 
 def ensure(

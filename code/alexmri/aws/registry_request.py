@@ -36,7 +36,8 @@ def package_request(
         statistics: S3 address of statistics.json, None where nothing was measured on test images.
         metadata: who made it from what; see `registry.facts_of`.
     """
-    instances = sorted({config.endpoint_instance, "ml.m5.xlarge", "ml.c5.xlarge"})
+    served = {config.endpoint_instance, config.endpoint_gpu_instance}
+    instances = sorted(served | {"ml.m5.xlarge", "ml.c5.xlarge"})
     digest = image.partition("@")[2]
     container = {"Image": image, "ModelDataUrl": model}
     request: dict[str, Any] = {

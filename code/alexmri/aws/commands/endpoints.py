@@ -16,6 +16,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.argument("version", required=False)
 @click.option("--endpoint", help="name of the endpoint (default: name in alexmri.toml)")
 @click.option("--unapproved", is_flag=True, help="also a version that nobody approved")
+@click.option("--gpu", is_flag=True, help="serve on endpoint_gpu_instance, at a higher price")
 @click.option("--detach", is_flag=True, help="do not wait until it serves")
 @dry_run_option
 @click.pass_obj
@@ -23,17 +24,23 @@ def deploy(
     account: Account,
     version: str | None,
     endpoint: str | None,
+    gpu: bool,
     unapproved: bool,
     detach: bool,
     dry_run: bool,
 ) -> None:
-    """Serve VERSION (default: the newest approved one); an update is undone when alarms go off."""
+    """Serve VERSION (default: the newest approved one); an update is undone when alarms go off.
+
+    What it costs per hour is said before anything is made.
+    """
     from alexmri.aws.endpoints import config_name, deploy_calls
     from alexmri.aws.endpoints import deploy as do_deploy
     from alexmri.aws.registry import choose_version
     from alexmri.aws.registry_request import package_arn
     from alexmri.terminal import choose_terminal
 
+    if gpu:
+        account.use(endpoint_instance=account.config.endpoint_gpu_instance)
     name = endpoint or account.config.name
     if dry_run:
         wanted = version or "<newest approved>"
