@@ -1,14 +1,10 @@
-"""Versions of the model: what they carry, who approves them, which is better."""
+"""Versions of the model: what they carry, who approves them."""
 
 import io
 import json
 import tarfile
 from pathlib import Path
 from typing import Any
-
-import pytest
-
-from alexmri.aws.compare import compare
 
 from .conftest import BUCKET, REVISION, ROLE, Cloud, Run, client, error_of, keys, put
 
@@ -155,43 +151,3 @@ def test_versions_are_listed_approved_and_rejected(cloud: Cloud, image: str, run
     assert "Approved" in shown[1]
     assert REVISION[:12] in shown[0]
     assert "there is no version 7 of alexmri" in error_of(run("approve", "7", ok=False))
-
-
-def test_two_versions_side_by_side(cloud: Cloud, image: str, run: Run) -> None:
-    run("register", train(image, "alexmri-1", macro_f1=0.80))
-    run("register", train(image, "alexmri-2", macro_f1=0.95))
-    printed = run("compare", "1", "2", env={"COLUMNS": "120"}).stdout
-    assert "0.800 (0.780 to 0.820)" in printed
-    assert "+0.150 (+0.122 to +0.178)" in printed
-    assert "F1 of A" in printed
-    assert printed.splitlines()[-1].startswith("Yes, B is better")
-    assert run("compare", "2", "1").stdout.splitlines()[-1].startswith("No, B is worse")
-
-
-@pytest.mark.parametrize(
-    ("b", "answer", "doubt"),
-    [
-        (evaluation(0.91), "It cannot be told: the interval of the difference", None),
-        (evaluation(0.94), "Yes, B is better", None),
-        (evaluation(0.86), "No, B is worse", None),
-        (evaluation(0.99, split_by="subject"), "It cannot be told: the figures are not", "split"),
-        (evaluation(0.99) | {"data_fingerprint": "x"}, "It cannot be told", "the same data"),
-        (evaluation(0.99) | {"test": None}, "It cannot be told: one of them lacks", None),
-    ],
-)
-def test_better_is_said_only_where_it_can_be_told(
-    b: dict[str, Any], answer: str, doubt: str | None
-) -> None:
-    a = evaluation(0.90) | {"data_fingerprint": FINGERPRINT}
-    found = compare(a, {"data_fingerprint": FINGERPRINT} | b)
-    assert found.answer.startswith(answer)
-    assert bool(found.doubts) == bool(doubt)
-    assert not doubt or doubt in found.doubts[0]
-    assert compare(a, a).answer.startswith("It cannot be told")
-
-
-def test_intervals_that_are_not_there_are_said(cloud: Cloud) -> None:
-    a = evaluation(0.9) | {"data_fingerprint": FINGERPRINT}
-    b = json.loads(json.dumps(a))
-    b["test"]["macro_f1"]["ci95"] = None
-    assert compare(a, b).answer == "It cannot be told: a macro F1 has no interval."

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 # Command -> module of alexmri.aws.commands, in the order in which a newcomer needs them.
 COMMANDS = {
-    "policy": "setup",
-    "doctor": "setup",
+    "setup": "setup",
     "push": "setup",
     "upload": "setup",
     "metric-definitions": "jobs",
@@ -25,12 +24,10 @@ COMMANDS = {
     "logs": "jobs",
     "stop": "jobs",
     "download": "jobs",
-    "wandb-sync": "jobs",
     "register": "registry",
     "versions": "registry",
     "approve": "registry",
     "reject": "registry",
-    "compare": "registry",
     "deploy": "endpoints",
     "invoke": "endpoints",
     "transform": "endpoints",
@@ -46,6 +43,13 @@ class Account:
 
     def __init__(self, file: Path | None, options: Mapping[str, str]) -> None:
         self._file, self._options = file, options
+
+    @property
+    def file(self) -> Path:
+        """The configuration, whether it is there or not."""
+        from alexmri.aws.config import DEFAULT_FILE
+
+        return self._file or DEFAULT_FILE
 
     @cached_property
     def config(self) -> "AwsConfig":

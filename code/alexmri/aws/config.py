@@ -139,8 +139,9 @@ class AwsConfig(BaseModel):
         """Return what `key` says; UserError where it says nothing."""
         value = getattr(self, key)
         if not value:
+            made = "run `alexmri aws setup`, " if key in ("role", "bucket") else ""
             raise UserError(
-                f"there is no {key}; add it to {DEFAULT_FILE} or pass `alexmri aws"
+                f"there is no {key}; {made}add it to {DEFAULT_FILE} or pass `alexmri aws"
                 f" --{key.replace('_', '-')} VALUE …` ({AwsConfig.model_fields[key].description})"
             )
         return str(value)

@@ -42,7 +42,8 @@ GONE = (
     *("ResourceNotFound", "ResourceNotFoundException", "RepositoryNotFoundException", "404"),
     *("ImageNotFoundException", "NoSuchEntity", "NoSuchKey", "NoSuchBucket"),
 )
-# SageMaker says it with the code of any bad request.
+# SageMaker and CloudFormation say it with the code of any bad request.
+INVALID_REQUEST = ("ValidationException", "ValidationError")
 ABSENT = re.compile(r"(could|can) ?not (be )?f(i|ou)nd|does not exist|not found", re.IGNORECASE)
 
 
@@ -57,9 +58,9 @@ class Hints:
 
 # For a reader with alexmri.toml beside them.
 COMMAND_HINTS = Hints(
-    denied="`alexmri aws policy caller` prints what is needed, `alexmri aws doctor` what is there",
+    denied="let an administrator allow it (docs/aws.md lists what each command needs)",
     region="set region in alexmri.toml to its region",
-    bucket="make it, or correct bucket in alexmri.toml",
+    bucket="make it with `alexmri aws setup`, or correct bucket in alexmri.toml",
 )
 # For a reader of a job's log.
 JOB_HINTS = Hints(
@@ -108,7 +109,7 @@ def permission(service: str, operation: str) -> str:
 def is_absent(error: Any) -> bool:
     """Tell whether a ClientError says that the thing does not exist."""
     code, message = code_of(error), str(error.response["Error"].get("Message", ""))
-    return code in GONE or (code == "ValidationException" and bool(ABSENT.search(message)))
+    return code in GONE or (code in INVALID_REQUEST and bool(ABSENT.search(message)))
 
 
 def sentence(error: Exception, action: str, region: str, hints: Hints = COMMAND_HINTS) -> str:

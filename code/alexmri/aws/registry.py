@@ -227,23 +227,6 @@ def choose_version(aws: Aws, version: str | None, *, any_version: bool) -> str:
     return arn
 
 
-def evaluation_of(aws: Aws, version: str) -> dict[str, Any]:
-    """Return evaluation.json of a version, with the fingerprint of its data.
-
-    Raises:
-        UserError: the version was registered without one.
-    """
-    described = describe_package(aws, package_arn(aws.config, aws.region, version))
-    metadata = described.get("CustomerMetadataProperties") or {}
-    address = metadata.get("evaluation")
-    if not address:
-        raise UserError(f"version {version} has no evaluation; it was not registered by alexmri")
-    document = _document_at(aws, address)
-    if document is None:
-        raise UserError(f"the evaluation of version {version} is gone: nothing at {address}")
-    return {**document, "data_fingerprint": data_fingerprint(aws, metadata)}
-
-
 def data_fingerprint(aws: Aws, metadata: Mapping[str, str]) -> str | None:
     """Return the fingerprint of the images that a version was made from, None if it is lost.
 

@@ -1,4 +1,4 @@
-"""`alexmri aws train` and what goes with it: status, logs, stop, download, wandb-sync."""
+"""`alexmri aws train` and what goes with it: status, logs, stop, download."""
 
 import json
 import sys
@@ -213,30 +213,3 @@ def download(account: Account, job: str, out: Path | None, dry_run: bool) -> Non
 
 
 RESULTS = ("output", "model")
-
-
-@click.command("wandb-sync")
-@click.argument("what", metavar="JOB|S3-PREFIX")
-@dry_run_option
-@click.pass_obj
-def wandb_sync(account: Account, what: str, dry_run: bool) -> None:
-    """Send runs that were kept offline to Weights & Biases, each once.
-
-    WHAT is a training job, or an address s3://… with jobs below it.
-    """
-    from alexmri.aws.dry_run import Call, Run
-    from alexmri.aws.wandb_sync import find_sources, sync
-    from alexmri.terminal import choose_terminal
-
-    account.config.require("bucket")
-    if dry_run:
-        if what.startswith("s3://"):
-            bucket, _, prefix = what.removeprefix("s3://").partition("/")
-            look = Call("s3", "list_objects_v2", {"Bucket": bucket, "Prefix": prefix})
-        else:
-            look = Call("sagemaker", "describe_training_job", {"TrainingJobName": what})
-        show_dry_run(look, Run(["wandb", "sync", "<each offline run that is not marked as sent>"]))
-        return
-    terminal = choose_terminal()
-    sent = sync(account.aws, find_sources(account.aws, what), terminal)
-    terminal.say(f"{sent} runs sent")

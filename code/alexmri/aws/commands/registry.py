@@ -1,4 +1,4 @@
-"""`alexmri aws register, versions, approve, reject, compare`: the model registry."""
+"""`alexmri aws register, versions, approve, reject`: the model registry."""
 
 import click
 
@@ -93,38 +93,3 @@ def _decide(account: Account, version: str, status: str, reason: str | None, dry
         )
         return
     click.echo(decide(account.aws, version, status, reason))
-
-
-@click.command()
-@click.argument("a")
-@click.argument("b")
-@dry_run_option
-@click.pass_obj
-def compare(account: Account, a: str, b: str, dry_run: bool) -> None:
-    """Show the figures of versions A and B side by side: is B better?"""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from alexmri.aws.compare import compare as do_compare
-    from alexmri.aws.dry_run import Call
-    from alexmri.aws.registry import evaluation_of
-    from alexmri.aws.registry_request import package_arn
-
-    if dry_run:
-        region = account.config.require("region")
-        arns = [package_arn(account.config, region, each) for each in (a, b)]
-        show_dry_run(
-            *(Call("sagemaker", "describe_model_package", {"ModelPackageName": x}) for x in arns)
-        )
-        return
-    found = do_compare(evaluation_of(account.aws, a), evaluation_of(account.aws, b))
-    if found.rows:
-        title = "test figures, 95 % intervals"
-        table = Table("", f"A: {a}", f"B: {b}", "B - A", title=title)
-        for row in found.rows:
-            table.add_row(escape(row.name), row.a, row.b, row.difference)
-        Console().print(table)
-    for doubt in found.doubts:
-        click.echo(f"note: {doubt}")
-    click.echo(found.answer)

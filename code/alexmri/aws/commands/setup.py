@@ -1,52 +1,43 @@
-"""`alexmri aws policy, doctor, push, upload`: an account, and what has to be there first."""
+"""`alexmri aws setup, push, upload`: what has to be in the account before a training."""
 
-import json
 import sys
 from pathlib import Path
 
 import click
 
 from alexmri.aws.cli import Account, dry_run_option, show_dry_run
-from alexmri.aws.policy import KINDS
 from alexmri.errors import UserError
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.command()
-@click.argument("kind", type=click.Choice(KINDS))
-@click.pass_obj
-def policy(account: Account, kind: str) -> None:
-    """Print a least-privilege IAM document, made from the configuration.
-
-    caller: for whoever uses these commands. training, endpoint, pipeline: for the roles. trust: the
-    trust policy of these roles. Asks AWS for nothing.
-    """
-    from alexmri.aws.policy import policy as document_of
-
-    config = account.config
-    click.echo(json.dumps(document_of(config, kind, config.require("region")), indent=2))
-
-
-@click.command()
 @dry_run_option
 @click.pass_obj
-def doctor(account: Account, dry_run: bool) -> None:
-    """Check credentials, roles, bucket, repository and driver; say what to fix. Changes nothing.
+def setup(account: Account, dry_run: bool) -> None:
+    """Create or update bucket, repository and roles, and write them to alexmri.toml.
 
-    Exit code 1: something is wrong.
+    All of it is one CloudFormation stack, named by `name`. Bucket and repository stay when the
+    stack is removed.
     """
-    from alexmri.aws.doctor import examine, reads
+    from alexmri.aws.dry_run import Call
+    from alexmri.aws.stack import deploy_stack, stack_request, write_keys
+    from alexmri.terminal import choose_terminal
 
     if dry_run:
-        show_dry_run(*reads(account.config))
+        request = stack_request(account.config, update=False)
+        show_dry_run(Call("cloudformation", "create_stack", request))
         return
-    verdicts = []
-    for finding in examine(account.aws):
-        sign = {"ok": "ok     ", "wrong": "WRONG  ", "unknown": "unknown"}[finding.verdict]
-        click.echo(f"{sign}  {finding.what}: {finding.words}")
-        verdicts.append(finding.verdict)
-    sys.exit(1 if "wrong" in verdicts else 0)
+    terminal = choose_terminal()
+    try:
+        outputs = deploy_stack(account.aws, terminal)
+    except KeyboardInterrupt:
+        terminal.say("detached; the stack goes on. The same command waits again")
+        sys.exit(130)
+    for key, value in outputs.items():
+        click.echo(f"{key}: {value}")
+    if write_keys(account.file, outputs):
+        terminal.say(f"written to {account.file}")
 
 
 @click.command()
