@@ -126,10 +126,8 @@ def test_nothing_is_taken_that_s3_cannot_hold(cloud: Cloud, folder: Path, run: R
 
 def test_a_bucket_that_is_not_there_is_named(cloud: Cloud, folder: Path, run: Run) -> None:
     told = error_of(run("--bucket", "gone", "upload", folder, ok=False))
-    assert (
-        told
-        == "there is no such bucket; make it with `alexmri aws setup`, or correct bucket in alexmri.toml"
-    )
+    wanted = "make it with `alexmri aws setup`, or correct bucket in alexmri.toml"
+    assert told == f"there is no such bucket; {wanted}"
 
 
 def test_a_dry_run_shows_the_requests(cloud: Cloud, folder: Path, run: Run) -> None:
