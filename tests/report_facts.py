@@ -15,6 +15,7 @@ EXISTING = {
     "subjects_shared": None,
     "groups_from": "names",
     "trained_on_these_images": False,
+    "images_in_training": 0,
 }
 UNKNOWN = {"slice": None, "subject": None, "shuffled": None}
 SHARED = {"split_by": "slice", "subjects": 200, "subjects_shared": 198, "groups_from": "names"}

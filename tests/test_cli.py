@@ -86,6 +86,7 @@ def test_the_same_seed_gives_the_same_bytes(finished: tuple[Path, str], demo: Pa
         "model.json",
         "golden.npz",
         "ood.safetensors",
+        "training_images.sha256",
         "MODEL_CARD.md",
     ):
         assert (out / "model" / name).read_bytes() == (again / "model" / name).read_bytes(), name
@@ -134,18 +135,34 @@ def test_evaluate_agrees_with_the_training(
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((demo / image["path"]).read_bytes())
     run("evaluate", out / "model", tmp_path, "--json", tmp_path / "again.json")
-    again = json.loads((tmp_path / "again.json").read_text())["test"]
+    written = json.loads((tmp_path / "again.json").read_text())
+    assert written["protocol"]["trained_on_these_images"] is False
+    assert written["protocol"]["images_in_training"] == 0
+    again = written["test"]
     trained = json.loads((out / "evaluation.json").read_text())["test"]
     assert again["confusion_matrix"] == trained["confusion_matrix"]
     assert again["log_loss"]["value"] == pytest.approx(trained["log_loss"]["value"], rel=1e-4)
 
 
-def test_evaluate_says_when_it_meets_its_own_training_images(
-    finished: tuple[Path, str], demo: Path
+def test_evaluate_says_when_it_meets_some_of_its_training_images(
+    finished: tuple[Path, str], demo: Path, tmp_path: Path
 ) -> None:
-    done = run("evaluate", finished[0] / "model", demo)
-    assert "the very images the model was trained with" in done.stdout
+    out, _ = finished
+    split = json.loads((out / "split.json").read_text())
+    copied = [image for image in split["images"] if image["split"] == "train"][:3]
+    copied += [image for image in split["images"] if image["split"] == "test"]
+    for number, image in enumerate(copied):
+        target = tmp_path / "other" / image["label"] / f"{number}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((demo / image["path"]).read_bytes())
+    done = run(
+        "evaluate", out / "model", tmp_path / "other", "--json", tmp_path / "evaluation.json"
+    )
+    assert f"trained with 3 of the {len(copied)} images: the figures are no test" in done.stdout
     assert "images in " in done.stdout
+    protocol = json.loads((tmp_path / "evaluation.json").read_text())["protocol"]
+    assert protocol["trained_on_these_images"] is True
+    assert protocol["images_in_training"] == 3
 
 
 def test_evaluate_refuses_a_class_it_does_not_know(

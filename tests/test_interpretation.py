@@ -97,9 +97,17 @@ def test_of_an_existing_model_it_is_said_what_cannot_be_known() -> None:
     assert words.startswith("An existing model was measured. Whether it was trained on images of")
     assert "Who is who was taken from: names" in words
     assert "split_by" not in words
-    trained_on = EXISTING | {"trained_on_these_images": True}
-    words = said(trained_on, UNKNOWN, result(0.98, 0.97, 0.99))
+    old = EXISTING | {"trained_on_these_images": True, "images_in_training": None}
+    words = said(old, UNKNOWN, result(0.98, 0.97, 0.99))
     assert words.startswith("These are the very images the model was trained with: this is no test")
+    some = EXISTING | {"trained_on_these_images": True, "images_in_training": 33}
+    words = said(some, UNKNOWN, result(0.98, 0.97, 0.99))
+    assert words.startswith(
+        "The model was trained with 33 of the images measured here: the figures"
+    )
+    unknown = EXISTING | {"trained_on_these_images": None, "images_in_training": None}
+    words = said(unknown, UNKNOWN, result(0.98, 0.97, 0.99))
+    assert "Whether it was trained on these very images, or on others of the same people" in words
 
 
 def test_people_kept_apart_are_said_to_be_new_and_need_no_advice() -> None:
@@ -152,9 +160,12 @@ def test_headline_of_other_measurements() -> None:
     assert not few.good
     assert "on images of unknown people: better than always" in headline(NOBODY, test).text
     assert "on the images given" in headline(EXISTING, test).text
-    own = headline(EXISTING | {"trained_on_these_images": True}, test)
-    assert "on the very images it was trained with" in own.text
-    assert not own.good
+    for known, words in ((None, "the very images it was trained with"), (7, "trained with 7")):
+        own = headline(
+            EXISTING | {"trained_on_these_images": True, "images_in_training": known}, test
+        )
+        assert words in own.text
+        assert not own.good
 
 
 def test_paired_test_in_words() -> None:

@@ -81,7 +81,10 @@ def test_a_packed_model_is_measured_and_reported(job: Tree, trained: Tree) -> No
     assert set(block["confusion_matrix"]) == set(model["classes"])
 
     report = (written / "report.html").read_text(encoding="utf-8")
-    assert "These are the very images the model was trained with" in report
+    trained_on = evaluation["protocol"]["images_in_training"]
+    assert evaluation["protocol"]["trained_on_these_images"] is True
+    assert 0 < trained_on < 48  # all are measured, and some were kept for validation and test
+    assert f"The model was trained with {trained_on} of the images measured here" in report
     assert f"evaluation of model {evaluation['model']}" in report
     pictures = report.count("<img ")
     assert 6 <= pictures <= 6 + 2 * 12  # plots, and a picture with an overlay for each mistake
@@ -110,7 +113,9 @@ def test_an_unpacked_model_is_measured_too_and_only_on_the_test_folder(
     assert evaluation["test"]["images"] == 47
     assert not (job.root / "output" / "message").exists()  # that of an earlier job
     report = (evaluation_of(job) / "report.html").read_text(encoding="utf-8")
-    assert "cannot be told from here" in report
+    # One of the images it was trained with is missing; the rest are still what they are.
+    assert evaluation["protocol"]["trained_on_these_images"] is True
+    assert "The model was trained with" in report
 
 
 def test_folders_can_be_given(trained: Tree, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Measure a model directory on a folder of class folders."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from alexmri.evaluation.metrics import measure
 from alexmri.evaluation.negative_class import find_negative_class
 from alexmri.evaluation.predictions import Predictions
 from alexmri.evaluation.top_losses import find_top_losses
+from alexmri.model.bundle import Bundle
 from alexmri.model.predictor import Predictor, softmax
 from alexmri.settings import Settings, settings_of_model
 from alexmri.terminal import Terminal
@@ -90,9 +91,16 @@ def evaluate_folder(
         uncalibrated_NK=softmax(logits_NK),
     )
     found = fingerprint(folder, cache)
-    trained_on = found == bundle.document.get("data", {}).get("fingerprint")
+    in_training = _count_in_training(bundle, cache.sha256)
+    trained_on = None if in_training is None else in_training > 0
+    if found == bundle.document.get("data", {}).get("fingerprint"):
+        trained_on = True  # all that version 0.1.0 stored, of the whole data set
     if trained_on:
-        terminal.warn("these are the very images the model was trained with: no test of anything")
+        known = in_training or "some"
+        terminal.warn(
+            f"the model was trained with {known} of the {len(folder.images)} images: the figures"
+            " are no test of anything"
+        )
     counts = Counter(image.label for image in folder.images)
     subjects = None
     if groups:
@@ -109,7 +117,9 @@ def evaluate_folder(
             "subjects_between": None,
             "synthetic": synthetic,
             "groups_from": groups.found_by if groups else None,
+            # One of them is enough: only then are all figures about new images.
             "trained_on_these_images": trained_on,
+            "images_in_training": in_training,
         },
         "skipped_images": dict(cache.skipped),
         "leak_probe": {"slice": None, "subject": None, "shuffled": None},
@@ -149,6 +159,14 @@ def evaluation_document(facts: Mapping[str, Any]) -> dict[str, Any]:
         "model": facts["model"]["version"],
         **{key: facts[key] for key in ("protocol", "test", "leak_probe", "skipped_images")},
     }
+
+
+def _count_in_training(bundle: Bundle, sha256_N: Sequence[str]) -> int | None:
+    """Return how many of these files the model was trained with; None where it does not tell."""
+    if bundle.training_images is None:
+        return None
+    known = frozenset(bundle.training_images.split())
+    return sum(sha256 in known for sha256 in sha256_N)
 
 
 def _groups(folder: Folder, settings: Settings, terminal: Terminal) -> Subjects | None:

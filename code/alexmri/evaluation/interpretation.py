@@ -41,8 +41,13 @@ def headline(protocol: Mapping[str, Any], test: Mapping[str, Any] | None) -> Hea
             text += f" {shared} of {subjects} people have images in both training and validation."
         return Headline(text, False)
     if protocol["split_by"] == "none":
-        trained_on = protocol["trained_on_these_images"]
-        where = "the very images it was trained with" if trained_on else "the images given"
+        where = {
+            None: "the images given, which may have been in its training",
+            False: "the images given",
+            True: "the very images it was trained with",
+        }[protocol["trained_on_these_images"]]
+        if known := protocol["images_in_training"]:
+            where = f"images of which it was trained with {known}"
     elif _kept_apart(protocol):
         where = "people it has not seen"
     elif shared is None:
@@ -136,9 +141,10 @@ def interpret(
     """Return what the test accuracy measures, as paragraphs of plain sentences.
 
     `protocol` has split_by (slice, subject or folders; none where an existing model was measured,
-    and then trained_on_these_images), compared_with (test, or validation where there is no test
-    split), subjects (in the data, or None), subjects_shared (those with images in both training and
-    that split, or None), subjects_between (the same for any two splits, or None) and groups_from.
+    and then trained_on_these_images and images_in_training, how many of them, both None where
+    unknown), compared_with (test, or validation where there is no test split), subjects (in the
+    data, or None), subjects_shared (those with images in both training and that split, or None),
+    subjects_between (the same for any two splits, or None) and groups_from.
     `leak_probe` has the accuracies (or None) of the 1-NN baseline: on a slice split (or on the
     folders' own split), on a subject split, and "shuffled", the first with labels shuffled between
     people. `test` is what `metrics.measure` returned, None where there is no test split.
@@ -176,11 +182,19 @@ def describe_split(protocol: Mapping[str, Any]) -> str:
     split_by, people, shared = (protocol[k] for k in ("split_by", "subjects", "subjects_shared"))
     source = protocol["groups_from"]
     told = f" Who is who was taken from: {source}; if that is wrong, so is this." if source else ""
+    if split_by == "none" and (known := protocol["images_in_training"]):
+        return (
+            f"The model was trained with {known} of the images measured here: the figures"
+            " are no test of anything."
+        )
     if split_by == "none" and protocol["trained_on_these_images"]:
         return "These are the very images the model was trained with: this is no test of anything."
     if split_by == "none":
+        same = "images of the same people"
+        if protocol["trained_on_these_images"] is None:
+            same = "these very images, or on others of the same people,"
         return (
-            "An existing model was measured. Whether it was trained on images of the same people "
+            f"An existing model was measured. Whether it was trained on {same} "
             "cannot be told from here; if so, the figures are far too good for people it has not "
             f"seen, since images of one person look alike.{told}"
         )

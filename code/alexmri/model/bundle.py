@@ -8,6 +8,9 @@
     ood.safetensors     what training slices look like, to find images that are unusual (see
                         model/ood.py); absent from a training that stopped early. Version 0.1.0
                         called it unlike.safetensors
+    training_images.sha256
+                        SHA-256 of the file of every training image, one a line, sorted. A model of
+                        0.1.0 has none
     model.onnx          on request: the network for other runtimes (see model/onnx.py)
     MODEL_CARD.md       the same for readers
 
@@ -19,7 +22,7 @@ import copy
 import io
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -50,6 +53,7 @@ GOLDEN = "golden.npz"
 OOD = "ood.safetensors"
 OOD_OF_0_1_0 = "unlike.safetensors"
 ONNX = "model.onnx"
+TRAINING_IMAGES = "training_images.sha256"
 FEATURES = sum(WIDTHS[:DESCRIBING_BLOCKS])
 GOLDEN_IMAGES = 4
 # Relative to the largest logit. Other processors round differently; a wrong weight is off by more.
@@ -108,6 +112,7 @@ class Bundle:
 
     `document` is model.json, `golden_NCHW` are the `uint8` images of the stored example, and `card`
     is the text of MODEL_CARD.md. `ood` is None for a model without `ood.safetensors`.
+    `training_images` is the text of training_images.sha256, None where it is unknown.
     """
 
     network: AlexNet
@@ -115,6 +120,7 @@ class Bundle:
     golden_NCHW: Pixels
     ood: OutOfDistribution | None
     card: str
+    training_images: str | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -150,11 +156,13 @@ def save_bundle(
     facts: Mapping[str, Any],
     card: str,
     ood: OutOfDistribution | None = None,
+    training_images: Iterable[str] | None = None,
     also: tuple[str, ...] = (),
 ) -> None:
     """Write the model directory; model.json comes last, so where it stands the rest is whole.
 
-    `facts` (settings, split, data, code, metrics) are stored in model.json as they are. `also`
+    `facts` (settings, split, data, code, metrics) are stored in model.json as they are.
+    `training_images` are the SHA-256 of the training images' files. `also`
     names files that stand in `folder` already and belong to the model. What an earlier model left
     there and this one does not have is removed.
     """
@@ -174,7 +182,11 @@ def save_bundle(
         with appearing(folder / OOD) as temporary:
             ood.save(temporary)
         names.append(OOD)
-    for name in {OOD, OOD_OF_0_1_0, ONNX}.difference(names):
+    if training_images is not None:
+        lines = "".join(f"{sha256}\n" for sha256 in sorted(training_images))
+        write_atomically(folder / TRAINING_IMAGES, lines)
+        names.append(TRAINING_IMAGES)
+    for name in {OOD, OOD_OF_0_1_0, ONNX, TRAINING_IMAGES}.difference(names):
         (folder / name).unlink(missing_ok=True)
     files = {name: sha256_of(folder / name) for name in names}
     content = {
@@ -225,7 +237,10 @@ def load_bundle(folder: Path) -> Bundle:
         raise UserError(
             f"{folder / 'model.json'} is damaged: its checksum does not match; copy the model again"
         )
-    return Bundle(network, document, golden_NCHW, ood, _read_card(folder))
+    trained_with = None
+    if TRAINING_IMAGES in model.files:
+        trained_with = (folder / TRAINING_IMAGES).read_text("ascii", "replace")
+    return Bundle(network, document, golden_NCHW, ood, _read_card(folder), trained_with)
 
 
 def _checked(folder: Path, document: Mapping[str, Any]) -> _ModelJson:

@@ -188,6 +188,7 @@ def write_model(
             "metrics": {"validation": facts["validation"], "test": facts["test"]},
         },
         card=model_card(facts),
+        training_images=[dataset.cache.sha256[i] for i in dataset.split.indices("train")],
         also=(ONNX,) if with_onnx else (),
         ood=ood,
     )
