@@ -18,6 +18,7 @@ LOOPBACK = "127.0.0.1"
 @click.argument("bundle", type=MODEL)
 @click.argument("folder", type=EXISTING_FOLDER)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="also write the figures")
+@click.option("--against", type=MODEL, help="another model to compare with on the same images")
 @click.option(
     "--on-bad-image",
     type=click.Choice(["fail", "skip"]),
@@ -26,7 +27,11 @@ LOOPBACK = "127.0.0.1"
     help="what to do with unreadable images; skip = leave them out",
 )
 def evaluate(
-    bundle: Path, folder: Path, json_file: Path | None, on_bad_image: Literal["fail", "skip"]
+    bundle: Path,
+    folder: Path,
+    json_file: Path | None,
+    against: Path | None,
+    on_bad_image: Literal["fail", "skip"],
 ) -> None:
     """Measure the model BUNDLE, a directory or a model.tar.gz, on the class folders in FOLDER.
 
@@ -36,6 +41,7 @@ def evaluate(
     _use_gpu()
     from alexmri.contract.resources import cpu_cores
     from alexmri.evaluation.evaluate import evaluate_folder, evaluation_document
+    from alexmri.evaluation.interpretation import compared_with_model
     from alexmri.evaluation.tables import show_measured
     from alexmri.files import write_json
     from alexmri.model.predictor import Predictor
@@ -47,10 +53,14 @@ def evaluate(
         workers=cpu_cores(),
         terminal=choose_terminal(),
         on_bad_image=on_bad_image,
+        against=Predictor.load(against) if against else None,
     )
     if json_file:
         write_json(json_file, evaluation_document(facts))
     show_measured(facts["test"], f"images in {folder}")
+    if facts["against"]:
+        for line in compared_with_model(facts["against"]):
+            click.echo(line)
 
 
 @click.command()

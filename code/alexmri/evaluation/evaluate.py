@@ -1,20 +1,21 @@
 """Measure a model directory on a folder of class folders."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from alexmri.data.cache import open_cache
+from alexmri.data.cache import DecodedCache, open_cache
 from alexmri.data.dataset import fingerprint, unknown_subjects, without
 from alexmri.data.decode import shortened
 from alexmri.data.folders import Folder, discover_for_test
 from alexmri.data.subjects import KAGGLE, Subjects, find_subjects
 from alexmri.data.synthetic import FOUND_BY_NAMES, NOTICE, is_synthetic
 from alexmri.errors import UserError
+from alexmri.evaluation.comparison import compare
 from alexmri.evaluation.metrics import measure
 from alexmri.evaluation.negative_class import find_negative_class
 from alexmri.evaluation.predictions import Predictions
@@ -32,18 +33,22 @@ def evaluate_folder(
     workers: int,
     terminal: Terminal,
     on_bad_image: Literal["fail", "skip"] = "fail",
+    against: Predictor | None = None,
 ) -> dict[str, Any]:
     """Measure the images in `root`; return the facts that document and report are made from.
 
     Beside those of `report.render_report` (but for title, generated, run and plots, which are
     whoever's writes them) they hold "predictions". Of a folder that holds train / valid / test
     folders only test is measured. Subjects are found as in the training of the model. With
-    `on_bad_image` "skip" images that cannot be read are left out, which is said.
+    `on_bad_image` "skip" images that cannot be read are left out, which is said. "against" is how
+    the model compares with the model `against` on the same images, None without one.
 
     Raises:
-        UserError: bad data, or a class the model does not know.
+        UserError: bad data, a class the model does not know, or other classes in `against`.
     """
     bundle = predictor.bundle
+    if against:
+        _require_same_classes(bundle, against.bundle)
     folder = discover_for_test(root)
     unknown = [name for name in folder.classes if name not in bundle.classes]
     if unknown:
@@ -81,26 +86,11 @@ def evaluate_folder(
         warnings.append("the model was trained on synthetic images, which alexmri had drawn")
     for warning in warnings:
         terminal.warn(warning)
-    logits_NK = predictor.logits(cache.pixels_NCHW)
-    predictions = Predictions(
-        classes=bundle.classes,
-        labels_N=np.array([bundle.classes.index(image.label) for image in folder.images]),
-        probabilities_NK=softmax(logits_NK, bundle.temperature),
-        subjects_N=groups.ids if groups else None,
-        paths=tuple(image.name for image in folder.images),
-        uncalibrated_NK=softmax(logits_NK),
-    )
-    found = fingerprint(folder, cache)
-    in_training = _count_in_training(bundle, cache.sha256)
-    trained_on = None if in_training is None else in_training > 0
-    if found == bundle.document.get("data", {}).get("fingerprint"):
-        trained_on = True  # all that version 0.1.0 stored, of the whole data set
-    if trained_on:
-        known = in_training or "some"
-        terminal.warn(
-            f"the model was trained with {known} of the {len(folder.images)} images: the figures"
-            " are no test of anything"
-        )
+    predictions = _predict(predictor, folder, groups, cache)
+    compared = None
+    if against:
+        compared = _compare_with(against, predictions, folder, groups, cache, workers, terminal)
+    trained_on = _trained_on(bundle, folder, cache, terminal, "the model")
     counts = Counter(image.label for image in folder.images)
     subjects = None
     if groups:
@@ -117,9 +107,7 @@ def evaluate_folder(
             "subjects_between": None,
             "synthetic": synthetic,
             "groups_from": groups.found_by if groups else None,
-            # One of them is enough: only then are all figures about new images.
-            "trained_on_these_images": trained_on,
-            "images_in_training": in_training,
+            **trained_on,
         },
         "skipped_images": dict(cache.skipped),
         "leak_probe": {"slice": None, "subject": None, "shuffled": None},
@@ -130,6 +118,7 @@ def evaluate_folder(
             negative_class=find_negative_class(bundle.classes, settings.negative_class),
         ),
         "validation": None,
+        "against": compared,
         "top_losses": find_top_losses(
             predictions, cache.pixels_NCHW, bundle.network, predictor.compute.device
         ),
@@ -140,7 +129,7 @@ def evaluate_folder(
             "counts": {"test": {name: counts[name] for name in bundle.classes}},
             "subjects": subjects,
             "synthetic": synthetic,
-            "fingerprint": found,
+            "fingerprint": fingerprint(folder, cache),
             "warnings": warnings,
         },
         "settings": bundle.document.get("settings", {}),
@@ -158,15 +147,82 @@ def evaluation_document(facts: Mapping[str, Any]) -> dict[str, Any]:
         "schema": "alexmri.evaluation/1",
         "model": facts["model"]["version"],
         **{key: facts[key] for key in ("protocol", "test", "leak_probe", "skipped_images")},
+        **({"against": facts["against"]} if facts["against"] else {}),
     }
 
 
-def _count_in_training(bundle: Bundle, sha256_N: Sequence[str]) -> int | None:
-    """Return how many of these files the model was trained with; None where it does not tell."""
-    if bundle.training_images is None:
-        return None
-    known = frozenset(bundle.training_images.split())
-    return sum(sha256 in known for sha256 in sha256_N)
+def _predict(
+    predictor: Predictor, folder: Folder, groups: Subjects | None, cache: DecodedCache
+) -> Predictions:
+    logits_NK = predictor.logits(cache.pixels_NCHW)
+    classes = predictor.bundle.classes
+    return Predictions(
+        classes=classes,
+        labels_N=np.array([classes.index(image.label) for image in folder.images]),
+        probabilities_NK=softmax(logits_NK, predictor.bundle.temperature),
+        subjects_N=groups.ids if groups else None,
+        paths=tuple(image.name for image in folder.images),
+        uncalibrated_NK=softmax(logits_NK),
+    )
+
+
+def _require_same_classes(bundle: Bundle, other: Bundle) -> None:
+    if bundle.classes != other.classes:
+        raise UserError(
+            f"the models have different classes: model {bundle.version} has"
+            f" {', '.join(bundle.classes)}, and model {other.version} has"
+            f" {', '.join(other.classes)}; compare models that were trained on the same class"
+            " folders"
+        )
+
+
+def _compare_with(
+    against: Predictor,
+    predictions: Predictions,
+    folder: Folder,
+    groups: Subjects | None,
+    cache: DecodedCache,
+    workers: int,
+    terminal: Terminal,
+) -> dict[str, Any]:
+    """Return what evaluation.json says of the other model, on the images that were measured."""
+    other = against.bundle
+    if cache.pixels_NCHW.shape[1:] != (other.channels, other.image_size, other.image_size):
+        cache = open_cache(
+            folder,
+            image_size=other.image_size,
+            channels=other.channels,
+            workers=workers,
+            terminal=terminal,
+        )
+    return {
+        "model": other.version,
+        **_trained_on(other, folder, cache, terminal, "the other model"),
+        **compare(predictions, _predict(against, folder, groups, cache)),
+    }
+
+
+def _trained_on(
+    bundle: Bundle, folder: Folder, cache: DecodedCache, terminal: Terminal, model: str
+) -> dict[str, Any]:
+    """Tell whether a model was trained with any of the images, and with how many.
+
+    One is enough: only without any are all figures about new images. Both are None where the model
+    does not list its training images.
+    """
+    count = None
+    if bundle.training_images is not None:
+        known = frozenset(bundle.training_images.split())
+        count = sum(sha256 in known for sha256 in cache.sha256)
+    trained_on = None if count is None else count > 0
+    if fingerprint(folder, cache) == bundle.document.get("data", {}).get("fingerprint"):
+        trained_on = True  # all that version 0.1.0 stored, of the whole data set
+    if trained_on:
+        terminal.warn(
+            f"{model} was trained with {count or 'some'} of the {len(folder.images)} images: the"
+            " figures are no test of anything"
+        )
+    return {"trained_on_these_images": trained_on, "images_in_training": count}
 
 
 def _groups(folder: Folder, settings: Settings, terminal: Terminal) -> Subjects | None:

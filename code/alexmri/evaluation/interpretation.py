@@ -26,7 +26,7 @@ ONE_NN = (
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """The result in one sentence; good where a model beats both baselines on new people."""
+    """The result in one sentence; good where every test beats both baselines on new people."""
 
     text: str
     good: bool
@@ -56,41 +56,37 @@ def headline(protocol: Mapping[str, Any], test: Mapping[str, Any] | None) -> Hea
         where = f"{test['subjects']} people, {shared} of them in its training too"
     else:
         where = "slices of people it was trained on"
-    said: dict[str, list[str]] = {"WORSE than": [], "NOT better than": [], "better than": []}
-    for name, baseline in _baselines(test):
-        said[standing(baseline)].append(_baseline_name(name, baseline))
-    found = ", ".join(
-        f"{how} {(' or ' if 'NOT' in how else ' and ').join(whom)}"
-        for how, whom in said.items()
-        if whom
+    found = _baselines(test)
+    said = "; ".join(
+        f"{_standing(baseline)} than {_baseline_name(name, baseline)}" for name, baseline in found
     )
-    good = _kept_apart(protocol) and not said["WORSE than"] and not said["NOT better than"]
-    return Headline(f"Accuracy {figure(test['accuracy'])} on {where}: {found}.", good)
-
-
-def standing(baseline: Mapping[str, Any]) -> str:
-    """Tell how a model stands to a baseline by paired tests of accuracy and macro F1.
-
-    It is "better than" the baseline where it is better in one of them and not worse in the other.
-    """
-    outcomes = [_outcome(difference) for difference in baseline["difference"].values()]
-    if "better" in outcomes and "worse" not in outcomes:
-        return "better than"
-    return "WORSE than" if "worse" in outcomes and "better" not in outcomes else "NOT better than"
+    good = _kept_apart(protocol) and all(_is_beaten(baseline) for _, baseline in found)
+    return Headline(f"Accuracy {figure(test['accuracy'])} on {where}: {said}.", good)
 
 
 def compared(measured: Mapping[str, Any]) -> list[tuple[str, bool]]:
     """Return a paired test in words for each baseline of `measured`, and whether it is beaten.
 
+    Beaten means by every test, that of accuracy and that of macro F1.
     `measured` is what `metrics.measure` returned, or its "subject_level".
     """
     return [
         (
-            _lead_over(_baseline_name(name, baseline), baseline),
-            standing(baseline) == "better than",
+            _compared(_baseline_name(name, baseline), baseline),
+            _is_beaten(baseline),
         )
         for name, baseline in _baselines(measured)
     ]
+
+
+def compared_with_model(against: Mapping[str, Any]) -> list[str]:
+    """Return what the paired tests found against another model, a sentence for each level.
+
+    `against` is the part of evaluation.json of that name.
+    """
+    name = f"model {against['model']}"
+    levels = (("slice by slice", against), ("person by person", against["subject_level"]))
+    return [f"{how}: {_compared(name, level)}" for how, level in levels if level]
 
 
 def _baselines(measured: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -108,26 +104,33 @@ def _outcome(difference: Mapping[str, Any] | None) -> str:
     return "better" if difference["value"] > 0 else "worse"
 
 
-def _lead_over(baseline_name: str, baseline: Mapping[str, Any]) -> str:
-    gaps = {
-        name: baseline["difference"][key]
-        for name, key in (("accuracy", "accuracy"), ("macro F1", "macro_f1"))
-    }
-    named = {
-        outcome: " and ".join(name for name, gap in gaps.items() if _outcome(gap) == outcome)
-        for outcome in ("worse", "open", "better")
-    }
-    found = ", ".join(
-        f"{how} in {named[outcome]}"
-        for outcome, how in (
+def _gaps(baseline: Mapping[str, Any]) -> dict[str, Mapping[str, Any] | None]:
+    """Return the difference to a baseline by the metric's name."""
+    difference = baseline["difference"]
+    return {"accuracy": difference["accuracy"], "macro F1": difference["macro_f1"]}
+
+
+def _compared(name: str, other: Mapping[str, Any]) -> str:
+    leads = ", ".join(f"{lead(gap)} in {metric}" for metric, gap in _gaps(other).items())
+    return f"{_standing(other)} than {name}. Lead: {leads}."
+
+
+def _is_beaten(baseline: Mapping[str, Any]) -> bool:
+    return all(_outcome(gap) == "better" for gap in _gaps(baseline).values())
+
+
+def _standing(baseline: Mapping[str, Any]) -> str:
+    """Say what the paired test of each metric found, the bad news first."""
+    gaps = _gaps(baseline)
+    found = {
+        words: " and ".join(metric for metric, gap in gaps.items() if _outcome(gap) == outcome)
+        for outcome, words in (
             ("worse", "WORSE"),
             ("open", "NOT shown to be better"),
             ("better", "better"),
         )
-        if named[outcome]
-    )
-    leads = ", ".join(f"{lead(gap)} in {name}" for name, gap in gaps.items())
-    return f"{found} than {baseline_name}. Lead: {leads}."
+    }
+    return ", ".join(f"{words} in {metrics}" for words, metrics in found.items() if metrics)
 
 
 def _kept_apart(protocol: Mapping[str, Any]) -> bool:

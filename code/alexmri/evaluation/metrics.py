@@ -14,7 +14,15 @@ import numpy as np
 from alexmri.evaluation.baselines import against, answers_of_baselines
 from alexmri.evaluation.calibration import expected_calibration_error, reliability_bins
 from alexmri.evaluation.predictions import Floats, Ints, Predictions, by_subject
-from alexmri.evaluation.rates import auc, confusion_matrix, mean_defined, rates, ratio, weighted
+from alexmri.evaluation.rates import (
+    auc,
+    confusion_matrix,
+    mean_defined,
+    rates,
+    ratio,
+    unit_matrices,
+    weighted,
+)
 from alexmri.evaluation.resampling import estimate, paired_test, resamples, spread, units_of
 
 AVERAGES = ("accuracy", "balanced_accuracy", "macro_f1")
@@ -62,7 +70,7 @@ def measure(
 
     answers = answers_of_baselines(predictions, majority)
     matrices = {
-        name: _matrices_of_units(labels_N, answer_N, units_N, K)
+        name: unit_matrices(labels_N, answer_N, units_N, K)
         for name, answer_N in {"model": predicted_N, **answers}.items()
     }
     sums = _per_image(predictions, probabilities_NK, negative_class)
@@ -154,15 +162,6 @@ def statistics(measured: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "multiclass_classification_metrics": {"confusion_matrix": matrix} | measured["weighted"]
     }
-
-
-def _matrices_of_units(labels_N: Ints, answers_N: Ints, units_N: Ints, K: int) -> Floats:
-    """Return each unit's confusion matrix (U, K, K + 1); the last column is for `OTHER`."""
-    U = int(units_N.max()) + 1
-    column_N = np.where(answers_N < 0, K, answers_N)
-    cells_N = (units_N * K + labels_N) * (K + 1) + column_N
-    counts = np.bincount(cells_N, minlength=U * K * (K + 1))
-    return counts.astype(np.float64).reshape(U, K, K + 1)
 
 
 def _per_image(

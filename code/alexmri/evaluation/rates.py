@@ -10,6 +10,18 @@ def confusion_matrix(labels_N: Ints, predicted_N: Ints, K: int) -> Ints:
     return np.bincount(labels_N * K + predicted_N, minlength=K * K).reshape(K, K)
 
 
+def unit_matrices(labels_N: Ints, answers_N: Ints, units_N: Ints, K: int) -> Floats:
+    """Return each unit's confusion matrix (U, K, K + 1); the last column is for `OTHER`.
+
+    Labels (N,) lie in 0..K-1, answers (N,) too or are `OTHER`, and units (N,) in 0..U-1.
+    """
+    U = int(units_N.max()) + 1
+    column_N = np.where(answers_N < 0, K, answers_N)
+    cells_N = (units_N * K + labels_N) * (K + 1) + column_N
+    counts = np.bincount(cells_N, minlength=U * K * (K + 1))
+    return counts.astype(np.float64).reshape(U, K, K + 1)
+
+
 def macro_f1(confusion_KK: Ints) -> float:
     """Return the mean F1, in 0..1, over the classes that occur in labels or predictions.
 
