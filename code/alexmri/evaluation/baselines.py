@@ -1,16 +1,13 @@
-"""What two baselines without any learning answer, and how far a model is above them."""
-
-from collections.abc import Mapping
+"""What two baselines without any learning answer."""
 
 import numpy as np
 
 from alexmri.data.nearest import nearest, unit_vectors
 from alexmri.data.pixels import PixelRows
-from alexmri.evaluation.predictions import Floats, Ints, Predictions
+from alexmri.evaluation.predictions import Ints, Predictions
 
 # Training images that are compared with, as in the audit: larger sets are thinned evenly.
 MAX_REFERENCE = 28_000
-COMPARED = ("accuracy", "macro_f1")  # with a paired test
 
 
 def one_nearest_neighbour(
@@ -39,16 +36,3 @@ def answers_of_baselines(predictions: Predictions, majority: int) -> dict[str, I
     if predictions.nearest_N is not None:
         answers["nearest_neighbour"] = predictions.nearest_N
     return answers
-
-
-def against(
-    name: str, model: Mapping[str, Floats], baseline: Mapping[str, Floats]
-) -> dict[str, Floats]:
-    """Return the baseline's averages (R,) and the model's lead, by names that begin with `name`.
-
-    Both come from the same resamples, so what makes a resample easy or hard for both drops out.
-    """
-    averages = ("accuracy", "balanced_accuracy", "macro_f1")
-    return {f"{name} {average}": baseline[average] for average in averages} | {
-        f"{name} difference {average}": model[average] - baseline[average] for average in COMPARED
-    }

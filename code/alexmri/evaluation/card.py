@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from alexmri.data.synthetic import NOTICE
-from alexmri.evaluation.formatting import figure, interval
+from alexmri.evaluation.formatting import estimate, figure
 from alexmri.evaluation.interpretation import compared, headline, interpret
 from alexmri.evaluation.report import audit_findings
 
@@ -106,7 +106,7 @@ def _beside_baselines(title: str, level: Mapping[str, Any]) -> Iterator[str]:
     yield f"| {title} | network | 1-NN baseline | always {always['class']} |"
     yield "| --- | ---: | ---: | ---: |"
     for name, key in AVERAGES:
-        shown = (_estimate(each and each[key]) for each in (level, one_nn, always))
+        shown = (estimate(each and each[key]) for each in (level, one_nn, always))
         yield f"| {name} | {' | '.join(shown)} |"
 
 
@@ -121,7 +121,7 @@ def _ranking(levels: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         rows.append(("sensitivity: demented found", [m["sensitivity"] for m in demented]))
         rows.append(("specificity: healthy found", [m["specificity"] for m in demented]))
     for name, values in rows:
-        yield f"| {name} | {' | '.join(map(_estimate, values))} |"
+        yield f"| {name} | {' | '.join(map(estimate, values))} |"
 
 
 def _calibration(calibration: Mapping[str, Any]) -> Iterator[str]:
@@ -133,7 +133,7 @@ def _calibration(calibration: Mapping[str, Any]) -> Iterator[str]:
     yield "| --- |" + " ---: |" * len(stages)
     yield f"| calibration error (ECE) | {' | '.join(figure(stage['ece']) for stage in stages)} |"
     for name, key in (("Brier score (0 to 2)", "brier"), ("log loss", "log_loss")):
-        yield f"| {name} | {' | '.join(_estimate(stage[key]) for stage in stages)} |"
+        yield f"| {name} | {' | '.join(estimate(stage[key]) for stage in stages)} |"
 
 
 def _classes(measured: Mapping[str, Any]) -> Iterator[str]:
@@ -142,7 +142,7 @@ def _classes(measured: Mapping[str, Any]) -> Iterator[str]:
     for name, rates in measured["per_class"].items():
         values = [*(rates[rate] for rate in ("precision", "recall", "f1"))]
         values.append(measured["auc"]["per_class"][name])
-        yield f"| {name} | {rates['images']} | {' | '.join(map(_estimate, values))} |"
+        yield f"| {name} | {rates['images']} | {' | '.join(map(estimate, values))} |"
 
 
 def _data(data: Mapping[str, Any]) -> Iterator[str]:
@@ -201,8 +201,3 @@ def _model(facts: Mapping[str, Any]) -> str:
         f" channel(s). Probabilities are calibrated by temperature"
         f" {facts['model']['temperature']:.3f}, fitted on the validation split."
     )
-
-
-def _estimate(value: Mapping[str, Any] | None) -> str:
-    shown = interval(value)
-    return f"{figure(value)} ({shown})" if shown else figure(value)

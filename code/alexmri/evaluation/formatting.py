@@ -11,6 +11,12 @@ def figure(value: float | Mapping[str, Any] | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
+def estimate(value: Mapping[str, Any] | None) -> str:
+    """Write an estimate as "value (low to high)", without the brackets where it has no interval."""
+    shown = interval(value)
+    return f"{figure(value)} ({shown})" if shown else figure(value)
+
+
 def interval(estimate: Mapping[str, Any] | None) -> str:
     """Write an estimate's interval, or nothing where there is none."""
     if estimate is None or estimate["ci95"] is None:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from alexmri.evaluation.baselines import against, answers_of_baselines
+from alexmri.evaluation.baselines import answers_of_baselines
 from alexmri.evaluation.calibration import expected_calibration_error, reliability_bins
+from alexmri.evaluation.comparison import AVERAGES, compare_answers
 from alexmri.evaluation.predictions import Floats, Ints, Predictions, by_subject
 from alexmri.evaluation.rates import (
     auc,
@@ -23,9 +24,7 @@ from alexmri.evaluation.rates import (
     unit_matrices,
     weighted,
 )
-from alexmri.evaluation.resampling import estimate, paired_test, resamples, spread, units_of
-
-AVERAGES = ("accuracy", "balanced_accuracy", "macro_f1")
+from alexmri.evaluation.resampling import estimate, resamples, spread, units_of
 
 
 def measure(
@@ -71,7 +70,7 @@ def measure(
     answers = answers_of_baselines(predictions, majority)
     matrices = {
         name: unit_matrices(labels_N, answer_N, units_N, K)
-        for name, answer_N in {"model": predicted_N, **answers}.items()
+        for name, answer_N in {"model": predicted_N, "majority": answers["majority"]}.items()
     }
     sums = _per_image(predictions, probabilities_NK, negative_class)
     names, sums_UC = list(sums), np.zeros((U, len(sums)))
@@ -94,8 +93,6 @@ def measure(
             | {"auc": auc_RK, "macro_auc": mean_defined(auc_RK)}
             | _means(summed)
         )
-        for name in answers:
-            block |= against(name, block, rates(confusions[name]))
         blocks.append(block)
     sampled = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
@@ -129,11 +126,10 @@ def measure(
         "baselines": {"majority": None, "nearest_neighbour": None},
         "weighted": {name: spread(sampled[name]) for name in sampled if name in _STATISTICS},
     }
-    for name in answers:
-        p_values = paired_test(
-            matrices["model"], matrices[name], permutations=replicates, seed=seed
+    for name, answer_N in answers.items():
+        measured["baselines"][name] = compare_answers(
+            labels_N, predicted_N, answer_N, units_N, K, seed=seed, replicates=replicates
         )
-        measured["baselines"][name] = _baseline(name, sampled, p_values)
     measured["baselines"]["majority"]["class"] = classes[majority]
     measured["subject_level"] = _subject_level(predictions, negative_class, seed, replicates)
     return measured
@@ -245,18 +241,6 @@ def _demented(
         "sensitivity": estimate(sampled["sensitivity"]),
         "specificity": estimate(sampled["specificity"]),
     }
-
-
-def _baseline(
-    name: str, sampled: Mapping[str, Floats], p_values: Mapping[str, float | None]
-) -> dict[str, Any]:
-    """Return a baseline's figures and the model's difference to it, on the same resamples."""
-    difference = {}
-    for average, p_value in p_values.items():
-        gap = estimate(sampled[f"{name} difference {average}"])
-        difference[average] = None if gap is None else gap | {"p_value": p_value}
-    figures = {average: estimate(sampled[f"{name} {average}"]) for average in AVERAGES}
-    return {**figures, "difference": difference}
 
 
 def _subject_level(

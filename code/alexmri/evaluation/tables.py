@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from alexmri.evaluation.formatting import estimate, figure
+
 
 def show_folds(evaluation: Mapping[str, Any]) -> None:
     """Print the figures of each fold of a cross-validation, with their mean and deviation."""
@@ -24,11 +26,11 @@ def show_folds(evaluation: Mapping[str, Any]) -> None:
             row["images"],
             row["best_epoch"],
         ]
-        table.add_row(*map(str, own), *(_number(row[name]) for name in over))
+        table.add_row(*map(str, own), *(figure(row[name]) for name in over))
     table.add_section()
     empty = [""] * (3 if people else 2)
     for key, title in (("mean", "mean"), ("standard_deviation", "sd")):
-        table.add_row(title, *empty, *(_number(each[key]) for each in over.values()))
+        table.add_row(title, *empty, *(figure(each[key]) for each in over.values()))
     Console().print(table)
 
 
@@ -46,14 +48,14 @@ def show_pooled(evaluation: Mapping[str, Any]) -> None:
             table.add_section()
             table.add_row(escape(f"between {', '.join(small['classes'])} alone:"))
         for name, figures in (("the network", measured), *_baselines(measured)):
-            shown = (_figure(figures[key]) for key in ("accuracy", "macro_f1"))
+            shown = (estimate(figures[key]) for key in ("accuracy", "macro_f1"))
             table.add_row(name, *shown)
     Console().print(table)
     by_person = test["subject_level"]
     if by_person and by_person["demented"]:
         print(
             f"person by person, demented against {by_person['demented']['negative_class']}: AUC"
-            f" {_figure(by_person['demented']['auc'])}"
+            f" {estimate(by_person['demented']['auc'])}"
         )
 
 
@@ -63,33 +65,17 @@ def _baselines(measured: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]
     return [(title, found[name]) for name, title in titles.items() if found[name]]
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
 def show_measured(measured: Mapping[str, Any], what: str) -> None:
     """Print the figures measured on `what`."""
     unit = "people" if measured["resampled_by"] == "subject" else "images"
     title = escape(f"{what}, 95 % intervals over {unit}")
     table = Table("class", "images", "precision", "recall", "F1", title=title)
     for name, rates in measured["per_class"].items():
-        shown = (_value(rates[rate]) for rate in ("precision", "recall"))
-        table.add_row(escape(name), str(rates["images"]), *shown, _figure(rates["f1"]))
+        shown = (figure(rates[rate]) for rate in ("precision", "recall"))
+        table.add_row(escape(name), str(rates["images"]), *shown, estimate(rates["f1"]))
     table.add_section()
     for key, name in (("accuracy", "accuracy"), ("macro_f1", "macro F1")):
-        table.add_row(name, str(measured["images"]), "", "", _figure(measured[key]))
+        table.add_row(name, str(measured["images"]), "", "", estimate(measured[key]))
         for title, figures in _baselines(measured):
-            table.add_row(f"  {title}", "", "", "", _figure(figures[key]))
+            table.add_row(f"  {title}", "", "", "", estimate(figures[key]))
     Console().print(table)
-
-
-def _value(figure: Mapping[str, Any] | None) -> str:
-    return "-" if figure is None else f"{figure['value']:.3f}"
-
-
-def _figure(figure: Mapping[str, Any] | None) -> str:
-    if figure is None:
-        return "-"
-    interval = figure["ci95"]
-    shown = f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
-    return f"{figure['value']:.3f}{shown}"
