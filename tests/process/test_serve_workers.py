@@ -282,7 +282,7 @@ def test_after_sighup_every_process_serves_the_other_model(
             server.signal(signal.SIGHUP)
             server.wait_until(lambda: server.ready_count() == 4)
             server.wait_until(lambda: not server.workers() & before)
-            # Of four answers the first may be an earlier process's, and every second is a prediction.
+            # The first of four may be an earlier process's answer; every second is a prediction.
             clients.wait_for_more(4)
             assert len(clients.versions) == 2
             clients.versions.clear()
