@@ -11,8 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -23,58 +23,9 @@ from alexmri.files import sha256_of, sha256_of_json
 from alexmri.serving.worker import READ_LIMIT_S
 
 from .conftest import PATIENCE, REPOSITORY, Tree
-from .serving import Server, post, received, running
+from .serving import Server, WatchedServer, post, received, running, watched
 
 PING = b"GET /ping HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"
-
-
-class WatchedServer(Server):
-    """A server whose output goes to files, so that nobody has to read it meanwhile."""
-
-    folder: Path
-
-    def printed(self) -> str:
-        return "".join((self.folder / name).read_text() for name in ("stdout", "stderr"))
-
-    def workers(self) -> set[int]:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return {int(pid) for pid in children.read_text().split()}
-
-    def ready_count(self) -> int:
-        return self.printed().count(" is ready: ")
-
-    def wait_until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < deadline, self.printed()
-            assert self.process.poll() is None, self.printed()
-            time.sleep(0.02)
-
-    def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-
-@contextmanager
-def watched(tree: Tree, folder: Path, **environment: str) -> Iterator[WatchedServer]:
-    """Run container/serve with two processes and yield it once both are ready."""
-    port = free_port()
-    workers = {"ALEXMRI_WORKERS": "2", "SAGEMAKER_CONTAINER_LOG_LEVEL": "100"}
-    own = Tree(tree.root, {"SAGEMAKER_BIND_TO_PORT": str(port), **workers, **environment})
-    folder.mkdir(exist_ok=True)
-    with (folder / "stdout").open("w") as stdout, (folder / "stderr").open("w") as stderr:
-        process = subprocess.Popen(
-            [REPOSITORY / "container" / "serve"],
-            env=own.environment(),
-            stdout=stdout,
-            stderr=stderr,
-            text=True,
-        )
-    server = WatchedServer(process, port)
-    server.folder = folder
-    count = int(own.extra["ALEXMRI_WORKERS"])
-    with running(process, port):
-        server.wait_until(lambda: server.ready_count() == count)
-        yield server
 
 
 @pytest.fixture(scope="module")
