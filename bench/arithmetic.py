@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from alexmri.model.alexnet import build, summarise
+from alexmri.model.alexnet import AlexNet, build, summarise
 from alexmri.model.forward import Compute
 from alexmri.settings import Settings
 from alexmri.training.distributed import ALONE
@@ -18,7 +18,7 @@ GEMM_SIDES = (1024, 2048, 4096)
 LIMIT_STEPS = 12
 
 
-def network_of(settings: Settings, classes: int, compute: Compute) -> torch.nn.Module:
+def network_of(settings: Settings, classes: int, compute: Compute) -> AlexNet:
     network = build(
         classes=classes,
         image_size=settings.image_size,

@@ -32,8 +32,7 @@ from sklearn.preprocessing import StandardScaler
 from alexmri.data.dataset import Dataset, load_dataset
 from alexmri.data.split import Fold, classes_of_enough
 from alexmri.evaluation.baselines import one_nearest_neighbour
-from alexmri.evaluation.metrics import measure
-from alexmri.evaluation.negative_class import find_negative_class
+from alexmri.evaluation.metrics import find_negative_class, measure
 from alexmri.evaluation.predictions import Ints, Predictions, pool, restrict
 from alexmri.files import write_json
 from alexmri.model.forward import choose_compute
@@ -97,7 +96,8 @@ def measured_row(
     first = next(iter(splits.values()))[0]
     kept = classes_kept(first, folds)
     figures = partial(figures_of, kept=kept, from_look_up=name == "nearest_neighbour")
-    rows, parts = [], []
+    rows: list[dict[str, Any]] = []
+    parts = []
     for title, (dataset, settings) in splits.items():
         started = time.monotonic()
         probabilities_NK, chosen = answer(dataset, settings)

@@ -105,7 +105,7 @@ def start_and_memory(bench: Bench) -> dict[str, float]:
     """Train for some seconds in a process of its own; time its start, measure its peak memory."""
     started = time.perf_counter()
     out = tempfile.mkdtemp(dir=bench.scratch)
-    command = [*COMMAND, "train", "--data", bench.data, "--out", out, "--epochs", "1"]
+    command = [*COMMAND, "train", "--data", str(bench.data), "--out", out, "--epochs", "1"]
     command += ["--workers-per-host", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout
@@ -155,7 +155,8 @@ def large(bench: Bench, steps: int = LARGE_STEPS) -> dict[str, float]:
         block_NCHW[:] = generator.integers(0, 256, block_NCHW.shape, dtype=np.uint8)
     array_NCHW.flush()
     del array_NCHW
-    rows = Rows(np.load(path, mmap_mode="r"), np.arange(LARGE_IMAGES))
+    images = np.load(path, mmap_mode="r")
+    rows = Rows(images, np.arange(LARGE_IMAGES))
     labels = generator.integers(0, bench.classes, LARGE_IMAGES)
     small = bench.dataset.part("validation")
     part = Part(rows, labels, None, ("",) * LARGE_IMAGES)
@@ -169,7 +170,7 @@ def large(bench: Bench, steps: int = LARGE_STEPS) -> dict[str, float]:
         "images": float(LARGE_IMAGES),
         "images_per_second": stop.images_per_second,
         "memory_growth_mib": (anonymous_memory() - stop.memory_at_start) / 2**20,
-        "mapped_mib": rows.array_NCHW.nbytes / 2**20,
+        "mapped_mib": images.nbytes / 2**20,
     }
 
 

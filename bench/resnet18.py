@@ -37,7 +37,7 @@ def build(classes: int, channels: int, stem: str) -> nn.Module:
     The small one (He et al. 2016, section 4.2) has a 3 x 3 convolution of stride 1 and no pooling:
     16 times the work, and the fairer peer.
     """
-    network = resnet18(weights=None, num_classes=classes)
+    network: nn.Module = resnet18(weights=None, num_classes=classes)
     if stem == "small":
         network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
         network.maxpool = nn.Identity()
@@ -66,7 +66,7 @@ def train(
     decayed = [weight for weight in network.parameters() if weight.ndim > 1]
     rest = [weight for weight in network.parameters() if weight.ndim <= 1]
     optimizer = torch.optim.SGD(
-        [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": rest}],
+        [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": rest, "weight_decay": 0.0}],
         lr=LEARNING_RATE,
         momentum=0.9,
         nesterov=True,
@@ -94,7 +94,7 @@ def train(
                 logits_NK = network(to_input(pixels_NCHW))
             loss = F.cross_entropy(logits_NK.float(), labels_N)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
         logits = predict_logits(network, validation.pixels_NCHW, served)

@@ -102,7 +102,10 @@ def facts(classes: tuple[str, ...] = CLASSES, **changes: Any) -> dict[str, Any]:
             "fingerprint": "sha256:abc",
             "warnings": ["Two images are the same."],
         },
-        "audit": {"verdict": "It leaks.", "exact_duplicates": [1, 2], "leak_probe": LEAKY},
+        "audit": {
+            "verdict": ["It leaks."],
+            "near_duplicate_counts": {"pairs": 3, "across_splits": 2},
+        },
         "top_losses": [],
         "code": {"version": "0.1.0"},
         "settings": {"epochs": 3, "split_ratios": [0.7, 0.15, 0.15], "group_regex": None},

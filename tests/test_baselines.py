@@ -9,8 +9,7 @@ from sklearn import metrics as sk
 
 from alexmri.errors import UserError
 from alexmri.evaluation.baselines import one_nearest_neighbour
-from alexmri.evaluation.metrics import measure
-from alexmri.evaluation.negative_class import find_negative_class
+from alexmri.evaluation.metrics import find_negative_class, measure
 from alexmri.evaluation.predictions import OTHER, Predictions, pool, restrict
 from alexmri.evaluation.resampling import paired_test
 

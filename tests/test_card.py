@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from alexmri.evaluation import metrics
-from alexmri.evaluation.card import model_card
+from alexmri.evaluation.report import model_card
 
 from .report_facts import APART, CLASSES, NOBODY, UNKNOWN, facts, predictions
 

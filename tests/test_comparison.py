@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alexmri.evaluation.comparison import compare
 from alexmri.evaluation.metrics import measure
 from alexmri.evaluation.predictions import Predictions
+from alexmri.evaluation.resampling import compare
 from alexmri.model.alexnet import build
 
 from .bundles import save
@@ -91,12 +91,11 @@ def test_evaluate_against_another_model(demo: Path, tmp_path: Path) -> None:
     assert gap["value"] == pytest.approx(own - found["accuracy"]["value"])
     assert 0 < gap["p_value"] <= 1
     *_, slices, people = done.stdout.splitlines()
-    assert slices.startswith("slice by slice: ")
-    assert people.startswith("person by person: ")
+    assert slices.startswith(f"Slices, compared with model {version}: ")
+    assert people.startswith(f"People, compared with model {version}: ")
     for line in (slices, people):
-        assert f"than model {version}. Lead: " in line
-        assert "in accuracy" in line
-        assert "in macro F1" in line
+        assert "Difference in accuracy " in line
+        assert ", in macro F1 " in line
         assert "p = " in line or "p ≤ " in line
 
 

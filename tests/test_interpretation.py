@@ -31,30 +31,33 @@ def said(protocol: dict[str, Any], leak_probe: dict[str, Any], test: Any) -> str
 def test_people_on_both_sides_and_probe_as_good_is_called_recognising_people() -> None:
     words = said(SHARED, LEAKY, result(0.98, 0.97, 0.99))
     assert "198 of the 200 people have images in both training and test" in words
-    assert "taken from: names; if that is wrong, so is this" in words
+    assert "People were told apart by: names. If that is wrong, so is this paragraph." in words
     assert "scores 0.992 when images are split one by one" in words
-    assert "it scores 0.989. It does so by recognising people." in words
-    assert "So this accuracy mostly measures recognising people, not disease." in words
+    assert "it scores 0.989. So it works by recognising people." in words
+    assert (
+        "Recognising people is enough for this accuracy, so it is no evidence of disease." in words
+    )
     assert words.endswith("set split_by to subject (--split-by subject).")
 
 
 def test_network_far_below_the_one_nn_is_not_said_to_recognise_people() -> None:
     words = said(SHARED, LEAKY, result(0.60, 0.57, 0.63))
-    assert "Recognising people would be enough for that: it is no evidence of disease." in words
-    assert "mostly measures" not in words
+    assert (
+        "Recognising people is enough for this accuracy, so it is no evidence of disease." in words
+    )
 
 
 def test_recognising_people_is_not_claimed_when_shuffled_labels_defeat_the_probe() -> None:
     words = said(SHARED, LEAKY | {"shuffled": 0.55}, result(0.98, 0.97, 0.99))
     assert "recognising" not in words
-    assert "copying the label of the most similar image is enough for this accuracy" in words
+    assert "Copying the label of the most similar image is enough for this accuracy." in words
 
 
 @pytest.mark.parametrize("probe", [LEAKY | {"shuffled": None}, UNKNOWN | {"slice": 0.992}])
 def test_recognising_people_is_not_claimed_without_shuffled_labels(probe: Any) -> None:
     words = said(NOBODY, probe, result(0.98, 0.97, 0.99))
-    assert "mostly measures" not in words
-    assert "copying the label of the most similar image is enough for this accuracy" in words
+    assert "no evidence of disease" not in words
+    assert "Copying the label of the most similar image is enough for this accuracy." in words
 
 
 def test_recognising_people_is_not_claimed_when_the_probe_only_guesses() -> None:
@@ -65,15 +68,17 @@ def test_recognising_people_is_not_claimed_when_the_probe_only_guesses() -> None
 def test_network_far_above_the_one_nn_is_not_called_a_one_nn() -> None:
     probe = {"slice": 0.70, "subject": 0.50, "shuffled": 0.69}
     words = said(SHARED, probe, result(0.95, 0.93, 0.97))
-    assert "more than the baseline; how much of it is disease, this cannot tell" in words
-    assert "mostly measures" not in words
+    assert (
+        "more than the baseline. How much of it is disease, this comparison cannot tell." in words
+    )
+    assert "is enough for this accuracy" not in words
 
 
 def test_given_folders_are_judged_by_a_probe_on_their_own_split() -> None:
     words = said(SHARED | {"split_by": "folders"}, LEAKY, result(0.98, 0.97, 0.99))
     assert "The split came with the data: 198 of the 200 people" in words
-    assert "scores 0.992 on this very split" in words
-    assert "mostly measures recognising people" in words
+    assert "scores 0.992 on this split" in words
+    assert "Recognising people is enough for this accuracy" in words
     assert "put all images of a person into one of the folders" in words
 
 
@@ -81,40 +86,41 @@ def test_given_folders_that_keep_people_apart_are_probed_on_new_people() -> None
     probe = {"slice": 0.48, "subject": 0.45, "shuffled": 0.41}
     words = said(APART | {"split_by": "folders"}, probe, result(0.60, 0.55, 0.65))
     assert "scores 0.480 on people it has not seen" in words
-    assert "Split image by image" not in words
+    assert "one by one" not in words
 
 
 def test_unknown_people_are_said_to_be_unknown() -> None:
     words = said(NOBODY, UNKNOWN, result(0.9, 0.88, 0.92, resampled_by="image", subjects=None))
-    assert "is unknown; where people have several images each, expect that many do" in words
+    assert "It is not known how many people have images in both training and test." in words
     assert "was not measured" in words
-    assert "the true ones are wider" in words
-    assert "say which image is whose by group_regex (--group-regex)" in words
+    assert "the true intervals are wider" in words
+    assert "name the person on each image by group_regex (--group-regex) and set" in words
 
 
 def test_of_an_existing_model_it_is_said_what_cannot_be_known() -> None:
     words = said(EXISTING, UNKNOWN, result(0.98, 0.97, 0.99))
-    assert words.startswith("An existing model was measured. Whether it was trained on images of")
-    assert "Who is who was taken from: names" in words
+    assert words.startswith(
+        "An existing model was measured. It is not known whether it was trained on"
+    )
+    assert "was trained on images of the same people. If it was, the figures are" in words
+    assert "told apart by: names" in words
     assert "split_by" not in words
     old = EXISTING | {"trained_on_these_images": True, "images_in_training": None}
     words = said(old, UNKNOWN, result(0.98, 0.97, 0.99))
-    assert words.startswith("These are the very images the model was trained with: this is no test")
+    assert words.startswith("The model was trained with the images measured here, so the figures")
     some = EXISTING | {"trained_on_these_images": True, "images_in_training": 33}
     words = said(some, UNKNOWN, result(0.98, 0.97, 0.99))
-    assert words.startswith(
-        "The model was trained with 33 of the images measured here: the figures"
-    )
+    assert words.startswith("The model was trained with 33 of the images measured here, so the")
     unknown = EXISTING | {"trained_on_these_images": None, "images_in_training": None}
     words = said(unknown, UNKNOWN, result(0.98, 0.97, 0.99))
-    assert "Whether it was trained on these very images, or on others of the same people" in words
+    assert "It is not known whether it was trained on these images, or on others of" in words
 
 
 def test_people_kept_apart_are_said_to_be_new_and_need_no_advice() -> None:
     words = said(APART, LEAKY, result(0.60, 0.55, 0.65))
     assert "none of the 200 people has images in both training and test" in words
     assert "scores 0.462 on people it has not seen" in words
-    assert "scores 0.992 on these data: figures from such splits are not comparable" in words
+    assert "scores 0.992 on these data. Figures from such splits cannot be compared" in words
     assert "set split_by" not in words
     assert "recognising" not in words
 
@@ -143,19 +149,20 @@ def test_headline_names_each_metric_and_says_what_its_test_found(
     test["baselines"]["nearest_neighbour"] = baseline(accuracy, macro_f1)
     said_first = headline(APART, test)
     assert said_first.text == (
-        f"Accuracy 0.600 on people it has not seen: {words} than the 1-NN baseline;"
-        " better in accuracy and macro F1 than always answering NonDemented."
+        "Accuracy 0.600 on people the network has not seen."
+        f" Compared with the 1-NN baseline: {words}."
+        " Compared with always answering NonDemented: better in accuracy and macro F1."
     )
     assert loud == (not said_first.good)
-    in_full, beaten = compared(test)[0]
     # The box below the headline opens with the same words.
-    assert in_full.startswith(f"{words} than the 1-NN baseline. Lead: ")
-    assert beaten != loud
+    first = compared(test, "Slices")[0]
+    assert first.finding == f"Slices, compared with the 1-NN baseline: {words}."
+    assert first.beaten != loud
 
 
 def test_beating_the_one_nn_on_known_people_is_no_good_headline() -> None:
     said_first = headline(SHARED, result(0.99, 0.98, 1))
-    assert "on slices of people it was trained on: better in accuracy and" in said_first.text
+    assert "on slices of people the network was trained on. Compared with the" in said_first.text
     assert not said_first.good
     assert headline(APART, result(0.99, 0.98, 1)).good
 
@@ -165,15 +172,20 @@ def test_headline_of_other_measurements() -> None:
     test = result(0.9, 0.8, 1)
     test["baselines"]["nearest_neighbour"] = None
     few = headline(SHARED | {"subjects_shared": 3}, test)
-    assert "on 60 people, 3 of them in its training too: better in" in few.text
+    assert "on 60 people, 3 of them in the training too. Compared with" in few.text
     assert not few.good
-    assert "on images of unknown people: better in accuracy and macro F1 than always answering" in (
-        headline(NOBODY, test).text
+    assert headline(NOBODY, test).text == (
+        "Accuracy 0.900 on images of unknown people."
+        " Compared with always answering NonDemented: better in accuracy and macro F1."
     )
-    assert "on the images given" in headline(EXISTING, test).text
-    for known, words in ((None, "the very images it was trained with"), (7, "trained with 7")):
+    assert "on images that were not in the training." in headline(EXISTING, test).text
+    for known, number, words in (
+        (True, None, "on the images the network was trained with."),
+        (True, 7, "on images of which 7 were in the training."),
+        (None, None, "on images that may have been in the training."),
+    ):
         own = headline(
-            EXISTING | {"trained_on_these_images": True, "images_in_training": known}, test
+            EXISTING | {"trained_on_these_images": known, "images_in_training": number}, test
         )
         assert words in own.text
         assert not own.good
@@ -182,19 +194,24 @@ def test_headline_of_other_measurements() -> None:
 def test_paired_test_in_words() -> None:
     test = result(0.6, 0.5, 0.7)
     test["baselines"]["nearest_neighbour"] = baseline(LEVEL, BELOW)
-    (one_nn, beaten), (guess, beats_guess) = compared(test)
-    assert (beaten, beats_guess) == (False, True)
-    assert one_nn.startswith(
-        "WORSE in macro F1, NOT shown to be better in accuracy than the 1-NN baseline"
+    one_nn, guess = compared(test, "People")
+    assert (one_nn.beaten, guess.beaten) == (False, True)
+    assert one_nn.finding == (
+        "People, compared with the 1-NN baseline: WORSE in macro F1,"
+        " NOT shown to be better in accuracy."
     )
-    assert "Lead: +0.010 (−0.090 to +0.110, p = 0.600) in accuracy" in one_nn
-    assert "−0.200 (−0.300 to −0.100, p ≤ 0.001) in macro F1" in one_nn
-    assert guess.startswith("better in accuracy and macro F1 than always answering NonDemented.")
+    assert one_nn.difference == (
+        "Difference in accuracy +0.010 (−0.090 to +0.110, p = 0.600),"
+        " in macro F1 −0.200 (−0.300 to −0.100, p ≤ 0.001)."
+    )
+    assert guess.finding == (
+        "People, compared with always answering NonDemented: better in accuracy and macro F1."
+    )
 
 
 def test_comparable_splits_get_no_warning_about_other_figures() -> None:
     probe = {"slice": 0.47, "subject": 0.46, "shuffled": None}
-    assert "not comparable" not in said(APART, probe, result(0.6, 0.55, 0.65))
+    assert "cannot be compared" not in said(APART, probe, result(0.6, 0.55, 0.65))
 
 
 def test_split_by_person_that_shares_people_is_called_failed() -> None:
@@ -214,7 +231,9 @@ def test_no_test_set_is_said_plainly(protocol: Any, probe: Any) -> None:
 
 
 def test_few_people_and_single_people_are_pointed_out() -> None:
-    assert "holds 30 people" in said(APART, LEAKY, result(0.6, 0.55, 0.65, subjects=30))
+    assert "rest on 30 people. Another 30 people could give" in said(
+        APART, LEAKY, result(0.6, 0.55, 0.65, subjects=30)
+    )
     one = result(0.6, 0, 0, subjects=1) | {"accuracy": {"value": 0.6, "ci95": None}}
     assert "One person is too few for an interval or a test." in said(APART, LEAKY, one)
 

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from alexmri.evaluation import plots
 from alexmri.evaluation.predictions import Predictions
 
 from .report_facts import draw_all, history, predictions
+
+ROOT = Path(__file__).parents[1]
 
 
 def size(png: bytes) -> tuple[int, int]:
@@ -82,10 +85,20 @@ def test_no_epochs_is_refused() -> None:
         plots.curves([])
 
 
-def test_drawing_never_loads_pyplot() -> None:
+def test_drawing_chooses_no_backend_and_keeps_no_figure() -> None:
+    """A process without a screen draws, also in a thread and whatever screen is asked for."""
     program = (
-        "import sys; from alexmri.evaluation import plots; plots.confusion([[1]], ['a'], 't'); "
-        "assert 'matplotlib.pyplot' not in sys.modules"
+        "import sys, concurrent.futures, matplotlib\n"
+        "from tests.report_facts import draw_all\n"
+        "with concurrent.futures.ThreadPoolExecutor(1) as pool: pool.submit(draw_all).result()\n"
+        "pyplot = sys.modules.get('matplotlib.pyplot')\n"
+        "assert pyplot is None or pyplot.get_fignums() == []\n"
+        "assert 'matplotlib.backends.backend_tkagg' not in sys.modules\n"
+        "assert matplotlib.get_backend(auto_select=False) in (None, 'tkagg')\n"
+        "assert 'tkinter' not in sys.modules\n"
     )
     environment = os.environ | {"PYTHONPATH": ":".join(filter(None, sys.path))}
-    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+    environment.pop("DISPLAY", None)
+    for screen in ({}, {"MPLBACKEND": "TkAgg"}):
+        command = [sys.executable, "-W", "error", "-c", program]
+        subprocess.run(command, check=True, env=environment | screen, cwd=ROOT)

@@ -7,7 +7,7 @@ import pytest
 
 from alexmri.contract.signals import StopRequest
 from alexmri.errors import UserError
-from alexmri.evaluation.writer import write_measured
+from alexmri.evaluation.report import write_measured
 from alexmri.settings import Layer, resolve
 from alexmri.terminal import SilentTerminal
 from alexmri.training.crossval import Crossval, run_crossval

@@ -49,7 +49,8 @@ def ask(bench: Bench, name: str, **wishes: Any) -> dict[str, float]:
     if done.returncode:
         last_words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise RuntimeError(f"{name}: {last_words[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def speed_of(bench: Bench, name: str, **wishes: Any) -> float:

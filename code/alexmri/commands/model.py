@@ -39,10 +39,10 @@ def evaluate(
     something only for images, and people, that the model was not trained on.
     """
     _use_gpu()
+    from alexmri.commands.tables import show_measured
     from alexmri.contract.resources import cpu_cores
     from alexmri.evaluation.evaluate import evaluate_folder, evaluation_document
     from alexmri.evaluation.interpretation import compared_with_model
-    from alexmri.evaluation.tables import show_measured
     from alexmri.files import write_json
     from alexmri.model.predictor import Predictor
     from alexmri.terminal import choose_terminal
@@ -59,8 +59,8 @@ def evaluate(
         write_json(json_file, evaluation_document(facts))
     show_measured(facts["test"], f"images in {folder}")
     if facts["against"]:
-        for line in compared_with_model(facts["against"]):
-            click.echo(line)
+        for each in compared_with_model(facts["against"]):
+            click.echo(f"{each.finding} {each.difference}")
 
 
 @click.command()

@@ -69,7 +69,7 @@ def _measure_into(arguments: argparse.Namespace, terminal: PlainTerminal) -> Non
     from alexmri.contract.resources import cpu_cores
     from alexmri.evaluation.evaluate import evaluate_folder, evaluation_document
     from alexmri.evaluation.plots import measured_plots
-    from alexmri.evaluation.writer import write_measured
+    from alexmri.evaluation.report import write_measured
     from alexmri.files import make_writable
     from alexmri.model.predictor import Predictor
     from alexmri.training.provenance import code_document, machine_document

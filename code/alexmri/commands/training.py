@@ -42,7 +42,7 @@ def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **op
                 _check_folders(data, out, overwrite)
                 if not is_launched(os.environ):
                     _launch(settings)
-                from alexmri.evaluation.tables import show_measured
+                from alexmri.commands.tables import show_measured
                 from alexmri.training.distributed import joined
                 from alexmri.training.job import Job, run_job
                 from alexmri.training.worker import ending_with_the_others
@@ -104,8 +104,8 @@ def crossval(
     resolved = read_settings(config_file, options)
     _check_folders(data, out, overwrite)
     use_gpu(click.echo)
+    from alexmri.commands.tables import show_folds, show_measured, show_pooled
     from alexmri.contract.signals import StopRequest, exit_code_of_stop
-    from alexmri.evaluation.tables import show_folds, show_measured, show_pooled
     from alexmri.terminal import choose_terminal
     from alexmri.training.crossval import Crossval, choose_split_by, run_crossval
 

@@ -15,10 +15,9 @@ from alexmri.data.folders import Folder, discover_for_test
 from alexmri.data.subjects import KAGGLE, Subjects, find_subjects
 from alexmri.data.synthetic import FOUND_BY_NAMES, NOTICE, is_synthetic
 from alexmri.errors import UserError
-from alexmri.evaluation.comparison import compare
-from alexmri.evaluation.metrics import measure
-from alexmri.evaluation.negative_class import find_negative_class
+from alexmri.evaluation.metrics import find_negative_class, measure
 from alexmri.evaluation.predictions import Predictions
+from alexmri.evaluation.resampling import compare
 from alexmri.evaluation.top_losses import find_top_losses
 from alexmri.model.bundle import Bundle
 from alexmri.model.predictor import Predictor, softmax

@@ -1,7 +1,9 @@
-"""Write figures for people."""
+"""Write figures for people, and fill in the room's templates of plain text."""
 
 from collections.abc import Mapping
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def figure(value: float | Mapping[str, Any] | None) -> str:
@@ -35,6 +37,21 @@ def lead(difference: Mapping[str, Any] | None) -> str:
     low, high = map(_signed, difference["ci95"])
     p = "p ≤ 0.001" if p_value <= 0.001 else f"p = {p_value:.3f}"
     return f"{_signed(difference['value'])} ({low} to {high}, {p})"
+
+
+def text_templates() -> Environment:
+    """Return the room's templates that are not HTML; nothing that is put in is escaped."""
+    environment = Environment(
+        loader=PackageLoader("alexmri", "evaluation"),
+        # Markdown and plain sentences: what shows them escapes them.
+        autoescape=False,  # noqa: S701
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"figure": figure, "estimate": estimate, "lead": lead}
+    return environment
 
 
 def _signed(value: float) -> str:

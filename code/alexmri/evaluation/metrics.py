@@ -6,14 +6,15 @@ Welsh 2007), since a person's slices look alike and are not independent; otherwi
 docs/report.md says how each figure is computed.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from alexmri.errors import UserError
 from alexmri.evaluation.baselines import answers_of_baselines
 from alexmri.evaluation.calibration import expected_calibration_error, reliability_bins
-from alexmri.evaluation.comparison import AVERAGES, compare_answers
 from alexmri.evaluation.predictions import Floats, Ints, Predictions, by_subject
 from alexmri.evaluation.rates import (
     auc,
@@ -24,7 +25,21 @@ from alexmri.evaluation.rates import (
     unit_matrices,
     weighted,
 )
-from alexmri.evaluation.resampling import estimate, resamples, spread, units_of
+from alexmri.evaluation.resampling import (
+    AVERAGES,
+    compare_answers,
+    estimate,
+    resamples,
+    spread,
+    units_of,
+)
+
+# What is left of a folder's name in small letters, without digits, blanks and signs.
+_HEALTHY = re.compile(
+    r"non.*|not?dement(ed|ia)|no(impairment|disease|alzheimers?(disease)?|ad)"
+    r"|(cognitive(ly)?)?(normals?|unimpaired)(controls?|cognition)?|cn|nc|hc"
+    r"|healthy.*|controls?(group|subjects?)?"
+)
 
 
 def measure(
@@ -133,6 +148,26 @@ def measure(
     measured["baselines"]["majority"]["class"] = classes[majority]
     measured["subject_level"] = _subject_level(predictions, negative_class, seed, replicates)
     return measured
+
+
+def find_negative_class(classes: Sequence[str], wanted: str | None) -> str | None:
+    """Return the class of healthy people: `wanted`, else the one whose name says so, else None.
+
+    Non*, No Impairment, Normal, CN, Healthy and Control are such names. Where two classes have
+    one, none is chosen.
+
+    Raises:
+        UserError: `wanted` is no class.
+    """
+    if wanted is not None:
+        if wanted not in classes:
+            raise UserError(
+                f"negative_class is '{wanted}', which is no class folder; the classes are"
+                f" {', '.join(classes)}"
+            )
+        return wanted
+    found = [name for name in classes if _HEALTHY.fullmatch(re.sub("[^a-z]", "", name.lower()))]
+    return found[0] if len(found) == 1 else None
 
 
 _STATISTICS = frozenset(

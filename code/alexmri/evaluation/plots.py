@@ -1,6 +1,7 @@
 """Draw the report's figures as PNG bytes: same numbers in, same bytes out.
 
-Only matplotlib's objects and the Agg canvas are used, never pyplot, which keeps global figures.
+scikit-learn's displays draw on figures made here with the Agg canvas. They import pyplot, but never
+use it to make a figure, so no backend is chosen and no figure is kept.
 Figures are 900 pixels wide and drawn large, so that they stay legible on a telephone.
 """
 
@@ -8,7 +9,7 @@ import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
+from sklearn.calibration import CalibrationDisplay
+from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocCurveDisplay
 
 from alexmri.evaluation.predictions import Predictions, by_subject
 
@@ -33,7 +35,6 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION = (
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 STYLES = ("-", "--", "-.", ":")
 GREY = "#767676"
-Corner = Literal["lower left", "lower right"]
 WIDTH_INCHES, DPI = 6.0, 150
 
 
@@ -103,23 +104,19 @@ def confusion(counts_KK: npt.ArrayLike, classes: Sequence[str], title: str) -> b
     shares_KK = counts_KK / np.maximum(totals_K1, 1)
     figure = Figure(figsize=(WIDTH_INCHES, 2.2 + 0.75 * K), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shares_KK, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    size = 11 if K <= 6 else 7
-    for true, predicted in np.ndindex(K, K):
-        share = shares_KK[true, predicted]
-        percent = f"\n{share:.0%}" if totals_K1[true, 0] else ""
-        axes.text(
-            predicted,
-            true,
-            f"{counts_KK[true, predicted]}{percent}",
-            ha="center",
-            va="center",
-            fontsize=size,
-            color="white" if share > 0.7 else "black",
-        )
     names = [_plain(name) for name in classes]
+    drawn = ConfusionMatrixDisplay(shares_KK, display_labels=names).plot(
+        ax=axes,
+        cmap="Blues",
+        colorbar=False,
+        im_kw={"vmin": 0, "vmax": 1, "aspect": "auto"},
+        text_kw={"fontsize": 11 if K <= 6 else 7},
+    )
+    for cell in np.ndindex(K, K):
+        percent = f"\n{shares_KK[cell]:.0%}" if totals_K1[cell[0], 0] else ""
+        drawn.text_[cell].set_text(f"{counts_KK[cell]}{percent}")
+        drawn.text_[cell].set_color("white" if shares_KK[cell] > 0.7 else "black")
     axes.set_xticks(range(K), names, rotation=30, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(K), names)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(_plain(title, 60), fontsize=12)
     axes.tick_params(length=0)
@@ -147,21 +144,20 @@ def reliability(
             color=SKY,
             edgecolor="white",
         )
-    confidence = [row["confidence"] for row in filled]
-    accuracy = [row["accuracy"] for row in filled]
-    upper.plot(confidence, accuracy, "o", color=BLUE, label="calibrated")
-    if before:
-        filled = [row for row in before if row["count"]]
+    for curve, label, look in (
+        (bins, "calibrated", {"color": BLUE, "linestyle": "", "marker": "o"}),
+        (
+            before or (),
+            "before calibration",
+            {"color": VERMILION, "linestyle": ":", "mfc": "white"},
+        ),
+    ):
+        filled = [row for row in curve if row["count"]]
         confidence = [row["confidence"] for row in filled]
         accuracy = [row["accuracy"] for row in filled]
-        upper.plot(
-            *(confidence, accuracy, "s:"),
-            color=VERMILION,
-            markerfacecolor="white",
-            label="before calibration",
-        )
-    upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="perfectly calibrated")
-    upper.set(xlim=(0, 1), ylim=(0, 1.03), ylabel="share that was right")
+        if filled:
+            CalibrationDisplay(accuracy, confidence, confidence).plot(ax=upper, name=label, **look)
+    upper.set(xlim=(0, 1), ylim=(0, 1.03), xlabel="", ylabel="share that was right")
     upper.legend(frameon=False, fontsize=9, loc="upper left")
     lower.set(xlabel="probability given to the answer", ylabel="images")
     lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
@@ -173,38 +169,35 @@ def reliability(
 
 def roc(predictions: Predictions) -> bytes:
     """Draw each class's ROC curve against the rest; classes without both sides are left out."""
-    figure, axes = _square("false positive rate", "true positive rate")
-    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
-    lines, labels = [], []
+    figure, axes = _square()
+    curves = []
     for name, positive_N, scores_N, look in _one_against_rest(predictions):
-        false_T, true_T, _ = roc_curve(positive_N, scores_N)
-        lines += axes.plot(false_T, true_T, **look)
-        labels.append(f"{name}  (AUC {auc(false_T, true_T):.3f})")
-    _legend(axes, lines, labels, "lower right")
+        drawn = RocCurveDisplay.from_predictions(positive_N, scores_N, ax=axes)
+        drawn.line_.set(**look)
+        curves.append((drawn.line_, f"{name}  (AUC {drawn.roc_auc:.3f})"))
+    _finish(figure, axes, curves, "false positive rate", "true positive rate", diagonal=True)
     return _png(figure)
 
 
 def precision_recall(predictions: Predictions) -> bytes:
     """Draw each class's precision against its recall; classes without both sides are left out."""
-    figure, axes = _square(
-        "recall: share of the class that is found", "precision: share of the found that is right"
-    )
-    lines, labels = [], []
+    figure, axes = _square()
+    curves = []
     for name, positive_N, scores_N, look in _one_against_rest(predictions):
-        precision_T, recall_T, _ = precision_recall_curve(positive_N, scores_N)
-        area = average_precision_score(positive_N, scores_N)
-        lines += axes.plot(recall_T, precision_T, drawstyle="steps-post", **look)
-        labels.append(f"{name}  (AP {area:.3f}; by chance {positive_N.mean():.3f})")
-    _legend(axes, lines, labels, "lower left")
+        drawn = PrecisionRecallDisplay.from_predictions(positive_N, scores_N, ax=axes)
+        drawn.line_.set(**look)
+        area, chance = drawn.average_precision, positive_N.mean()
+        curves.append((drawn.line_, f"{name}  (AP {area:.3f}; by chance {chance:.3f})"))
+    found, right = "share of the class that is found", "share of the found that is right"
+    _finish(figure, axes, curves, f"recall: {found}", f"precision: {right}", diagonal=False)
     return _png(figure)
 
 
 def roc_demented(predictions: Predictions, negative_class: str) -> bytes:
     """Draw the ROC curve of demented against non-demented, for slices and for people."""
-    figure, axes = _square("healthy taken for demented", "demented found")
-    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+    figure, axes = _square()
     healthy = predictions.classes.index(negative_class)
-    lines, labels = [], []
+    curves = []
     for name, answers, colour, style in (
         ("slices", predictions, BLUE, "-"),
         ("people", by_subject(predictions), VERMILION, "--"),
@@ -214,25 +207,42 @@ def roc_demented(predictions: Predictions, negative_class: str) -> bytes:
         ill_N = answers.labels_N != healthy
         if ill_N.all() or not ill_N.any():
             continue
-        false_T, true_T, _ = roc_curve(ill_N, -answers.probabilities_NK[:, healthy])
-        lines += axes.plot(false_T, true_T, color=colour, linestyle=style, linewidth=1.9)
-        labels.append(f"{len(ill_N)} {name}  (AUC {auc(false_T, true_T):.3f})")
-    _legend(axes, lines, labels, "lower right")
+        scores_N = 1 - answers.probabilities_NK[:, healthy]
+        drawn = RocCurveDisplay.from_predictions(ill_N, scores_N, ax=axes)
+        drawn.line_.set(color=colour, linestyle=style, linewidth=1.9)
+        curves.append((drawn.line_, f"{len(ill_N)} {name}  (AUC {drawn.roc_auc:.3f})"))
+    _finish(figure, axes, curves, "healthy taken for demented", "demented found", diagonal=True)
     return _png(figure)
 
 
-def _square(x: str, y: str) -> tuple[Figure, Axes]:
+def _square() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH_INCHES, 5.2), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
+    return figure, figure.subplots()
+
+
+def _finish(
+    figure: Figure,
+    axes: Axes,
+    curves: Sequence[tuple[Any, str]],
+    x: str,
+    y: str,
+    *,
+    diagonal: bool,
+) -> None:
+    """Name axes and curves; by hand, since matplotlib leaves out a label that begins with _."""
+    if diagonal:
+        axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", xlabel=x, ylabel=y)
     axes.grid(alpha=0.25)
-    return figure, axes
-
-
-def _legend(axes: Axes, lines: Sequence[Any], labels: Sequence[str], place: Corner) -> None:
-    """Name the lines; by hand, since a label of a line that begins with _ is left out."""
-    if lines:
-        axes.legend(lines, labels, framealpha=0.8, edgecolor="none", fontsize=9, loc=place)
+    if curves:
+        lines, labels = zip(*curves, strict=True)
+        look: dict[str, Any] = {"framealpha": 0.8, "edgecolor": "none", "fontsize": 9}
+        if diagonal:
+            axes.legend(lines, labels, loc="lower right", **look)
+        else:  # curves run anywhere, so nothing may cover them
+            axes.get_legend().remove()
+            figure.set_figheight(figure.get_figheight() + 0.2 * len(lines))
+            figure.legend(lines, labels, loc="outside lower center", **look)
 
 
 def _one_against_rest(

@@ -1,15 +1,38 @@
-"""Make one HTML page of an evaluation that says first what the number measures."""
+"""Write what a measurement leaves for readers: one HTML page, the model card, JSON files, plots."""
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from alexmri.data.pages import page_templates
 from alexmri.data.synthetic import NOTICE
-from alexmri.evaluation.formatting import figure, interval
+from alexmri.evaluation.formatting import figure, interval, text_templates
 from alexmri.evaluation.interpretation import compared, headline, interpret
+from alexmri.evaluation.metrics import statistics
+from alexmri.files import write_atomically, write_json
 
 DISCLAIMER = "Research software. Not a medical device; not for diagnosis."
+# A class of fewer subjects is named among the limits: leaving one out changes its figures visibly.
+MIN_SUBJECTS_PER_CLASS = 10
+# What Markdown or HTML takes for more than itself; an underscore within a word is itself.
+SPECIAL = re.compile(r"[\\`*\[\]<>|~]|(?<![^\W_])_|_(?![^\W_])|&(?=[#\w])|^[#+=\-]|^\d+(?=[.)]\s)")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def write_measured(folder: Path, evaluation: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Write evaluation.json, statistics.json, the plots as PNG, and report.html, which comes last.
+
+    `evaluation` is the content of evaluation.json; `facts` are those of `render_report`.
+    statistics.json is about test images alone: without them there is none.
+    """
+    write_json(folder / "evaluation.json", evaluation)
+    if facts["test"]:
+        write_json(folder / "statistics.json", statistics(facts["test"]))
+    for name, png in facts["plots"].items():
+        write_atomically(folder / f"{name}.png", png)
+    write_atomically(folder / "report.html", render_report(facts))
 
 
 def render_report(facts: Mapping[str, Any]) -> str:
@@ -32,45 +55,63 @@ def render_report(facts: Mapping[str, Any]) -> str:
     }
     return environment.get_template("report.html").render(
         **facts,
+        **_meaning(facts),
         disclaimer=DISCLAIMER,
-        notice=NOTICE if facts["protocol"].get("synthetic") else None,
         other=facts["protocol"].get("compared_with") or "test",
-        headline=headline(facts["protocol"], facts["test"]),
-        interpretation=interpret(facts["protocol"], facts["leak_probe"], facts["test"]),
-        findings=audit_findings(facts["audit"], facts["data"]["warnings"]),
+    )
+
+
+def model_card(facts: Mapping[str, Any]) -> str:
+    """Return the card as Markdown; equal runs give equal cards.
+
+    `facts` has protocol, leak_probe, audit, test, validation (as `metrics.measure` returns them),
+    data (classes, counts, subjects, fingerprint, warnings), settings and model (parameters,
+    temperature). Every text in it is escaped: classes and files are named by whoever made the data.
+    """
+    facts = escaped(facts)
+    environment = text_templates()
+    environment.filters["compared"] = compared
+    return environment.get_template("card.md").render(
+        **facts, **_meaning(facts), min_subjects=MIN_SUBJECTS_PER_CLASS
     )
 
 
 def audit_findings(audit: Mapping[str, Any] | None, warnings: Sequence[str]) -> list[str]:
-    """Return what the audit found as sentences: its verdict, counts of copies, warnings.
-
-    Without a verdict its 1-NN baseline is told. What an audit does not know is left out.
-    """
-    if audit is None:
-        return list(warnings)
-    told = audit.get("verdict") or []
-    found = [told] if isinstance(told, str) else [str(words) for words in told]
-    probe = audit["leak_probe"]
-    if not found and probe["slice"] is not None:
-        found.append(
-            f"The 1-NN baseline scores {figure(probe['slice'])} on a split by slice,"
-            f" {figure(probe['subject'])} by person, {figure(probe['shuffled'])} with"
-            " labels shuffled between people."
-        )
-    for key, name in (
-        ("exact_duplicates", "Groups of exact copies"),
-        ("near_duplicates", "Pairs that are changed copies or suspiciously alike"),
-        ("skipped_images", "Unreadable images left out"),
-    ):
-        if key in audit:
-            found.append(f"{name}: {len(audit[key])}.")
-    if "near_duplicate_counts" in audit:
-        found.append(
-            "Pairs of slices that are nearly the same, neighbouring slices of one person among"
-            f" them: {_shown(audit['near_duplicate_counts']).replace('_', ' ')}."
-        )
+    """Return what the audit found as sentences: its verdict, neighbouring slices, warnings."""
+    found = []
+    if audit is not None:
+        found += audit["verdict"]
+        if pairs := audit["near_duplicate_counts"]["pairs"]:
+            across = audit["near_duplicate_counts"]["across_splits"]
+            found.append(
+                f"{pairs} pairs of slices are nearly the same, {across} of them in different"
+                " splits. Such pairs are often neighbouring slices of one person."
+            )
     known = {words.rstrip(".").lower() for words in found}
     return [*found, *(words for words in warnings if words.rstrip(".").lower() not in known)]
+
+
+def _meaning(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what page and card say in words."""
+    protocol, test = facts["protocol"], facts["test"]
+    return {
+        "notice": NOTICE if protocol.get("synthetic") else None,
+        "headline": headline(protocol, test),
+        "interpretation": interpret(protocol, facts["leak_probe"], test),
+        "findings": audit_findings(facts["audit"], facts["data"]["warnings"]),
+    }
+
+
+def escaped(value: Any) -> Any:
+    """Return `value` with every text in it, keys too, made to stand for itself in Markdown."""
+    if isinstance(value, str):
+        text = SPECIAL.sub(lambda found: "".join(f"&#{ord(each)};" for each in found[0]), value)
+        return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    if isinstance(value, Mapping):
+        return {escaped(key): escaped(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [escaped(each) for each in value]
+    return value
 
 
 def _base64(png: bytes) -> str:

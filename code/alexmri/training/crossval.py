@@ -17,7 +17,7 @@ from alexmri.data.folders import discover
 from alexmri.data.split import Fold
 from alexmri.data.subjects import find_subjects
 from alexmri.errors import UserError
-from alexmri.evaluation.negative_class import find_negative_class
+from alexmri.evaluation.metrics import find_negative_class
 from alexmri.files import make_writable, remove_leftovers, require_json_object, write_json
 from alexmri.settings import Settings
 from alexmri.terminal import Terminal

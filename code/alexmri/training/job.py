@@ -21,7 +21,7 @@ from alexmri.data.augment import choose_augment
 from alexmri.data.dataset import Dataset, load_dataset
 from alexmri.data.split import Fold
 from alexmri.errors import UserError
-from alexmri.evaluation.negative_class import find_negative_class
+from alexmri.evaluation.metrics import find_negative_class
 from alexmri.files import make_writable, remove_leftovers, write_json
 from alexmri.model.alexnet import build
 from alexmri.model.forward import Compute, choose_compute

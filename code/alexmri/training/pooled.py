@@ -8,10 +8,9 @@ from typing import Any
 
 from alexmri.data.split import classes_of_enough
 from alexmri.errors import UserError
-from alexmri.evaluation.metrics import measure
-from alexmri.evaluation.negative_class import find_negative_class
+from alexmri.evaluation.metrics import find_negative_class, measure
 from alexmri.evaluation.predictions import Predictions, pool, restrict
-from alexmri.evaluation.writer import write_measured
+from alexmri.evaluation.report import write_measured
 from alexmri.files import require_json_object, write_json
 from alexmri.settings import Settings
 from alexmri.training.predictions_csv import PREDICTIONS, read_predictions, write_predictions

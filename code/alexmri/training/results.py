@@ -13,12 +13,10 @@ from alexmri.data.dataset import Dataset, Part
 from alexmri.data.split import SPLITS
 from alexmri.evaluation.baselines import one_nearest_neighbour
 from alexmri.evaluation.calibration import fit_temperature
-from alexmri.evaluation.card import model_card
-from alexmri.evaluation.metrics import measure
-from alexmri.evaluation.negative_class import find_negative_class
+from alexmri.evaluation.metrics import find_negative_class, measure
 from alexmri.evaluation.predictions import Ints, Predictions
+from alexmri.evaluation.report import model_card, write_measured
 from alexmri.evaluation.top_losses import find_top_losses
-from alexmri.evaluation.writer import write_measured
 from alexmri.files import write_json
 from alexmri.model.bundle import ONNX, save_bundle
 from alexmri.model.forward import Compute, predict_logits
