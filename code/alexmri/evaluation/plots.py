@@ -240,7 +240,8 @@ def _finish(
         if diagonal:
             axes.legend(lines, labels, loc="lower right", **look)
         else:  # curves run anywhere, so nothing may cover them
-            axes.get_legend().remove()
+            if (within := axes.get_legend()) is not None:
+                within.remove()
             figure.set_figheight(figure.get_figheight() + 0.2 * len(lines))
             figure.legend(lines, labels, loc="outside lower center", **look)
 
