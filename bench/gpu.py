@@ -23,7 +23,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,16 +35,19 @@ from alexmri.errors import UserError
 from alexmri.files import write_json
 
 if TYPE_CHECKING:
-    from fixture import Bench
+    from engine import Bench
 
 PREFLIGHT = Path(__file__).parents[1] / "container" / "preflight"
-TINY_SUBJECTS = {"MildDemented": 3, "NonDemented": 3}
-TINY_SLICES = 16
+TINY_SUBJECTS, TINY_SLICES = {"MildDemented": 3, "NonDemented": 3}, 16
 ROUNDS = 3
-# Long enough to stop one after its first epoch.
+# Long enough to stop a training after its first epoch.
 DETERMINISTIC_EPOCHS, TINY_EPOCHS = 20, 10
 PEER_EPOCHS = 3
 LARGE_STEPS = 200
+WARMUP_STEPS, PROFILED_STEPS = 3, 10
+# What a trace calls the work of the device; its other events repeat these or wait for them.
+DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
+CALLS = ("cuda_runtime", "cuda_driver")
 
 Figures = dict[str, Any]
 
@@ -71,13 +75,13 @@ class Check:
     @cached_property
     def bench(self) -> "Bench":
         import torch
-        from fixture import bench_of
+        from engine import Bench
 
         from alexmri.contract.resources import ask_for_large_pages, cpu_cores
 
         ask_for_large_pages()
         torch.set_num_threads(cpu_cores())
-        return bench_of(self.data, self.scratch, seed=0)
+        return Bench.of(self.data, self.scratch)
 
 
 def device(check: Check) -> Figures:
@@ -146,21 +150,13 @@ def out_of_memory(check: Check) -> Figures:
 
 def step_against_limit(check: Check) -> Figures:
     """Measure an epoch of the engine beside as many steps on one batch that stays."""
-    import arithmetic
-    from engine import epochs_of, make_run
-
     from alexmri.data.loader import steps_per_epoch
 
-    bench = check.bench
-    train = bench.dataset.part("train")
-    steps = steps_per_epoch(len(train), bench.settings.batch_size)
-    epochs = epochs_of(make_run(bench, train, bench.dataset.part("validation")))
+    bench, epochs = check.bench, check.bench.epochs()
+    steps = steps_per_epoch(len(bench.dataset.part("train")), bench.settings.batch_size)
     limits, engines = [], []
     for number in range(ROUNDS + 1):
-        limit = arithmetic.limit(bench.settings, bench.classes, bench.compute, steps=steps)
-        # The peer's process has just ended, and the first epoch is slow after it.
-        next(epochs)
-        engine = statistics.median(next(epochs)["images_per_second"] for _ in range(ROUNDS))
+        limit, engine = bench.limit(steps), engine_speed(epochs)
         if number:  # the first round is the warm-up
             limits.append(limit)
             engines.append(engine)
@@ -174,9 +170,15 @@ def step_against_limit(check: Check) -> Figures:
     }
 
 
+def engine_speed(epochs: Iterator[dict[str, float]]) -> float:
+    """Return the median of some epochs after one that warms up: it is slow after a pause."""
+    next(epochs)
+    return statistics.median(next(epochs)["images_per_second"] for _ in range(ROUNDS))
+
+
 def determinism(check: Check) -> Figures:
     """Train twice with --deterministic and once interrupted and resumed; compare the weights."""
-    from engine import train, train_interrupted
+    from engine import train
 
     epochs = TINY_EPOCHS if check.tiny else DETERMINISTIC_EPOCHS
     options = ("--deterministic", "--epochs", str(epochs))
@@ -198,43 +200,140 @@ def determinism(check: Check) -> Figures:
     return figures
 
 
-def profile(check: Check) -> Figures:
-    """Profile ten steps; see `gpu_profile`."""
-    import gpu_profile
+def train_interrupted(data: Path, scratch: Path, *options: str) -> Path:
+    """Run `alexmri train`, stop it by SIGTERM after its first epoch, resume it; return its folder.
 
-    return gpu_profile.profile(check.bench)
+    Raises:
+        RuntimeError: it failed, or ended before the signal came.
+    """
+    from engine import train, train_command
+
+    out = Path(tempfile.mkdtemp(dir=scratch))
+    command = train_command(data, out, *options)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("epoch=1;"):
+                process.terminate()
+    train(data, scratch, *options, out=out)
+    if not list(out.glob("**/step-*.json")):
+        raise RuntimeError("the training that was to be stopped had ended before: no checkpoint")
+    return out
+
+
+def profile(check: Check) -> Figures:
+    """Time ten steps of the engine, then profile the ten that follow: kernels, gaps, launches."""
+    from engine import AtSteps, now
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler_of
+
+    from alexmri.terminal import PlainTerminal
+
+    device = check.bench.compute.device
+    timed, last = WARMUP_STEPS + PROFILED_STEPS, WARMUP_STEPS + 2 * PROFILED_STEPS
+    images = len(check.bench.dataset.part("train"))
+    # All steps lie within one epoch.
+    size = max(2, min(check.bench.settings.batch_size, images // (last + 1)))
+    run = check.bench.with_settings(batch_size=size).run()
+    on_gpu = device.type == "cuda"
+    profiler = profiler_of(
+        activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    )
+    times: list[float] = []
+
+    def begin_profile() -> None:
+        times.append(now(device))
+        profiler.start()
+
+    def end_profile() -> None:
+        now(device)
+        profiler.stop()
+
+    actions = {
+        WARMUP_STEPS: lambda: times.append(now(device)),
+        timed: begin_profile,
+        last: end_profile,
+    }
+    if list(run.epochs(AtSteps(run, actions), PlainTerminal())):
+        raise RuntimeError(f"the training split has too few images for {last} steps")
+    milliseconds = (times[1] - times[0]) / PROFILED_STEPS * 1e3
+    figures: Figures = {"batch_size_images": size, "milliseconds_per_step": milliseconds}
+    if on_gpu:
+        trace = check.scratch / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+        return figures | device_figures(events, PROFILED_STEPS, milliseconds)
+    operators = [row for row in profiler.key_averages() if row.self_cpu_time_total]
+    shares = heaviest({row.key: row.self_cpu_time_total for row in operators})
+    return {
+        **figures,
+        "operators_per_step": sum(row.count for row in operators) / PROFILED_STEPS,
+        "heaviest_time_share": sum(shares.values()),
+        "operator_time_shares": shares,
+    }
+
+
+def device_figures(
+    events: Sequence[Mapping[str, Any]], steps: int, milliseconds_per_step: float
+) -> Figures:
+    """Return what the events of a trace (times in microseconds) say of the device.
+
+    The busy share compares the device's time with steps that were not profiled, since profiling
+    slows the CPU down and leaves gaps.
+    """
+    work = [event for event in events if event.get("cat") in DEVICE_WORK]
+    kernels = [event for event in work if event["cat"] == "kernel"]
+    by_name: Counter[str] = Counter()
+    for event in kernels:
+        by_name[event["name"]] += event["dur"]
+    busy = end = 0.0
+    for start, duration in sorted((event["ts"], event["dur"]) for event in work):
+        busy += max(0.0, start + duration - max(start, end))
+        end = max(end, start + duration)
+    # A CUDA graph's kernels are launched by one call.
+    launches = [e for e in events if e.get("cat") in CALLS and "Launch" in e["name"]]
+    shares = heaviest(by_name)
+    return {
+        "kernels_per_step": len(kernels) / steps,
+        "launches_per_step": len(launches) / steps,
+        "device_milliseconds_per_step": busy / steps / 1e3,
+        "device_busy_share": busy / steps / 1e3 / milliseconds_per_step,
+        "heaviest_time_share": sum(shares.values()),
+        "kernel_time_shares": shares,
+    }
+
+
+def heaviest(times: Mapping[str, float]) -> dict[str, float]:
+    """Return the ten largest shares of the whole time, the largest first."""
+    whole = sum(times.values()) or 1.0
+    return {name: spent / whole for name, spent in Counter(times).most_common(10)}
 
 
 def peers(check: Check) -> Figures:
     """Measure the textbook loop, timm and a loop like airbench's, each beside an engine epoch."""
-    from engine import epochs_of, make_run
-    from peers.run import speed_of
-
     from alexmri.contract.resources import cpu_cores
 
-    bench, cores = check.bench, cpu_cores()
-    train = bench.dataset.part("train")
-    epochs = epochs_of(make_run(bench, train, bench.dataset.part("validation")))
-    next(epochs)
-    steps = 2 if check.tiny else PEER_EPOCHS * len(train) // bench.settings.batch_size
+    bench, epochs = check.bench, check.bench.epochs()
+    images = len(bench.dataset.part("train"))
+    steps = 2 if check.tiny else PEER_EPOCHS * images // bench.settings.batch_size
     figures: Figures = {"could_not_run": {}}
-    for peer, script, precision in (
-        ("textbook_fp32", "textbook", "fp32"),
-        ("textbook_bf16", "textbook", "bf16"),
-        ("timm_bf16", "with_timm", "bf16"),
-        ("airbench_bf16", "airbench", "bf16"),
+    for script, precision in (
+        ("textbook", "fp32"),
+        ("textbook", "bf16"),
+        ("with_timm", "bf16"),
+        ("airbench", "bf16"),
     ):
+        peer = f"{script.removeprefix('with_')}_{precision}"
+        alone = script == "airbench" or check.tiny
+        speeds = {}
         try:
-            speeds = {
-                workers: speed_of(bench, script, workers=workers, precision=precision, steps=steps)
-                for workers in ((0,) if script == "airbench" or check.tiny else (cores // 2, cores))
-            }
+            for workers in (0,) if alone else (cpu_cores() // 2, cpu_cores()):
+                wishes = {"workers": workers, "precision": precision, "steps": steps}
+                speeds[workers] = bench.speed_of_peer(script, **wishes)
         except RuntimeError as error:
             figures["could_not_run"][peer] = str(error)
             continue
-        # The peer's process has just ended, and the first epoch is slow after it.
-        next(epochs)
-        engine = statistics.median(next(epochs)["images_per_second"] for _ in range(ROUNDS))
+        engine = engine_speed(epochs)
         figures[peer] = {
             "images_per_second": max(speeds.values()),
             "images_per_second_by_loader_workers": speeds,
@@ -246,17 +345,13 @@ def peers(check: Check) -> Figures:
 
 def precisions(check: Check) -> Figures:
     """Measure an epoch of the engine in each arithmetic."""
-    from engine import epochs_of, make_run
-
-    default, figures = check.bench, Figures()
+    figures: Figures = {}
     for precision in ("fp32", "bf16", "fp16"):
         try:
-            bench = default.with_settings(precision=precision)
+            epochs = check.bench.with_settings(precision=precision).epochs()
         except UserError as error:  # fp16 on a CPU
             figures[precision] = {"skipped": str(error)}
             continue
-        train, validation = bench.dataset.part("train"), bench.dataset.part("validation")
-        epochs = epochs_of(make_run(bench, train, validation))
         rows = [next(epochs) for _ in range(2 if check.tiny else 1 + ROUNDS)]
         speeds = [row["images_per_second"] for row in rows[1:]]  # the first is the warm-up
         figures[precision] = {
@@ -269,9 +364,7 @@ def precisions(check: Check) -> Figures:
 
 def at_224_pixels(check: Check) -> Figures:
     """Measure an epoch of noise at 224 x 224 beside as many steps on one batch that stays."""
-    import arithmetic
     import numpy as np
-    from engine import epochs_of, make_run
 
     from alexmri.data.dataset import Part
 
@@ -280,26 +373,24 @@ def at_224_pixels(check: Check) -> Figures:
     bench = check.bench.with_settings(image_size=224, batch_size=size)
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (images, 1, 224, 224), dtype=np.uint8)
-    labels = generator.integers(0, bench.classes, images)
+    labels = generator.integers(0, len(bench.dataset.classes), images)
     train = Part(pixels, labels, None, ("",) * images)
-    epochs = epochs_of(make_run(bench, train, Part(pixels[:8], labels[:8], None, ("",) * 8)))
+    epochs = bench.epochs(train, Part(pixels[:8], labels[:8], None, ("",) * 8))
     speeds = [next(epochs)["images_per_second"] for _ in range(2 if check.tiny else 1 + ROUNDS)]
-    limit = arithmetic.limit(bench.settings, bench.classes, bench.compute, steps=images // size)
+    engine, limit = statistics.median(speeds[1:]), bench.limit(images // size)
     return {
         "limit_images_per_second": limit,
-        "engine_images_per_second": statistics.median(speeds[1:]),
-        "engine_over_limit_ratio": statistics.median(speeds[1:]) / limit,
+        "engine_images_per_second": engine,
+        "engine_over_limit_ratio": engine / limit,
         "batch_size_images": size,
     }
 
 
 def million(check: Check) -> Figures:
     """Train for some steps on a million slices that stay on disk, memory-mapped."""
-    import engine
-
     if check.tiny:
-        engine.LARGE_IMAGES = 20_000
-    return engine.large(check.bench, 8 if check.tiny else LARGE_STEPS)
+        return check.bench.large(images=20_000, steps=8)
+    return check.bench.large(steps=LARGE_STEPS)
 
 
 PARTS: tuple[Callable[[Check], Figures], ...] = (

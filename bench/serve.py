@@ -2,39 +2,44 @@
 
     python bench/serve.py --bundle DIR --image FILE --json FILE [--quick]
 
-Everyone gets the same model (`DIR`, by alexmri.model.predictor), the same picture as PNG, the same
-client (bench/load.py, one process on this machine), and is started anew for each of three rounds
-in which all take their turn, so that what else the machine does hits all of them. Ours runs as
-`container/serve` does by default; for every peer (bench/peers/serve_*.py) the best settings are
-searched first, for 1 and for 64 connections separately.
+Needs `wrk` (a Debian package). Everyone gets the same model (`DIR`), the same image as PNG and the
+same client, and is started anew in each of three rounds. Ours runs as `container/serve` does by
+default; for every peer (bench/peers/serve_*.py) the best settings are searched first, for 1 and for
+64 connections separately.
 
-`over_ceiling` is our throughput at 64 connections over cores / (c_http + c_decode + c_forward),
-each cost in CPU-seconds per request and measured alone (bench/component_costs.py). The client
-shares the machine, so the cores that count are those it leaves: `over_ceiling` takes from them the
-share the client had in that measurement; `over_ceiling_all_cores` takes nothing away, as if the
-client were free, and so is lower. `over_NAME` is throughput at 64 over that peer's,
-`p50_over_best_peer_at_1` our median latency at one connection over that of the peer with the least.
-All are medians of the rounds' ratios. `overload` and `drain`: bench/overload.py. `--quick` tests
-the bench, not a server.
+`over_ceiling` is our throughput at 64 connections over cores / (http + decode + forward), each cost
+in CPU-seconds per request and measured alone; the cores that count are those the client leaves.
+`over_ceiling_all_cores` takes nothing away. `over_NAME` is throughput at 64 over that peer's,
+`p50_over_best_peer_at_1` our median latency at one connection over the least of a peer. All are
+medians of the rounds' ratios. `ready` compares the first /ping with `import torch`. `overload` is a
+minute of arrivals at three times capacity, `drain` a SIGTERM with 64 requests in flight. `--quick`
+tests the bench, not a server.
 """
 
 import argparse
-import io
 import json
+import select
+import shutil
+import socket
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from arithmetic import summary
-from component_costs import ceiling, costs
-from load_requests import TOLERANCE
-from overload import overload_and_drain
-from peers.serve_model import forward
+import numpy as np
+import torch
+from measure import quantile, ratio, summary
 from PIL import Image
-from servers import Contender, Payload, Settings, contenders, install_peers, running
+from server import BENCH, OURS, PEERS_INSTALLED, Server, running
 
 from alexmri.contract.resources import cpu_cores
 from alexmri.model.forward import choose_compute
@@ -43,199 +48,329 @@ from alexmri.training.provenance import machine_document
 
 Seen = dict[str, Any]
 
-CONCURRENCY = (1, 16, 64)
-FEWEST, MOST = CONCURRENCY[0], CONCURRENCY[-1]
+REQUIREMENTS = BENCH.parent / "requirements" / "bench.txt"
+FEWEST, MOST = CONCURRENCY = (1, 64)
+WORKERS = tuple(dict.fromkeys((cpu_cores(), 1)))
+LITSERVE = "{python} {bench}/peers/serve_litserve.py"
+LITSERVE_KNOBS = {"workers": WORKERS, "fast_queue": (False, True), "api_servers": (1, 2)}
+BATCHES = {"batch": (64, 16), "batch_timeout": (0.002, 0.01, 0.0), "workers": WORKERS[::-1]}
+# The settings searched for each server, the first of each to start with.
+CONTENDERS: dict[str, tuple[str, dict[str, Sequence[Any]]]] = {
+    "ours": (OURS, {}),
+    "litserve_batched": (LITSERVE, LITSERVE_KNOBS | BATCHES),
+    "litserve_unbatched": (LITSERVE, {**LITSERVE_KNOBS, "batch": (1,), "batch_timeout": (0.0,)}),
+    "fastapi": (
+        "{python} -m uvicorn --app-dir {bench}/peers --port {port} --workers {workers}"
+        " --no-access-log --log-level warning serve_fastapi:app",
+        {"workers": WORKERS, "thread_pool": (False, True)},
+    ),
+    "flask": (
+        "{python} -m gunicorn --worker-class gthread --chdir {bench}/peers --bind 127.0.0.1:{port}"
+        " --workers {workers} --threads {request_threads} --keep-alive 75 --no-control-socket"
+        " serve_flask:app",
+        {"workers": WORKERS, "request_threads": (8, 32)},
+    ),
+}
+# The same gunicorn in front of an application that does nothing.
+NOOP = (
+    "{python} -m gunicorn --config python:alexmri.serving.gunicorn_config --chdir {bench}/peers"
+    " serve_noop:app"
+)
 FIGURES = ("throughput", "p50_ms", "p99_ms", "errors", "memory_mib", "client_cores", "server_cores")
+# Of a probability: float32 in batches of another size, or bf16, differs by less.
+TOLERANCE = 0.02
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+TIMES_CAPACITY, MAX_CONNECTIONS = 3.0, 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How long everything is measured; seconds."""
+    """How often and how long everything is measured; seconds."""
 
     rounds: int = 3
-    # A slow peer with 64 connections needs most of a second before every one had its first answer.
-    warmup: float = 1.0
-    load: float = 2.25
     search: bool = True
-    search_load: float = 1.5
+    load: int = 2
     costs: float = 3.0
-    full_load: float = 6.0
-    overload: float = 60.0
+    full_load: int = 6
+    overload: int = 60
 
 
-QUICK = Effort(rounds=1, warmup=0.2, load=0.5, search=False, costs=0.5, full_load=1.0, overload=3.0)
+QUICK = Effort(rounds=1, search=False, load=2, costs=0.5, full_load=1, overload=3)
 
 
-class Comparison:
-    """Contenders that answer the same picture with the same model, measured in turns."""
+def install_peers() -> None:
+    """Put the peers into bench/.peers, once for each requirements/bench.txt."""
+    stamp, wanted = PEERS_INSTALLED / "requirements.txt", REQUIREMENTS.read_text(encoding="utf-8")
+    if not stamp.exists() or stamp.read_text(encoding="utf-8") != wanted:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade"]
+        subprocess.run([*pip, "--target", PEERS_INSTALLED, "-r", REQUIREMENTS], check=True)
+        stamp.write_text(wanted, encoding="utf-8")
 
-    def __init__(self, bundle: Path, payload: Payload, effort: Effort) -> None:
-        self._bundle, self._payload, self._effort = bundle, payload, effort
-        predictor = Predictor.load(bundle)
-        probabilities_NK = forward(predictor, predictor.pixels(payload.body)[None])
-        self._expected = ranked(predictor.bundle.classes, probabilities_NK[0])
-        self.contenders = contenders()
-        self.settings: dict[str, dict[int, Settings]] = {}
-        self.searched: dict[str, list[dict[str, Any]]] = {}
-        self.answer_bytes = 0
-        self.runs: dict[str, dict[int, list[Seen]]] = {
-            each.name: {connections: [] for connections in CONCURRENCY} for each in self.contenders
-        }
 
-    def search(self) -> None:
-        """Find each contender's settings: the best by latency at the fewest connections, and the
-        best by throughput at the most. One knob after the other, from the best found so far."""
-        for contender in self.contenders:
-            tried: list[tuple[Settings, dict[int, Seen]]] = []
-            if self._effort.search and contender.knobs:
-                self._try(contender, contender.first(), tried)
-                for knob, values in contender.knobs.items():
-                    for value in values[1:]:
-                        best, _ = max(tried, key=lambda each: each[1][MOST]["throughput"])
-                        self._try(contender, {**best, knob: value}, tried)
-            self.searched[contender.name] = [
-                {"settings": settings, "throughput": at[MOST]["throughput"], "p50_ms_at_1": p50(at)}
-                for settings, at in tried
-            ]
-            throughput, latency = contender.first(), contender.first()
-            if tried:
-                throughput, _ = max(tried, key=lambda each: each[1][MOST]["throughput"])
-                latency, _ = min(tried, key=lambda each: p50(each[1]))
-            self.settings[contender.name] = dict.fromkeys(CONCURRENCY, throughput)
-            self.settings[contender.name][FEWEST] = latency
+@dataclass
+class Bench:
+    """What everyone gets: a model directory, a slice as PNG, and the time to be measured."""
 
-    def round(self) -> None:
-        """Measure every contender once at each number of connections."""
-        for contender in self.contenders:
-            settings = self.settings[contender.name]
-            for wanted, at in groupby(CONCURRENCY, key=settings.__getitem__):
-                found = self._measure(contender, wanted, list(at), self._effort.load)
-                for connections, seen in found.items():
-                    self.runs[contender.name][connections].append(seen)
+    bundle: Path
+    image: Path
+    effort: Effort
+    answer_bytes: int = 0
 
-    def medians(self, name: str) -> dict[str, Any]:
-        return {
-            str(connections): {
-                "settings": self.settings[name][connections],
-                **{figure: statistics.median(seen[figure] for seen in runs) for figure in FIGURES},
-                "throughput_runs": summary([seen["throughput"] for seen in runs]),
-            }
-            for connections, runs in self.runs[name].items()
-        }
-
-    def ratio(self, above: str, below: str, figure: str, connections: int) -> float:
-        """Return the median of the rounds' ratios."""
-        pairs = zip(self.runs[above][connections], self.runs[below][connections], strict=True)
-        return float(statistics.median(a[figure] / b[figure] for a, b in pairs))
-
-    def _try(
-        self,
-        contender: Contender,
-        settings: Settings,
-        tried: list[tuple[Settings, dict[int, Seen]]],
-    ) -> None:
-        try:
-            at = self._measure(contender, settings, [FEWEST, MOST], self._effort.search_load)
-        except RuntimeError as error:
-            if not tried:
-                raise
-            say(f"search {contender.name} {settings}: {error}")
-            return
-        tried.append((settings, at))
-        say(f"search {contender.name} {settings}: {at[MOST]['throughput']:.0f}/s")
-
-    def _measure(
-        self, contender: Contender, settings: Settings, at: list[int], seconds: float
-    ) -> dict[int, Seen]:
-        """Start it once; return what the client saw, by number of connections."""
-        found: dict[int, Seen] = {}
-        with running(contender.command, settings, self._bundle, self._payload) as server:
+    def measure(self, name: str, settings: Seen, at: Sequence[int]) -> dict[int, Seen]:
+        """Start a server once; return what `wrk` saw, by number of connections."""
+        found = {}
+        with running(CONTENDERS[name][0], self.bundle, settings) as server:
+            answer = server.wait_for("POST", "/invocations", self.image.read_bytes())
+            self.check(name, answer)
+            if name == "ours":
+                self.answer_bytes = len(answer)
             for connections in at:
-                job = self._payload.job(
-                    server.port,
-                    connections=connections,
-                    warmup=self._effort.warmup,
-                    seconds=seconds,
-                )
-                seen = server.load(job)
-                answer = seen.pop("answer")
-                self._check(contender.name, answer)
-                if contender.name == "ours":
-                    self.answer_bytes = len(answer.encode())
-                found[connections] = seen | {"memory_mib": server.memory_mib()}
+                server.load(self.image, connections=connections, seconds=1)  # the warm-up
+                load = server.load(self.image, connections=connections, seconds=self.effort.load)
+                found[connections] = load | {"memory_mib": server.memory_mib()}
         return found
 
-    def _check(self, name: str, answer: str) -> None:
-        """Raise where a contender's answer is not the model's: it would be another race."""
+    def check(self, name: str, answer: bytes) -> None:
+        """Raise where an answer is not the model's: it would be another race."""
         document = json.loads(answer)
         prediction = document["predictions"][0] if "predictions" in document else document
-        for label, expected in self._expected.items():
+        predictor = Predictor.load(self.bundle)
+        pixels_NCHW = predictor.pixels(self.image)[None]
+        (row_K,) = predictor.predict(pixels_NCHW).probabilities_NK
+        for label, expected in ranked(predictor.bundle.classes, row_K).items():
             if abs(prediction["probabilities"][label] - expected) > TOLERANCE:
-                raise RuntimeError(f"{name} answers {prediction}; the model says {self._expected}")
+                raise RuntimeError(f"{name} answers {prediction}; the model says {expected}")
 
 
-def p50(at: dict[int, Seen]) -> float:
-    """Return the median latency at the fewest connections; infinite where nothing came back."""
-    return float(at[FEWEST]["p50_ms"] or "inf")
+def search(bench: Bench, name: str) -> tuple[dict[int, Seen], list[Seen]]:
+    """Return a server's settings for each number of connections, and all that were tried.
+
+    One knob after the other, from the best found so far: by throughput at the most connections.
+    The least latency at the fewest chooses among the same.
+    """
+    knobs = CONTENDERS[name][1]
+    first = {knob: values[0] for knob, values in knobs.items()}
+    if not knobs or not bench.effort.search:
+        return dict.fromkeys(CONCURRENCY, first), []
+    tried: list[Seen] = []
+
+    def attempt(settings: Seen) -> None:
+        at = bench.measure(name, settings, CONCURRENCY)
+        throughput, p50_ms = at[MOST]["throughput"], at[FEWEST]["p50_ms"]
+        tried.append({"settings": settings, "throughput": throughput, "p50_ms_at_1": p50_ms})
+        say(f"search {name} {settings}: {throughput:.0f}/s")
+
+    attempt(first)
+    for knob, values in knobs.items():
+        for value in values[1:]:
+            best = max(tried, key=lambda each: each["throughput"])["settings"]
+            try:
+                attempt({**best, knob: value})
+            except RuntimeError as error:
+                say(f"search {name} {knob}={value}: {error}")
+    quickest = min(tried, key=lambda each: each["p50_ms_at_1"])["settings"]
+    throughput = max(tried, key=lambda each: each["throughput"])["settings"]
+    return {FEWEST: quickest, MOST: throughput}, tried
 
 
-def say(line: str) -> None:
-    print(line, flush=True)
+def compare(bench: Bench) -> Seen:
+    """Measure all servers in turns; return ratios, medians and rounds."""
+    settings, searched = {}, {}
+    for name in CONTENDERS:
+        settings[name], searched[name] = search(bench, name)
+    rounds: dict[str, dict[int, list[Seen]]] = {
+        name: {connections: [] for connections in CONCURRENCY} for name in CONTENDERS
+    }
+    for number in range(1, bench.effort.rounds + 1):
+        for name, runs in rounds.items():
+            for wanted, at in groupby(CONCURRENCY, key=settings[name].__getitem__):
+                for connections, seen in bench.measure(name, wanted, list(at)).items():
+                    runs[connections].append(seen)
+        shown = ", ".join(f"{n} {runs[MOST][-1]['throughput']:.0f}" for n, runs in rounds.items())
+        say(f"round {number}/{bench.effort.rounds}, answers/s at {MOST}: {shown}")
 
+    def column(name: str, connections: int, figure: str) -> list[float]:
+        return [seen[figure] for seen in rounds[name][connections]]
 
-def measure(bundle: Path, payload: Payload, effort: Effort) -> dict[str, Any]:
-    """Return all figures."""
-    comparison = Comparison(bundle, payload, effort)
-    comparison.search()
-    for number in range(1, effort.rounds + 1):
-        comparison.round()
-        shown = ", ".join(
-            f"{name} {runs[MOST][-1]['throughput']:.0f}" for name, runs in comparison.runs.items()
-        )
-        say(f"round {number}/{effort.rounds}, answers/s at {MOST}: {shown}")
-    cost = costs(
-        bundle,
-        payload,
-        answer_bytes=comparison.answer_bytes,
-        connections=MOST,
-        seconds=effort.costs,
-    )
-    ours, *peers = (each.name for each in comparison.contenders)
-    cores = cpu_cores()
-    at_most = comparison.runs[ours][MOST]
-    medians = {each.name: comparison.medians(each.name) for each in comparison.contenders}
-    quickest = min(peers, key=lambda name: medians[name][str(FEWEST)]["p50_ms"])
+    contenders = {
+        name: {
+            str(connections): {
+                "settings": settings[name][connections],
+                **{f: statistics.median(column(name, connections, f)) for f in FIGURES},
+                "throughput_runs": summary(column(name, connections, "throughput")),
+            }
+            for connections in CONCURRENCY
+        }
+        for name in CONTENDERS
+    }
+    peers = [name for name in CONTENDERS if name != "ours"]
+    ours, p50s = column("ours", MOST, "throughput"), column("ours", FEWEST, "p50_ms")
+    quickest = min(peers, key=lambda name: contenders[name][str(FEWEST)]["p50_ms"])
     return {
-        "over_ceiling": statistics.median(
-            seen["throughput"] / ceiling(cost, cores - seen["client_cores"]) for seen in at_most
-        ),
-        "over_ceiling_all_cores": statistics.median(
-            seen["throughput"] / ceiling(cost, cores) for seen in at_most
-        ),
-        **{f"over_{peer}": comparison.ratio(ours, peer, "throughput", MOST) for peer in peers},
-        "p50_over_best_peer_at_1": comparison.ratio(ours, quickest, "p50_ms", FEWEST),
+        **{f"over_{peer}": ratio(ours, column(peer, MOST, "throughput")) for peer in peers},
+        "p50_over_best_peer_at_1": ratio(p50s, column(quickest, FEWEST, "p50_ms")),
         "best_peer_at_1": quickest,
-        "cores": cores,
-        "ceiling_all_cores": ceiling(cost, cores),
-        "cost_ms": cost,
-        "contenders": medians,
-        "searched": comparison.searched,
-        "rounds": comparison.runs,
-        **overload_and_drain(
-            comparison.contenders[0],
-            bundle,
-            payload,
-            connections=MOST,
-            full_load_seconds=effort.full_load,
-            overload_seconds=effort.overload,
-        ),
+        "contenders": contenders,
+        "searched": searched,
+        "rounds": rounds,
     }
 
 
-def table(document: dict[str, Any]) -> str:
-    """Return the contenders' medians as lines of text."""
+def costs(bench: Bench) -> Seen:
+    """Return what HTTP, decoding and the forward pass take, each alone: ms of one core.
+
+    `forward` is an image's share of the batch size at which that is least, by one thread;
+    `forward_all_cores` the same with every core on one batch.
+    """
+    seconds = bench.effort.costs
+    with running(NOOP, bench.bundle, {"answer_bytes": bench.answer_bytes}) as server:
+        server.wait_for("POST", "/invocations", bench.image.read_bytes())
+        http = server.load(bench.image, connections=MOST, seconds=max(1, round(seconds)))
+    predictor = Predictor.load(bench.bundle)
+    body = bench.image.read_bytes()
+    pixels_CHW = predictor.pixels(body)
+    threads = torch.get_num_threads()
+
+    def forward_ms(cores: int) -> dict[str, float]:
+        torch.set_num_threads(cores)
+        by_batch = {}
+        for size in BATCH_SIZES:
+            batch_NCHW = np.repeat(pixels_CHW[None], size, axis=0)
+            alone = cpu_ms(lambda batch=batch_NCHW: predictor.predict(batch), seconds / 4)  # type: ignore[misc]
+            by_batch[str(size)] = alone / size
+        return by_batch
+
+    forward, all_cores = forward_ms(1), forward_ms(cpu_cores())
+    torch.set_num_threads(threads)
+    return {
+        "http": http["server_cpu_ms_per_answer"],
+        "decode": cpu_ms(lambda: predictor.pixels(body), seconds / 2),
+        "forward": min(forward.values()),
+        "forward_all_cores": min(all_cores.values()),
+        "forward_by_batch": forward,
+        "http_throughput": http["throughput"],
+        "http_client_cores": http["client_cores"],
+    }
+
+
+def cpu_ms(work: Callable[[], object], seconds: float) -> float:
+    """Return the median CPU-milliseconds of `work`, repeated for `seconds` after a warm-up."""
+    work()
+    runs: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(runs) < 5 or time.perf_counter() < until:
+        before = time.process_time()
+        work()
+        runs.append(time.process_time() - before)
+    return statistics.median(runs) * 1e3
+
+
+def ready(bench: Bench) -> Seen:
+    """Return the seconds of `import torch` and to the first ping, one after the other in turns."""
+    imports, starts = [], []
+    for _ in range(bench.effort.rounds):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import torch"], check=True)
+        imports.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        with running(OURS, bench.bundle, {}) as server:
+            server.wait_for("GET", "/ping")
+            starts.append(time.perf_counter() - began)
+    imported = statistics.median(imports)
+    allowed = 1.5 * imported + 2.0
+    return {"import_torch_s": imported, "ready_s": statistics.median(starts), "allowed_s": allowed}
+
+
+def overload(bench: Bench, server: Server) -> Seen:
+    """Return what came of arrivals at three times the throughput of the full load.
+
+    `p99_over_full_load` counts from the arrival; `p99_from_sending_over_full_load` leaves out what
+    a request waited for one of the client's connections.
+    """
+    full = server.load(bench.image, connections=MOST, seconds=bench.effort.full_load)
+    pids, memory = server.pids(), server.memory_mib()
+    seconds, rate = bench.effort.overload, TIMES_CAPACITY * full["throughput"]
+    with ThreadPoolExecutor(1) as pool:
+        pinging = pool.submit(ping, server, seconds)
+        seen = server.load(bench.image, connections=MAX_CONNECTIONS, seconds=seconds, rate=rate)
+    after, pings = server.memory_mib(), pinging.result()
+    arrived, sent = seen.pop("from_arrival"), seen.pop("from_sending")
+    by_status = {status: sum(counts.values()) for status, counts in arrived.items()}
+    refused: Counter[str] = Counter()
+    for status in ("429", "503"):
+        refused.update(arrived.get(status, {}))
+    accepted, answered = arrived.get("200", {}), sum(by_status.values())
+    p99_ms, p99_from_sending_ms = quantile(accepted, 0.99), quantile(sent.get("200", {}), 0.99)
+    lost = sum(number for kind, number in seen["broken"].items() if kind != "status")
+    return {
+        "arrivals_per_second": rate,
+        "full_load": full,
+        **seen,
+        "answered": answered,
+        "throughput": by_status.get("200", 0) / seen["seconds"],
+        "p50_ms": quantile(accepted, 0.5),
+        "p99_ms": p99_ms,
+        "p99_from_sending_ms": p99_from_sending_ms,
+        "slowest_ms": quantile(accepted, 1.0),
+        "refused_p99_ms": quantile(refused, 0.99),
+        "p99_over_full_load": p99_ms and p99_ms / full["p99_ms"],
+        "p99_from_sending_over_full_load": p99_ms and p99_from_sending_ms / full["p99_ms"],
+        "by_status": by_status,
+        "refused_share": refused.total() / max(1, answered),
+        "errors": answered - by_status.get("200", 0) - refused.total() + lost,
+        "processes_lost": len(pids - server.pids()),
+        "memory_before_mib": memory,
+        "memory_growth": after / memory - 1,
+        "ping_p99_ms": quantile(Counter(f"{ms:g}" for _, ms in pings), 0.99),
+        "ping_slowest_ms": max(ms for _, ms in pings),
+        "ping_errors": sum(status != 200 for status, _ in pings),
+    }
+
+
+def ping(server: Server, seconds: float) -> list[tuple[int, int]]:
+    """Ping 20 times a second; return statuses and milliseconds."""
+    until, found = time.monotonic() + seconds, []
+    while time.monotonic() < until:
+        began = time.monotonic()
+        status, _ = server.ask("GET", "/ping")
+        found.append((status, round((time.monotonic() - began) * 1e3)))
+        time.sleep(max(0.0, began + 0.05 - time.monotonic()))
+    return found
+
+
+def drain(bench: Bench, server: Server) -> Seen:
+    """Send one request on each of 64 connections, then SIGTERM; return what became of them."""
+    body = bench.image.read_bytes()
+    head = "POST /invocations HTTP/1.1\r\nHost: bench\r\nContent-Type: image/png\r\n"
+    request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    address, outcomes = ("127.0.0.1", server.port), Counter[str]()
+    connections = [socket.create_connection(address, timeout=30) for _ in range(MOST)]
+    for connection in connections:
+        connection.sendall(request)
+    in_flight = MOST - len(select.select(connections, [], [], 0)[0])
+    server.process.terminate()
+    for connection in connections:
+        with connection, HTTPResponse(connection, method="POST") as answer:
+            try:
+                answer.begin()
+                answer.read()
+                outcomes[str(answer.status)] += 1
+            except (OSError, HTTPException):
+                outcomes["lost"] += 1
+    return {
+        "under_way": in_flight,
+        "answered": outcomes["200"],
+        "refused": outcomes["503"] + outcomes["429"],
+        "lost": outcomes["lost"],
+        "outcomes": dict(outcomes),
+        "exit_code": server.process.wait(timeout=60),
+    }
+
+
+def table(contenders: dict[str, Any]) -> str:
+    """Return the medians as lines of text."""
     lines = [f"{'':20}{'at':>4}{'answers/s':>11}{'p50 ms':>9}{'p99 ms':>9}{'errors':>8}{'MiB':>7}"]
-    for name, by_connections in document["contenders"].items():
+    for name, by_connections in contenders.items():
         for at, row in by_connections.items():
             lines.append(
                 f"{name:20}{at:>4}{row['throughput']:11.0f}{row['p50_ms']:9.2f}"
@@ -244,15 +379,8 @@ def table(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def as_png(path: Path) -> bytes:
-    """Return the picture as PNG: a PNG as it is, anything else encoded anew."""
-    content = path.read_bytes()
-    with Image.open(io.BytesIO(content)) as picture:
-        if picture.format == "PNG":
-            return content
-        encoded = io.BytesIO()
-        picture.save(encoded, "PNG")
-    return encoded.getvalue()
+def say(line: str) -> None:
+    print(line, flush=True)
 
 
 def main() -> None:
@@ -264,19 +392,41 @@ def main() -> None:
     options = parser.parse_args()
     began = time.perf_counter()
     say(f"This takes about {'a minute' if options.quick else 'ten minutes'} on two idle cores.")
+    if not shutil.which("wrk"):
+        raise SystemExit("bench/serve.py needs wrk, which is not on PATH; apt-get install wrk")
     install_peers()
-    payload = Payload(as_png(options.image))
-    document = measure(options.bundle, payload, QUICK if options.quick else Effort())
+    with tempfile.TemporaryDirectory() as folder:
+        image = Path(folder) / "image.png"
+        with Image.open(options.image) as opened:
+            opened.save(image)
+        bench = Bench(options.bundle, image, QUICK if options.quick else Effort())
+        document = compare(bench)
+        cost, cores = costs(bench), cpu_cores()
+        each_ms = cost["http"] + cost["decode"] + cost["forward"]
+        at_most = document["rounds"]["ours"][MOST]
+        loads = [seen["throughput"] for seen in at_most]
+        limits = [(cores - seen["client_cores"]) * 1e3 / each_ms for seen in at_most]
+        document |= {
+            "over_ceiling": ratio(loads, limits),
+            "over_ceiling_all_cores": statistics.median(loads) / (cores * 1e3 / each_ms),
+            "cores": cores,
+            "ceiling_all_cores": cores * 1e3 / each_ms,
+            "cost_ms": cost,
+            "ready": ready(bench),
+        }
+        with running(OURS, bench.bundle, {}) as server:
+            server.wait_for("POST", "/invocations", image.read_bytes())
+            document |= {"overload": overload(bench, server), "drain": drain(bench, server)}
+        document["payload_bytes"] = image.stat().st_size
     compute = choose_compute("auto")
     document |= {
         "quick": options.quick,
-        "payload_bytes": len(payload.body),
         "seconds": time.perf_counter() - began,
         "machine": machine_document(compute.device, compute.precision),
     }
-    say(table(document))
+    say(table(document["contenders"]))
     say(json.dumps({k: v for k, v in document.items() if isinstance(v, float)}, indent=2))
-    for name in ("overload", "drain"):
+    for name in ("ready", "overload", "drain"):
         say(f"{name}: " + json.dumps({k: v for k, v in document[name].items() if k != "full_load"}))
     if options.json:
         options.json.write_text(json.dumps(document, indent=2) + "\n")

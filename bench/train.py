@@ -15,72 +15,67 @@ besides the textbook need requirements/bench.txt, see there.
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import arithmetic
+import numpy as np
 import torch
-from arithmetic import summary
-from engine import (
-    decoding,
-    epochs_of,
-    first_images,
-    large,
-    make_run,
-    start_and_memory,
-    train_to_the_end,
-)
-from fixture import Bench, bench_of
-from peers.run import ask, best_workers, speed_of
+from engine import Bench, train_command, train_to_the_end
+from measure import ratio, summary
 
 from alexmri.contract.resources import ask_for_large_pages, cpu_cores
+from alexmri.data.cache import open_cache
+from alexmri.data.dataset import Part, Rows
+from alexmri.data.folders import discover
 from alexmri.data.phantom import write_demo_data
-from alexmri.model.forward import choose_compute
+from alexmri.model.alexnet import summarise
+from alexmri.model.forward import Compute, choose_compute
+from alexmri.terminal import PlainTerminal
 from alexmri.training.provenance import machine_document
 
 FULL_SEEDS = (0, 1, 2)
-# What an epoch of the engine shall take.
-EPOCH_SECONDS = 12
+EPOCH_SECONDS = 12  # what an epoch of the engine shall take
+TRAINED_SECONDS = 10  # memory grows in the first steps alone
 
 
 def measure(bench: Bench, repeats: int) -> dict[str, Any]:
     """Return the table, measured in `repeats` rounds."""
-    say = partial(print, flush=True)
-    gemm = arithmetic.best_gemm(bench.compute)
+    gemm = best_gemm(bench.compute)
     say(f"the best matrix product: {gemm / 1e9:.0f} GFLOP/s; now the textbook's loader")
-    workers, by_workers = best_workers(bench, "fp32")
-    by_workers_bf16: dict[str, float] = {}
-    has_bf16 = choose_compute("auto").precision == "bf16"
-    if has_bf16:
-        workers_bf16, by_workers_bf16 = best_workers(bench, "bf16")
-    else:
+    precisions = ["fp32", *(["bf16"] if choose_compute("auto").precision == "bf16" else [])]
+    if "bf16" not in precisions:
         say("bf16 is skipped: this CPU has no bf16 arithmetic")
-    say(f"textbook by workers: fp32 {by_workers}, bf16 {by_workers_bf16}")
-    limit = arithmetic.limit(bench.settings, bench.classes, bench.compute)
-    train = first_images(bench.dataset.part("train"), round(limit * EPOCH_SECONDS))
-    run = make_run(bench, train, bench.dataset.part("validation"))
-    epochs = epochs_of(run)
+    by_workers: dict[str, dict[str, float]] = {"fp32": {}, "bf16": {}}
+    for precision in precisions:
+        textbook = partial(bench.speed_of_peer, "textbook", precision=precision)
+        by_workers[precision] = {str(number): textbook(workers=number) for number in (0, 1, 2)}
+    say(f"textbook by workers: {by_workers}")
+    workers = {each: best_workers(by_workers[each]) for each in precisions}
+    train = first_images(bench.dataset.part("train"), round(bench.limit() * EPOCH_SECONDS))
+    epochs = bench.epochs(train)
     next(epochs)  # the warm-up
-    textbook = partial(speed_of, bench, "textbook")
     columns: dict[str, Callable[[], float]] = {
-        "limit": lambda: arithmetic.limit(bench.settings, bench.classes, bench.compute),
+        "limit": bench.limit,
         "engine": lambda: next(epochs)["images_per_second"],
-        "textbook": partial(textbook, workers=workers, precision="fp32"),
     }
-    if has_bf16:
-        columns["textbook_bf16"] = partial(textbook, workers=workers_bf16, precision="bf16")
+    for name, precision in zip(("textbook", "textbook_bf16"), precisions, strict=False):
+        wishes = {"workers": workers[precision], "precision": precision}
+        columns[name] = partial(bench.speed_of_peer, "textbook", **wishes)
     could_not: dict[str, str] = {}
     for peer in ("with_timm", "with_lightning"):
+        speed = partial(bench.speed_of_peer, peer, workers=workers["fp32"], precision="fp32")
         try:
-            speed_of(bench, peer, workers=workers, precision="fp32")
+            speed()
+            columns[peer] = speed
         except RuntimeError as error:
             could_not[peer] = f"{error} (pip install the requirements/bench.txt, see there)"
-            continue
-        columns[peer] = partial(speed_of, bench, peer, workers=workers, precision="fp32")
     runs: dict[str, list[float]] = {name: [] for name in columns}
     for number in range(1, repeats + 1):
         for name, column in columns.items():
@@ -88,43 +83,127 @@ def measure(bench: Bench, repeats: int) -> dict[str, Any]:
         shown = ", ".join(f"{name} {speeds[-1]:.0f}" for name, speeds in runs.items())
         say(f"round {number}/{repeats}, images/s: {shown}")
     medians = {name: statistics.median(speeds) for name, speeds in runs.items()}
-    operations = arithmetic.operations_per_image(bench.settings, bench.classes)
-    rate = medians["limit"] * operations["step"]
+    costs = floor(bench)
+    operations = costs["operations_per_image"]["step"]
+    below = [name for name in ("limit", "textbook", "textbook_bf16") if name in runs]
     return {
         **{name: medians.get(name) for name in ("limit", "engine", "textbook", "textbook_bf16")},
         "engine_images": len(train),
-        "limit_gemm_fraction": rate / gemm,
-        "engine_over_limit": ratio(runs, "engine", "limit"),
-        "engine_over_textbook": ratio(runs, "engine", "textbook"),
-        "engine_over_textbook_bf16": ratio(runs, "engine", "textbook_bf16") if has_bf16 else None,
+        "limit_gemm_fraction": medians["limit"] * operations / gemm,
+        "engine_over_textbook_bf16": None,
+        **{f"engine_over_{name}": ratio(runs["engine"], runs[name]) for name in below},
         "peers": {
             **{name: medians[name] for name in columns if name.startswith("with_")},
             "could_not_run": could_not,
         },
         "runs": {name: summary(speeds) for name, speeds in runs.items()},
-        "textbook_by_workers": {"fp32": by_workers, "bf16": by_workers_bf16},
+        "textbook_by_workers": by_workers,
         "floor": {
             "gemm_operations_per_second": gemm,
-            "operations_per_image": operations,
-            **arithmetic.bytes_per_step(bench.settings, bench.classes, bench.compute),
-            "images_per_second_at_gemm_rate": gemm / operations["step"],
+            **costs,
+            "images_per_second_at_gemm_rate": gemm / operations,
         },
     }
 
 
-def ratio(runs: Mapping[str, list[float]], above: str, below: str) -> float:
-    return statistics.median(a / b for a, b in zip(runs[above], runs[below], strict=True))
+def best_workers(speeds: dict[str, float]) -> int:
+    return int(max(speeds, key=lambda number: speeds[number]))
+
+
+def first_images(part: Part, images: int) -> Part:
+    """Return the first of the images of `part`, at least eight batches of the default recipe."""
+    rows_N = np.arange(min(max(512, images), len(part)))
+    names = tuple(part.names[row] for row in rows_N)
+    return Part(Rows(part.pixels_NCHW, rows_N), part.labels_N[rows_N], None, names)
+
+
+def best_gemm(compute: Compute, seconds: float = 0.5) -> float:
+    """Return the highest rate of a square matrix product in this precision, in operations/s."""
+    best = 0.0
+    for side in (1024, 2048, 4096):
+        a, b = torch.randn(2, side, side, device=compute.device).to(compute.dtype)
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            started = time.perf_counter()
+            torch.mm(a, b)
+            if compute.device.type == "cuda":
+                torch.cuda.synchronize()
+            best = max(best, 2 * side**3 / (time.perf_counter() - started))
+    return best
+
+
+def floor(bench: Bench) -> dict[str, Any]:
+    """Return the operations of an image, a multiply-add being two, and the bytes of a step.
+
+    Operations: forward, gradient of the weights, gradient of the inputs, but that of the first
+    layer. Bytes, whatever the batch: the pass reads the weights twice and writes their gradients,
+    the optimiser reads these and reads and writes weights and momenta. In reduced precision
+    gradients are turned into float32 before the optimiser, weights are copied after it.
+    """
+    shape = bench.settings.model_dump(include={"image_size", "channels", "dropout"})
+    layers = summarise(classes=len(bench.dataset.classes), **shape)
+    adds = [layer.multiply_adds for layer in layers if layer.multiply_adds]
+    weights = sum(layer.parameters for layer in layers)
+    reduced = bench.compute.precision != "fp32"
+    each = 3 * 2 + (2 + 4) + (4 + 2) + 5 * 4 if reduced else 3 * 4 + 5 * 4
+    return {
+        "operations_per_image": {
+            "forward": 2.0 * sum(adds),
+            "step": 6.0 * sum(adds) - 2.0 * adds[0],
+        },
+        "parameters": float(weights),
+        "bytes_per_step": float(weights * each),
+    }
+
+
+def start_and_memory(bench: Bench) -> dict[str, float]:
+    """Train for some seconds in a process of its own; time its start, measure its peak memory."""
+    started = time.perf_counter()
+    out = Path(tempfile.mkdtemp(dir=bench.scratch))
+    command = train_command(bench.data, out, "--epochs", "1", "--workers-per-host", "1")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    lines = (time.perf_counter() for line in process.stdout if " epochs of " in line)
+    first_step = next(lines, None)
+    if first_step is None:
+        raise RuntimeError(f"alexmri train ended early, with exit code {process.wait()}")
+    time.sleep(TRAINED_SECONDS)
+    process.kill()
+    process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return {
+        "seconds_to_first_step": first_step - started,
+        "peak_memory_mib": usage.ru_maxrss / 1024,
+    }
+
+
+def decoding(bench: Bench) -> dict[str, float]:
+    """Return microseconds per image of decoding everything anew, by one core and by all."""
+    before = os.environ.get("ALEXMRI_CACHE_DIR")
+    result = {"cores": float(cpu_cores())}
+    for name, workers in (("one_core", 1), ("all_cores", cpu_cores())):
+        os.environ["ALEXMRI_CACHE_DIR"] = tempfile.mkdtemp(dir=bench.scratch)
+        folder, size = discover(bench.data), bench.settings.image_size
+        options = {"image_size": size, "channels": 1, "workers": workers}
+        cache = open_cache(folder, **options, terminal=PlainTerminal())
+        assert cache.seconds is not None
+        result[f"microseconds_{name}"] = cache.seconds / len(folder.images) * 1e6
+    del os.environ["ALEXMRI_CACHE_DIR"]
+    if before is not None:
+        os.environ["ALEXMRI_CACHE_DIR"] = before
+    return result
 
 
 def accuracy(bench: Bench, workers: int) -> dict[str, Any]:
     """Return test figures of engine and textbook for the same seeds, which are other splits."""
-    rows: dict[str, list[dict[str, Any]]] = {"engine": [], "textbook": []}
+    rows: dict[str, list[dict[str, float]]] = {"engine": [], "textbook": []}
+    wishes = {"epochs": bench.settings.epochs, "workers": workers, "precision": "fp32"}
     for seed in FULL_SEEDS:
         rows["engine"].append(train_to_the_end(bench.data, bench.scratch, "--seed", str(seed)))
-        seeded = bench_of(bench.data, bench.scratch, seed=seed)
-        epochs, fp32 = bench.settings.epochs, {"workers": workers, "precision": "fp32"}
-        rows["textbook"].append(ask(seeded, "textbook", epochs=epochs, **fp32))
-        print(f"seed {seed}: {rows['engine'][-1]}, textbook {rows['textbook'][-1]}", flush=True)
+        seeded = Bench.of(bench.data, bench.scratch, seed=seed)
+        rows["textbook"].append(seeded.ask_peer("textbook", **wishes))
+        say(f"seed {seed}: {rows['engine'][-1]}, textbook {rows['textbook'][-1]}")
     means = {
         who: {
             f"{figure}_{name}": compute([row[figure] for row in found])
@@ -134,6 +213,10 @@ def accuracy(bench: Bench, workers: int) -> dict[str, Any]:
         for who, found in rows.items()
     }
     return {"seeds": rows, **means}
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
 
 
 def main() -> None:
@@ -146,29 +229,27 @@ def main() -> None:
     ask_for_large_pages()
     torch.set_num_threads(cpu_cores())
     with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        data = options.data
-        if data is None:
-            data = scratch / "slices"
-            print(f"no --data: {write_demo_data(data)} synthetic slices are used", flush=True)
-        bench = bench_of(data, scratch, seed=0)
+        data = options.data or Path(folder) / "slices"
+        if options.data is None:
+            say(f"no --data: {write_demo_data(data)} synthetic slices are used")
+        bench = Bench.of(data, Path(folder))
         document = {
             **measure(bench, options.repeats),
             "end_to_end": start_and_memory(bench),
             "decoding": decoding(bench),
-            "large": large(bench),
+            "large": bench.large(),
         }
         if options.full:
-            document["end_to_end"] |= {"default_job": train_to_the_end(bench.data, bench.scratch)}
-            workers = document["textbook_by_workers"]["fp32"]
-            document["accuracy"] = accuracy(bench, int(max(workers, key=workers.get)))
+            document["end_to_end"]["default_job"] = train_to_the_end(bench.data, bench.scratch)
+            workers = best_workers(document["textbook_by_workers"]["fp32"])
+            document["accuracy"] = accuracy(bench, workers)
         document |= {
             "data": "synthetic" if options.data is None else str(options.data.name),
             "images": len(bench.dataset.folder.images),
             "settings": bench.settings.model_dump(mode="json"),
             "machine": machine_document(bench.compute.device, bench.compute.precision),
         }
-    print(json.dumps({k: v for k, v in document.items() if isinstance(v, float)}, indent=2))
+    say(json.dumps({k: v for k, v in document.items() if isinstance(v, float)}, indent=2))
     if options.json:
         options.json.write_text(json.dumps(document, indent=2) + "\n")
 

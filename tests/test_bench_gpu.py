@@ -34,13 +34,9 @@ def run(file: Path, *options: str | Path) -> tuple[int, dict[str, Any], str]:
 
 @pytest.fixture(scope="module")
 def gpu() -> ModuleType:
-    return loaded(PROGRAM)
-
-
-def loaded(program: Path) -> ModuleType:
-    """Return a program of bench/, which finds its neighbours as if it were run."""
-    sys.path.insert(0, str(program.parent))
-    spec = importlib.util.spec_from_file_location(f"bench_{program.stem}", program)
+    """The program as a module, which finds its neighbours as if it were run."""
+    sys.path.insert(0, str(PROGRAM.parent))
+    spec = importlib.util.spec_from_file_location("bench_gpu", PROGRAM)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -135,8 +131,7 @@ def test_what_was_measured_is_written_before_the_next_part(
     assert json.loads(file.read_text())["second"] == {"seconds": 1.0}
 
 
-def test_the_device_is_busy_while_any_of_its_work_runs() -> None:
-    gpu_profile = loaded(PROGRAM.with_name("gpu_profile.py"))
+def test_the_device_is_busy_while_any_of_its_work_runs(gpu: ModuleType) -> None:
     events = [
         {"cat": "cpu_op", "name": "aten::mm", "ts": 0.0, "dur": 9_000.0},
         {"cat": "gpu_user_annotation", "name": "Optimizer.step", "ts": 0.0, "dur": 9_000.0},
@@ -147,7 +142,7 @@ def test_the_device_is_busy_while_any_of_its_work_runs() -> None:
         {"cat": "cuda_runtime", "name": "cudaMemcpyAsync", "ts": 950.0, "dur": 50.0},
         {"ph": "M", "name": "process_name"},
     ]
-    assert gpu_profile.device_figures(events, steps=2, milliseconds_per_step=4.0) == {
+    assert gpu.device_figures(events, steps=2, milliseconds_per_step=4.0) == {
         "kernels_per_step": 1.0,
         "launches_per_step": 0.5,
         "device_milliseconds_per_step": 2.0,

@@ -6,15 +6,15 @@ from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from serve_model import SETTINGS, Model
 
-model = Model(SETTINGS["threads"])
+model = Model()
 app = FastAPI()
 
 
 @app.post("/invocations")
 async def invocations(request: Request) -> Response:
-    picture = await request.body()
+    image = await request.body()
     if SETTINGS["thread_pool"]:
-        document = await run_in_threadpool(model.answer, picture)
+        document = await run_in_threadpool(model.answer, image)
     else:
-        document = model.answer(picture)
+        document = model.answer(image)
     return Response(json.dumps(document), media_type="application/json")

@@ -1,9 +1,9 @@
 """Plain Flask, a forward pass per request."""
 
 from flask import Flask, Response, jsonify, request
-from serve_model import SETTINGS, Model
+from serve_model import Model
 
-model = Model(SETTINGS["threads"])
+model = Model()
 app = Flask(__name__)
 
 

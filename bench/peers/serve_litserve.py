@@ -1,4 +1,4 @@
-"""LitServe, batched or not: pictures are decoded and answered in its inference processes."""
+"""LitServe, batched or not: images are decoded and answered in its inference processes."""
 
 import json
 from typing import Annotated, Any
@@ -7,15 +7,15 @@ import litserve
 from fastapi import Body, Response
 from serve_model import SETTINGS, Model
 
-Picture = Annotated[bytes, Body(media_type="image/png")]
+Image = Annotated[bytes, Body(media_type="image/png")]
 
 
 class Api(litserve.LitAPI):
     def setup(self, device: str) -> None:
-        self.model = Model(SETTINGS["threads"], self.max_batch_size)
+        self.model = Model(self.max_batch_size)
 
     # The raw body of a request: half the bytes of LitServe's usual base64 in JSON.
-    def decode_request(self, request: Picture) -> Any:
+    def decode_request(self, request: Image) -> Any:
         return self.model.decode(request)
 
     def batch(self, inputs: list[Any]) -> list[Any]:
@@ -39,13 +39,8 @@ if __name__ == "__main__":
         batch_timeout=SETTINGS["batch_timeout"],
         api_path="/invocations",
     )
-    server = litserve.LitServer(
-        api,
-        accelerator="cpu",
-        workers_per_device=SETTINGS["workers"],
-        fast_queue=SETTINGS["fast_queue"],
-    )
-    server.run(
+    workers, fast = SETTINGS["workers"], SETTINGS["fast_queue"]
+    litserve.LitServer(api, accelerator="cpu", workers_per_device=workers, fast_queue=fast).run(
         host="127.0.0.1",
         port=SETTINGS["port"],
         num_api_servers=SETTINGS["api_servers"],
