@@ -4,10 +4,10 @@
 
 Rows: `majority` always answers the commonest class of the training split, `nearest_neighbour` looks
 up the most similar training slice, `logistic_regression` sees standardised pixels (C chosen on
-validation), `resnet18` is torchvision's, trained from scratch (see resnet18.py). Protocols: `slice`
-is `alexmri train --seed S`, mean and spread over the seeds; `subject` is `alexmri crossval
---folds 5 --seed 0`, predictions of all folds pooled, 95 % intervals by bootstrap over people, and
-the spread over folds. Each row is written to FILE as it is done, in place of an earlier one.
+validation), `resnet18` is torchvision's, trained from scratch (peers/resnet18.py). Protocols:
+`slice` is `alexmri train --seed S`, mean and range over the seeds; `subject` is `alexmri crossval
+--folds 5 --seed 0`, predictions of all folds pooled, with 95 % intervals by bootstrap over
+subjects. Each row is written to FILE as it is done, in place of an earlier one.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import resnet18
-import torch
+from peers import resnet18
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from alexmri.contract.resources import cpu_cores
 from alexmri.data.dataset import Dataset, load_dataset
 from alexmri.data.split import Fold, classes_of_enough
 from alexmri.evaluation.baselines import one_nearest_neighbour
@@ -40,6 +40,8 @@ from alexmri.settings import Layer, Settings, resolve
 from alexmri.terminal import PlainTerminal
 from alexmri.training.provenance import machine_document
 
+ROWS = ("majority", "nearest_neighbour", "logistic_regression", "resnet18")
+PROTOCOLS = ("slice", "subject")
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 FIGURES = {
     "accuracy": "accuracy",
@@ -88,13 +90,14 @@ def measured_row(
     name: str,
     answer: Callable[[Dataset, Settings], Answer],
     splits: Mapping[str, tuple[Dataset, Settings]],
-    *,
     protocol: str,
     folds: int,
 ) -> dict[str, Any]:
     """Answer and measure the test part of each split, by subject also all of them pooled."""
     first = next(iter(splits.values()))[0]
-    kept = classes_kept(first, folds)
+    images, groups = first.folder.images, first.subjects
+    keys = groups.ids if groups else [image.name for image in images]
+    kept = classes_of_enough(keys, [image.label for image in images], folds=folds)
     figures = partial(figures_of, kept=kept, from_look_up=name == "nearest_neighbour")
     rows: list[dict[str, Any]] = []
     parts = []
@@ -103,7 +106,8 @@ def measured_row(
         probabilities_NK, chosen = answer(dataset, settings)
         seconds = round(time.monotonic() - started, 1)
         part = predictions_of(dataset, probabilities_NK)
-        values = {key: value_of(each) for key, each in figures(part, replicates=0).items()}
+        found = figures(part, replicates=0)
+        values = {key: each and float(each["value"]) for key, each in found.items()}
         print(f"{name}, {title}: {values} {chosen} in {seconds} s", flush=True)
         rows.append({"split": title, **values, "chosen": chosen, "seconds": seconds})
         parts.append(part)
@@ -149,16 +153,6 @@ def figures_of(
     }
 
 
-def classes_kept(dataset: Dataset, folds: int) -> list[str]:
-    images, groups = dataset.folder.images, dataset.subjects
-    keys = groups.ids if groups else [image.name for image in images]
-    return classes_of_enough(keys, [image.label for image in images], folds=folds)
-
-
-def value_of(figure: Mapping[str, Any] | None) -> float | None:
-    return None if figure is None else float(figure["value"])
-
-
 def spread(values: Sequence[float | None]) -> dict[str, float] | None:
     known = [value for value in values if value is not None]
     if not known:
@@ -176,41 +170,30 @@ def load_splits(
     data: Path, protocol: str, seeds: Sequence[int], folds: int
 ) -> dict[str, tuple[Dataset, Settings]]:
     """Return the splits of `train --seed S`, or of `crossval --folds N --seed 0`, by name."""
-    load = partial(load_dataset, {"train": data}, workers=torch.get_num_threads())
-    terminal = PlainTerminal()
+    load = partial(load_dataset, {"train": data}, workers=cpu_cores(), terminal=PlainTerminal())
     if protocol == "slice":
         chosen = {seed: resolve([Layer("bench", {"seed": seed})]).settings for seed in seeds}
-        return {
-            f"seed {seed}": (load(settings, terminal=terminal), settings)
-            for seed, settings in chosen.items()
-        }
+        return {f"seed {seed}": (load(each), each) for seed, each in chosen.items()}
     settings = resolve([Layer("bench", {"seed": 0, "split_by": "subject"})]).settings
-    return {
-        f"fold {n}": (load(settings, terminal=terminal, fold=Fold(n, folds)), settings)
-        for n in range(1, folds + 1)
-    }
+    numbers = range(1, folds + 1)
+    return {f"fold {n}": (load(settings, fold=Fold(n, folds)), settings) for n in numbers}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows in Markdown: by slice the range over seeds, by subject the 95 % interval."""
-    lines = [
-        f"| split by | row | {' | '.join(FIGURES.values())} |",
-        f"| --- | --- |{' ---: |' * len(FIGURES)}",
-    ]
+    lines = [f"| split by | row | {' | '.join(FIGURES.values())} |"]
+    lines.append(f"| --- | --- |{' ---: |' * len(FIGURES)}")
     for row in rows:
         cells = []
         for key in FIGURES:
             over, pooled = row["over_splits"][key], row["pooled"]
             if over is None:
                 cells.append("")
-            elif pooled is None:
-                cells.append(f"{over['mean']:.3f} ({over['low']:.3f} to {over['high']:.3f})")
-            else:
-                low, high = pooled[key]["ci95"]
-                cells.append(
-                    f"{pooled[key]['value']:.3f} ({low:.3f} to {high:.3f}),"
-                    f" folds ± {over['standard_deviation']:.3f}"
-                )
+                continue
+            middle, low, high = over["mean"], over["low"], over["high"]
+            if pooled:
+                middle, (low, high) = pooled[key]["value"], pooled[key]["ci95"]
+            cells.append(f"{middle:.3f} ({low:.3f} to {high:.3f})")
         lines.append(f"| {row['protocol']} | {row['row']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -219,45 +202,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    rows = ("majority", "nearest_neighbour", "logistic_regression", "resnet18")
-    parser.add_argument("--only", nargs="+", choices=rows, default=rows)
-    protocols = ("slice", "subject")
-    parser.add_argument("--protocol", nargs="+", choices=protocols, default=protocols)
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=ROWS)
+    parser.add_argument("--protocol", nargs="+", choices=PROTOCOLS, default=PROTOCOLS)
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=40, help="of resnet18")
     parser.add_argument("--stem", choices=("small", "torchvision"), default="small")
-    parser.add_argument("--seconds", type=float, help="most for one training of resnet18")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    wanted = parser.parse_args()
-    torch.set_num_threads(wanted.threads)
-    compute = choose_compute(wanted.precision)
+    options = parser.parse_args()
     answers: dict[str, Callable[[Dataset, Settings], Answer]] = {
         "majority": majority,
         "nearest_neighbour": nearest_neighbour,
         "logistic_regression": logistic_regression,
-        "resnet18": partial(
-            resnet18.train,
-            compute=compute,
-            epochs=wanted.epochs,
-            stem=wanted.stem,
-            seconds=wanted.seconds,
-        ),
+        "resnet18": partial(resnet18.train, epochs=options.epochs, stem=options.stem),
     }
-    done: dict[str, Any] = {}
-    if wanted.out.exists():
-        before = json.loads(wanted.out.read_text(encoding="utf-8"))["rows"]
+    compute, done = choose_compute("auto"), dict[str, Any]()
+    if options.out.exists():
+        before = json.loads(options.out.read_text(encoding="utf-8"))["rows"]
         done = {f"{row['protocol']} {row['row']}": row for row in before}
-    for protocol in wanted.protocol:
-        splits = load_splits(wanted.data, protocol, wanted.seeds, wanted.folds)
+    for protocol in options.protocol:
+        splits = load_splits(options.data, protocol, options.seeds, options.folds)
         dataset = next(iter(splits.values()))[0]
-        for name in wanted.only:
-            row = measured_row(name, answers[name], splits, protocol=protocol, folds=wanted.folds)
+        for name in options.only:
+            row = measured_row(name, answers[name], splits, protocol, options.folds)
             row["machine"] = machine_document(compute.device, compute.precision)
             done[f"{protocol} {name}"] = row
-            ordered = [done[f"{p} {r}"] for p in protocols for r in rows if f"{p} {r}" in done]
-            write_json(wanted.out, {"data_fingerprint": dataset.fingerprint, "rows": ordered})
+            ordered = [done[f"{p} {r}"] for p in PROTOCOLS for r in ROWS if f"{p} {r}" in done]
+            write_json(options.out, {"data_fingerprint": dataset.fingerprint, "rows": ordered})
     print(table(ordered))
 
 

@@ -16,9 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from collections import Counter
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from alexmri.data.phantom import write_demo_data
 from alexmri.files import write_json
@@ -32,26 +33,11 @@ KILLER = Path(__file__).with_name("kill_in_write")
 KILLS_PER_ROUND = 30
 # The longest a run lives before it is killed, counted from when its steps begin.
 LIFE_SECONDS = 3.0
-SHARE_IN_WRITE = 0.3
-SHARE_DAMAGED = 0.1
+SHARE_IN_WRITE, SHARE_DAMAGED = 0.3, 0.1
 # Files in whose writing a kill is forced, before or after the name appears. Of the checkpoints
 # there are many in a run; of the others one, at its beginning or its end.
 CHECKPOINTS = ("step-*.safetensors", "step-*.json")
 WRITES = (*CHECKPOINTS, "model.safetensors", "model.json", "run.json")
-# What may differ between equal runs: how fast they were.
-SPEED = "images_per_second"
-
-
-@dataclass
-class Tally:
-    """What happened to the runs."""
-
-    kills: int = 0
-    in_write: int = 0
-    damaged: int = 0
-    resumes: int = 0
-    rounds: int = 0
-    lives_seconds: list[float] = field(default_factory=list)
 
 
 class Job:
@@ -70,19 +56,17 @@ class Job:
             "ALEXMRI_WANDB_MODE": "disabled",
         }
 
-    def start(self, **more: str) -> "subprocess.Popen[str]":
+    def start(self, dying_at: str = "") -> "subprocess.Popen[str]":
+        """Start; the process that comes to the write PATTERN:COUNT:before|after dies there."""
+        path = os.pathsep.join(filter(None, (str(KILLER), os.environ.get("PYTHONPATH"))))
+        killer = {"PYTHONPATH": path, "KILL_IN_WRITE": dying_at} if dying_at else {}
         return subprocess.Popen(
             [sys.executable, TRAIN],
-            env=self._environment | more,
+            env=self._environment | killer,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-
-    def start_dying_at(self, write: str) -> "subprocess.Popen[str]":
-        """Start; the process that comes to `write` (PATTERN:COUNT:before|after) dies there."""
-        path = os.pathsep.join(filter(None, (str(KILLER), os.environ.get("PYTHONPATH"))))
-        return self.start(PYTHONPATH=path, KILL_IN_WRITE=write)
 
     def finish(self) -> tuple[float, float]:
         """Train to the end; return after how many seconds the steps began, and it was done."""
@@ -98,51 +82,47 @@ class Job:
             raise SystemExit(f"the training failed:\n{printed}")
         return ready - began, time.monotonic() - began
 
-    def result(self) -> dict[str, object]:
-        """Everything that equal runs have in common."""
+    def result(self) -> dict[str, Any]:
+        """Everything that equal runs have in common: all but how fast they were."""
         results = self.root / "output" / "data"
         rows = [json.loads(line) for line in (results / "metrics.jsonl").read_text().splitlines()]
+        whole = [*(self.root / "model").iterdir(), results / "evaluation.json"]
         return {
-            **{path.name: path.read_bytes() for path in sorted((self.root / "model").iterdir())},
-            "evaluation.json": (results / "evaluation.json").read_bytes(),
-            "split.json": (results / "split.json").read_bytes(),
-            "metrics.jsonl": [{k: v for k, v in row.items() if k != SPEED} for row in rows],
+            **{path.name: path.read_bytes() for path in [*whole, results / "split.json"]},
+            "metrics.jsonl": [row | {"images_per_second": None} for row in rows],
         }
 
 
 def kill_often(
-    job: Job, kills: int, life_seconds: float, tally: Tally, chance: random.Random
-) -> None:
-    """Start and kill `job` so many times, in a write or at most `life_seconds` after its start."""
-    for _ in range(kills):
-        in_write = chance.random() < SHARE_IN_WRITE
-        if in_write:
-            pattern, when = chance.choice(WRITES), chance.choice(("before", "after"))
-            number = chance.randint(1, 3) if pattern in CHECKPOINTS else 1
-            process = job.start_dying_at(f"{pattern}:{number}:{when}")
-            moment = None  # however slow the machine: the write comes, or the run's end
-        else:
-            process = job.start()
-            moment = chance.uniform(0.0, life_seconds)
+    job: Job, kills: int, life_seconds: float, tally: Counter[str], chance: random.Random
+) -> list[float]:
+    """Kill `job` so often, in a write or at most `life_seconds` after its start; return lives."""
+    lives: list[float] = []
+    while len(lives) < kills:
+        in_write, moment = chance.random() < SHARE_IN_WRITE, chance.uniform(0.0, life_seconds)
+        pattern, when = chance.choice(WRITES), chance.choice(("before", "after"))
+        number = chance.randint(1, 3) if pattern in CHECKPOINTS else 1
+        process = job.start(f"{pattern}:{number}:{when}" if in_write else "")
         began = time.monotonic()
         try:
-            printed = process.communicate(timeout=moment)[0]
+            # However slow the machine: the write comes, or the run's end.
+            printed = process.communicate(timeout=None if in_write else moment)[0]
         except subprocess.TimeoutExpired:
             process.kill()
             printed = process.communicate()[0]  # ends when the worker is gone too
         if process.returncode == 0:
-            return  # it came to its end before it was killed
+            break  # it came to its end before it was killed
         if process.returncode not in (-9, 137):
             raise SystemExit(f"the training failed by itself ({process.returncode}):\n{printed}")
-        tally.kills += 1
-        tally.in_write += in_write
-        tally.resumes += "resuming at epoch" in printed
-        tally.lives_seconds.append(time.monotonic() - began)
+        lives.append(time.monotonic() - began)
+        tally["killed_in_write"] += in_write
+        tally["resumes"] += "resuming at epoch" in printed
         if chance.random() < SHARE_DAMAGED:
-            tally.damaged += damage_newest(job.root / "checkpoints", chance)
+            tally["checkpoints_damaged"] += damage_newest(job.root / "checkpoints", chance)
+    return lives
 
 
-def differences(expected: dict[str, object], found: dict[str, object]) -> list[str]:
+def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
     """Say which files differ, and for metrics the first row that does."""
     others = []
     for name in sorted(expected.keys() | found.keys()):
@@ -161,15 +141,13 @@ def damage_newest(checkpoints: Path, chance: random.Random) -> bool:
     if len(json_files) < 2:
         return False
     path = json_files[-1].with_suffix(chance.choice((".json", ".safetensors")))
+    content = bytearray(path.read_bytes())
+    place = chance.randrange(len(content))
     if chance.random() < 0.5:
-        os.truncate(path, chance.randrange(path.stat().st_size))
-        return True
-    with path.open("r+b") as file:
-        place = chance.randrange(path.stat().st_size)
-        file.seek(place)
-        byte = file.read(1)[0]
-        file.seek(place)
-        file.write(bytes([byte ^ 1 << chance.randrange(8)]))
+        del content[place:]
+    else:
+        content[place] ^= 1 << chance.randrange(8)
+    path.write_bytes(content)
     return True
 
 
@@ -181,41 +159,36 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments to kill at")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    compute = choose_compute("auto")
-    chance, tally, identical = random.Random(options.seed), Tally(), True  # noqa: S311
+    compute, chance = choose_compute("auto"), random.Random(options.seed)  # noqa: S311
+    lives: list[float] = []
+    tally, rounds, identical = Counter[str](), 0, True
     with tempfile.TemporaryDirectory(prefix="alexmri-chaos-") as folder:
-        data = options.data
-        if data is None:
-            data = Path(folder) / "demo"
+        data = options.data or Path(folder) / "demo"
+        if options.data is None:
             write_demo_data(data, subjects={"MildDemented": 5, "NonDemented": 5}, slices=16)
         untouched = Job(Path(folder) / "untouched", data, options.epochs)
         ready, seconds = untouched.finish()
         expected = untouched.result()
-        print(
-            f"the untouched run took {seconds:.1f} s, its start {ready:.1f} s of that", flush=True
-        )
-        while tally.kills < options.kills:
-            before = tally.kills
-            job = Job(Path(folder) / f"round-{tally.rounds}", data, options.epochs)
-            wanted = min(KILLS_PER_ROUND, options.kills - tally.kills)
-            kill_often(job, wanted, min(seconds, ready + LIFE_SECONDS), tally, chance)
+        print(f"the untouched run took {seconds:.1f} s, its start {ready:.1f} s", flush=True)
+        while len(lives) < options.kills:
+            job = Job(Path(folder) / f"round-{rounds}", data, options.epochs)
+            wanted = min(KILLS_PER_ROUND, options.kills - len(lives))
+            killed = kill_often(job, wanted, min(seconds, ready + LIFE_SECONDS), tally, chance)
             job.finish()
-            tally.rounds += 1
+            lives += killed
+            rounds += 1
             others = differences(expected, job.result())
             identical = identical and not others
-            print(
-                f"round {tally.rounds}: {tally.kills - before} kills, then"
-                f" {'; '.join(['OTHER BYTES', *others]) if others else 'the same bytes'}",
-                flush=True,
-            )
+            ending = "; ".join(["OTHER BYTES", *others]) if others else "the same bytes"
+            print(f"round {rounds}: {len(killed)} kills, then {ending}", flush=True)
     figures = {
-        "kills": tally.kills,
+        "kills": len(lives),
         "identical": identical,
-        "resumes": tally.resumes,
-        "rounds": tally.rounds,
-        "killed_in_write": tally.in_write,
-        "checkpoints_damaged": tally.damaged,
-        "median_life_seconds": round(statistics.median(tally.lives_seconds), 2),
+        "resumes": tally["resumes"],
+        "rounds": rounds,
+        "killed_in_write": tally["killed_in_write"],
+        "checkpoints_damaged": tally["checkpoints_damaged"],
+        "median_life_seconds": round(statistics.median(lives), 2),
         "untouched_seconds": round(seconds, 2),
         "seed": options.seed,
         "machine": machine_document(compute.device, compute.precision),

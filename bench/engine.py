@@ -106,12 +106,13 @@ class Bench:
         side, share = self.settings.image_size, loader.MAX_MEMORY_SHARE
         path = Path(tempfile.mkdtemp(dir=self.scratch)) / "slices.npy"
         shape = (images, self.settings.channels, side, side)
-        array_NCHW = np.lib.format.open_memmap(path, "w+", np.uint8, shape)  # type: ignore[no-untyped-call]
+        array_NCHW = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
         generator = np.random.default_rng(0)
         for start in range(0, images, 10_000):
             block_NCHW = array_NCHW[start : start + 10_000]
             block_NCHW[:] = generator.integers(0, 256, block_NCHW.shape, dtype=np.uint8)
         array_NCHW.flush()
+        mapped = array_NCHW.nbytes
         del array_NCHW
         rows = Rows(np.load(path, mmap_mode="r"), np.arange(images))
         labels_N = generator.integers(0, len(self.dataset.classes), images)
@@ -130,7 +131,7 @@ class Bench:
             "images": float(images),
             "images_per_second": (steps - 4) * self.settings.batch_size / (ended - started),
             "memory_growth_mib": (memory_after - memory) / 2**20,
-            "mapped_mib": rows.array_NCHW.nbytes / 2**20,
+            "mapped_mib": mapped / 2**20,
         }
 
     def ask_peer(self, name: str, **wishes: Any) -> dict[str, float]:
@@ -212,6 +213,25 @@ def train(data: Path, scratch: Path, *options: str, out: Path | None = None) -> 
     if done.returncode:
         last_words = (done.stdout + done.stderr).strip().splitlines()[-1:]
         raise RuntimeError(f"alexmri train: {' '.join(last_words)} (exit code {done.returncode})")
+    return out
+
+
+def train_interrupted(data: Path, scratch: Path, *options: str) -> Path:
+    """Run `alexmri train`, stop it by SIGTERM after its first epoch, resume it; return its folder.
+
+    Raises:
+        RuntimeError: it failed, or ended before the signal came.
+    """
+    out = Path(tempfile.mkdtemp(dir=scratch))
+    command = train_command(data, out, *options)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("epoch=1;"):
+                process.terminate()
+    train(data, scratch, *options, out=out)
+    if not list(out.glob("**/step-*.json")):
+        raise RuntimeError("the training that was to be stopped had ended before: no checkpoint")
     return out
 
 

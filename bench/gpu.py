@@ -107,20 +107,17 @@ def device(check: Check) -> Figures:
     return facts
 
 
-def training(check: Check) -> Figures:
+def training(check: Check, *options: str) -> Figures:
     """Train with the default recipe to its end."""
     from engine import train_to_the_end
 
     epochs = ("--epochs", "1") if check.tiny else ()
-    return train_to_the_end(check.data, check.scratch, *epochs)
+    return train_to_the_end(check.data, check.scratch, *options, *epochs)
 
 
 def seeds_recipe(check: Check) -> Figures:
     """Train with the recipe `baseline`, 100 epochs, to its end."""
-    from engine import train_to_the_end
-
-    epochs = ("--epochs", "1") if check.tiny else ()
-    return train_to_the_end(check.data, check.scratch, "--recipe", "baseline", *epochs)
+    return training(check, "--recipe", "baseline")
 
 
 def out_of_memory(check: Check) -> Figures:
@@ -178,7 +175,7 @@ def engine_speed(epochs: Iterator[dict[str, float]]) -> float:
 
 def determinism(check: Check) -> Figures:
     """Train twice with --deterministic and once interrupted and resumed; compare the weights."""
-    from engine import train
+    from engine import train, train_interrupted
 
     epochs = TINY_EPOCHS if check.tiny else DETERMINISTIC_EPOCHS
     options = ("--deterministic", "--epochs", str(epochs))
@@ -198,27 +195,6 @@ def determinism(check: Check) -> Figures:
     elif first != resumed:
         figures["failed"] = "a run that was stopped and resumed wrote different weights"
     return figures
-
-
-def train_interrupted(data: Path, scratch: Path, *options: str) -> Path:
-    """Run `alexmri train`, stop it by SIGTERM after its first epoch, resume it; return its folder.
-
-    Raises:
-        RuntimeError: it failed, or ended before the signal came.
-    """
-    from engine import train, train_command
-
-    out = Path(tempfile.mkdtemp(dir=scratch))
-    command = train_command(data, out, *options)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        for line in process.stdout:
-            if line.startswith("epoch=1;"):
-                process.terminate()
-    train(data, scratch, *options, out=out)
-    if not list(out.glob("**/step-*.json")):
-        raise RuntimeError("the training that was to be stopped had ended before: no checkpoint")
-    return out
 
 
 def profile(check: Check) -> Figures:
@@ -249,11 +225,8 @@ def profile(check: Check) -> Figures:
         now(device)
         profiler.stop()
 
-    actions = {
-        WARMUP_STEPS: lambda: times.append(now(device)),
-        timed: begin_profile,
-        last: end_profile,
-    }
+    begin = {WARMUP_STEPS: lambda: times.append(now(device)), timed: begin_profile}
+    actions = begin | {last: end_profile}
     if list(run.epochs(AtSteps(run, actions), PlainTerminal())):
         raise RuntimeError(f"the training split has too few images for {last} steps")
     milliseconds = (times[1] - times[0]) / PROFILED_STEPS * 1e3

@@ -22,7 +22,6 @@ import sys
 import tempfile
 import threading
 import time
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
@@ -87,7 +86,6 @@ def wrong_requests(png: bytes, jpeg: bytes, choose: random.Random) -> list[Excha
     chunked = b"POST /invocations HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n"
     return [
         Exchange("empty", post(b""), SAID),
-        Exchange("junk", post(b"junk" * 100), SAID),
         Exchange("truncated", post(png[: len(png) // 2]), SAID),
         Exchange("unknown type", post(b"<p>", "text/html"), (415,)),
         Exchange("no JSON", post(b"{", JSON), SAID),
@@ -96,14 +94,12 @@ def wrong_requests(png: bytes, jpeg: bytes, choose: random.Random) -> list[Excha
         Exchange("unwanted answer", post(png, Accept="image/gif"), (406,)),
         Exchange("wrong method", b"GET /invocations HTTP/1.1\r\nHost: a\r\n\r\n", (405,)),
         Exchange("unknown path", b"GET /etc/passwd HTTP/1.1\r\nHost: a\r\n\r\n", (404,)),
-        Exchange("bomb that says so", post(png_of_size(60_000, 60_000)), SAID),
-        Exchange("bomb over the limit", post(black(12_000)), SAID),
-        Exchange("large image", post(black(4_000)), (200, *SAID)),
-        Exchange("JPEG of many scans", post(many_scans(1000), JPEG), SAID),
-        Exchange("thin image", post(png_of_size(1_000_000, 1)), SAID),
+        Exchange(
+            "bomb over the limit", post(encoded(Image.new("1", (12_000, 12_000)), "PNG")), SAID
+        ),
+        Exchange("large image", post(encoded(Image.new("1", (4_000, 4_000)), "PNG")), (200, *SAID)),
         Exchange("long string", document({"image": [["x" * 10_000, *[1] * 1000]]}), SAID),
         Exchange("deep JSON", post(b"[" * 100_000, JSON), SAID),
-        Exchange("many images", document({"instances": [{"b64": "AAAA"}] * 2000}), SAID),
         Exchange("pickle", post(pickle.dumps(print), NPY), (415, *SAID)),
         Exchange("pickled array", post(pickled.getvalue(), NPY), (415, *SAID)),
         Exchange("too much", post(bytes(40_000_000)), (413, None)),
@@ -117,30 +113,9 @@ def wrong_requests(png: bytes, jpeg: bytes, choose: random.Random) -> list[Excha
     ]
 
 
-def png_of_size(width: int, height: int) -> bytes:
-    """Return a PNG of 70 bytes that claims to be this large."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in parts
-    )
-
-
-def black(side: int) -> bytes:
-    return encoded(Image.new("1", (side, side)), "PNG")
-
-
-def many_scans(times: int) -> bytes:
-    """Return a progressive JPEG with one of its scans, 14 bytes, so many times more."""
-    data = encoded(Image.new("L", (1900, 1900)), "JPEG", progressive=True)
-    scan = data[data.rindex(b"\xff\xda") : -2]
-    return data[:-2] + scan * times + data[-2:]
-
-
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+def encoded(image: Image.Image, kind: str) -> bytes:
     content = io.BytesIO()
-    image.save(content, kind, **options)
+    image.save(content, kind)
     return content.getvalue()
 
 

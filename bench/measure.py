@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 
 def summary(runs: Sequence[float]) -> dict[str, float | list[float]]:
@@ -18,13 +18,3 @@ def summary(runs: Sequence[float]) -> dict[str, float | list[float]]:
 def ratio(above: Sequence[float], below: Sequence[float]) -> float:
     """Return the median of the rounds' ratios."""
     return statistics.median(a / b if b else math.inf for a, b in zip(above, below, strict=True))
-
-
-def quantile(counts: Mapping[str, float], share: float) -> float | None:
-    """Return the quantile of a histogram (value: count) by the nearest rank; None of nothing."""
-    left = share * sum(counts.values())
-    for value in sorted(map(float, counts)):
-        left -= counts[f"{value:g}"]
-        if left <= 0:
-            return value
-    return None

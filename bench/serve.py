@@ -18,6 +18,7 @@ tests the bench, not a server.
 
 import argparse
 import json
+import math
 import select
 import shutil
 import socket
@@ -37,7 +38,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import quantile, ratio, summary
+from measure import ratio, summary
 from PIL import Image
 from server import BENCH, OURS, PEERS_INSTALLED, Server, running
 
@@ -47,15 +48,16 @@ from alexmri.model.predictor import Predictor, ranked
 from alexmri.training.provenance import machine_document
 
 Seen = dict[str, Any]
+Knobs = dict[str, Sequence[Any]]
 
 REQUIREMENTS = BENCH.parent / "requirements" / "bench.txt"
 FEWEST, MOST = CONCURRENCY = (1, 64)
 WORKERS = tuple(dict.fromkeys((cpu_cores(), 1)))
 LITSERVE = "{python} {bench}/peers/serve_litserve.py"
-LITSERVE_KNOBS = {"workers": WORKERS, "fast_queue": (False, True), "api_servers": (1, 2)}
-BATCHES = {"batch": (64, 16), "batch_timeout": (0.002, 0.01, 0.0), "workers": WORKERS[::-1]}
+LITSERVE_KNOBS: Knobs = {"workers": WORKERS, "fast_queue": (False, True), "api_servers": (1, 2)}
+BATCHES: Knobs = {"batch": (64, 16), "batch_timeout": (0.002, 0.01, 0.0), "workers": WORKERS[::-1]}
 # The settings searched for each server, the first of each to start with.
-CONTENDERS: dict[str, tuple[str, dict[str, Sequence[Any]]]] = {
+CONTENDERS: dict[str, tuple[str, Knobs]] = {
     "ours": (OURS, {}),
     "litserve_batched": (LITSERVE, LITSERVE_KNOBS | BATCHES),
     "litserve_unbatched": (LITSERVE, {**LITSERVE_KNOBS, "batch": (1,), "batch_timeout": (0.0,)}),
@@ -192,7 +194,7 @@ def compare(bench: Bench) -> Seen:
     def column(name: str, connections: int, figure: str) -> list[float]:
         return [seen[figure] for seen in rounds[name][connections]]
 
-    contenders = {
+    contenders: dict[str, dict[str, Seen]] = {
         name: {
             str(connections): {
                 "settings": settings[name][connections],
@@ -284,8 +286,8 @@ def ready(bench: Bench) -> Seen:
 def overload(bench: Bench, server: Server) -> Seen:
     """Return what came of arrivals at three times the throughput of the full load.
 
-    `p99_over_full_load` counts from the arrival; `p99_from_sending_over_full_load` leaves out what
-    a request waited for one of the client's connections.
+    `p99_ms` counts from the arrival, `p99_from_sending_ms` leaves out what a request waited for
+    one of the client's connections.
     """
     full = server.load(bench.image, connections=MOST, seconds=bench.effort.full_load)
     pids, memory = server.pids(), server.memory_mib()
@@ -293,47 +295,48 @@ def overload(bench: Bench, server: Server) -> Seen:
     with ThreadPoolExecutor(1) as pool:
         pinging = pool.submit(ping, server, seconds)
         seen = server.load(bench.image, connections=MAX_CONNECTIONS, seconds=seconds, rate=rate)
-    after, pings = server.memory_mib(), pinging.result()
-    arrived, sent = seen.pop("from_arrival"), seen.pop("from_sending")
-    by_status = {status: sum(counts.values()) for status, counts in arrived.items()}
-    refused: Counter[str] = Counter()
-    for status in ("429", "503"):
-        refused.update(arrived.get(status, {}))
-    accepted, answered = arrived.get("200", {}), sum(by_status.values())
-    p99_ms, p99_from_sending_ms = quantile(accepted, 0.99), quantile(sent.get("200", {}), 0.99)
-    lost = sum(number for kind, number in seen["broken"].items() if kind != "status")
+        pings = pinging.result()
+    growth, answers = server.memory_mib() / memory - 1, seen.pop("answers")
+    accepted = [since for status, since, _ in answers if status == "200"]
+    refused = [since for status, since, _ in answers if status in ("429", "503")]
+    p99_ms = quantile(accepted, 0.99)
+    p99_sent_ms = quantile([sent for status, _, sent in answers if status == "200"], 0.99)
+    lost = seen["errors"] - seen["broken"].get("status", 0)
     return {
         "arrivals_per_second": rate,
         "full_load": full,
         **seen,
-        "answered": answered,
-        "throughput": by_status.get("200", 0) / seen["seconds"],
+        "throughput": len(accepted) / seen["seconds"],
         "p50_ms": quantile(accepted, 0.5),
         "p99_ms": p99_ms,
-        "p99_from_sending_ms": p99_from_sending_ms,
-        "slowest_ms": quantile(accepted, 1.0),
+        "p99_from_sending_ms": p99_sent_ms,
+        "slowest_ms": max(accepted, default=math.nan),
         "refused_p99_ms": quantile(refused, 0.99),
-        "p99_over_full_load": p99_ms and p99_ms / full["p99_ms"],
-        "p99_from_sending_over_full_load": p99_ms and p99_from_sending_ms / full["p99_ms"],
-        "by_status": by_status,
-        "refused_share": refused.total() / max(1, answered),
-        "errors": answered - by_status.get("200", 0) - refused.total() + lost,
+        "p99_over_full_load": p99_ms / full["p99_ms"],
+        "p99_from_sending_over_full_load": p99_sent_ms / full["p99_ms"],
+        "by_status": Counter(status for status, _, _ in answers),
+        "refused_share": len(refused) / max(1, seen["answered"]),
+        "errors": seen["answered"] - len(accepted) - len(refused) + lost,
         "processes_lost": len(pids - server.pids()),
         "memory_before_mib": memory,
-        "memory_growth": after / memory - 1,
-        "ping_p99_ms": quantile(Counter(f"{ms:g}" for _, ms in pings), 0.99),
+        "memory_growth": growth,
+        "ping_p99_ms": quantile([ms for _, ms in pings], 0.99),
         "ping_slowest_ms": max(ms for _, ms in pings),
         "ping_errors": sum(status != 200 for status, _ in pings),
     }
 
 
-def ping(server: Server, seconds: float) -> list[tuple[int, int]]:
+def quantile(values: Sequence[float], share: float) -> float:
+    return float(np.quantile(values, share)) if values else math.nan
+
+
+def ping(server: Server, seconds: float) -> list[tuple[int, float]]:
     """Ping 20 times a second; return statuses and milliseconds."""
     until, found = time.monotonic() + seconds, []
     while time.monotonic() < until:
         began = time.monotonic()
         status, _ = server.ask("GET", "/ping")
-        found.append((status, round((time.monotonic() - began) * 1e3)))
+        found.append((status, (time.monotonic() - began) * 1e3))
         time.sleep(max(0.0, began + 0.05 - time.monotonic()))
     return found
 

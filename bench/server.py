@@ -22,6 +22,7 @@ BENCH = Path(__file__).parent
 PEERS_INSTALLED = BENCH / ".peers"
 PATIENCE_SECONDS = 120.0
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+BROKEN = ("connect", "read", "write", "status", "timeout")
 OURS = "{python} {bench}/../container/serve"
 
 
@@ -64,16 +65,22 @@ class Server:
         wrk += [str(image), *([str(rate)] if rate else [])]
         client, server = _cpu_of_children(), self._cpu_seconds()
         printed = subprocess.run(wrk, check=True, capture_output=True, text=True).stdout
-        seen: dict[str, Any] = json.loads(printed.splitlines()[-1])
+        *lines, last = printed.splitlines()
+        seen: dict[str, Any] = json.loads(last)
         cpu = self._cpu_seconds() - server
+        broken = {kind: n for kind in BROKEN if (n := seen.pop(kind))}
         if not seen["answered"]:
             seen |= {"p50_ms": math.inf, "p99_ms": math.inf}
-        errors = {name: int(count) for name, count in seen["errors"].items() if count}
+        if rate:
+            words = [line.split() for line in lines if line.startswith("answer ")]
+            seen["answers"] = [
+                (status, float(since), float(sent)) for _, status, since, sent in words
+            ]
         return {
             **seen,
-            "throughput": (seen["answered"] - errors.get("status", 0)) / seen["seconds"],
-            "errors": sum(errors.values()),
-            "broken": errors,
+            "throughput": (seen["answered"] - broken.get("status", 0)) / seen["seconds"],
+            "errors": sum(broken.values()),
+            "broken": broken,
             "client_cores": (_cpu_of_children() - client) / seen["seconds"],
             "server_cores": cpu / seen["seconds"],
             "server_cpu_ms_per_answer": cpu / max(1, seen["answered"]) * 1e3,

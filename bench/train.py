@@ -185,8 +185,9 @@ def decoding(bench: Bench) -> dict[str, float]:
     for name, workers in (("one_core", 1), ("all_cores", cpu_cores())):
         os.environ["ALEXMRI_CACHE_DIR"] = tempfile.mkdtemp(dir=bench.scratch)
         folder, size = discover(bench.data), bench.settings.image_size
-        options = {"image_size": size, "channels": 1, "workers": workers}
-        cache = open_cache(folder, **options, terminal=PlainTerminal())
+        cache = open_cache(
+            folder, image_size=size, channels=1, workers=workers, terminal=PlainTerminal()
+        )
         assert cache.seconds is not None
         result[f"microseconds_{name}"] = cache.seconds / len(folder.images) * 1e6
     del os.environ["ALEXMRI_CACHE_DIR"]

@@ -8,7 +8,7 @@ kernels are launched as CUDA graphs. It writes no checkpoint and does not valida
 import numpy as np
 import torch
 import torch.nn.functional as F
-from job import Job, Stopwatch, answer
+from job import Job
 from PIL import Image
 from torch import nn
 
@@ -50,8 +50,6 @@ def main():
         if not isinstance(module, nn.BatchNorm2d) and not list(module.children()):
             module.to(dtype)
     images, labels = decoded(job)
-    size = settings["batch_size"]
-    steps_per_epoch = len(images) // size
     optimizer = torch.optim.SGD(
         network.parameters(),
         lr=settings["learning_rate"],
@@ -59,25 +57,32 @@ def main():
         weight_decay=settings["weight_decay"],
         fused=True,
     )
-    total = 1000 * steps_per_epoch
+    total = 1000 * (len(images) // settings["batch_size"])
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
     if job.device.type == "cuda":
         network.compile(mode="reduce-overhead")
-    watch = Stopwatch(job.steps)
-    while True:
-        order = torch.randperm(len(images), device=job.device)
-        shuffled = augmented(images, settings)[order].to(dtype)
-        for step in range(steps_per_epoch):
-            rows = slice(step * size, (step + 1) * size)
+    for batch, batch_labels in job.timed(Epochs(images, labels, settings, dtype)):
+        loss = F.cross_entropy(network(batch).float(), batch_labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+class Epochs:
+    """The images, shuffled and augmented at the start of every epoch."""
+
+    def __init__(self, images, labels, settings, dtype):
+        self.images, self.labels, self.settings, self.dtype = images, labels, settings, dtype
+
+    def __iter__(self):
+        order = torch.randperm(len(self.images), device=self.images.device)
+        shuffled = augmented(self.images, self.settings)[order].to(self.dtype)
+        size = self.settings["batch_size"]
+        for start in range(0, len(order) - size + 1, size):
+            rows = slice(start, start + size)
             batch = shuffled[rows].contiguous(memory_format=torch.channels_last)
-            loss = F.cross_entropy(network(batch).float(), labels[order[rows]])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            if watch.enough_after(size):
-                answer(images_per_second=watch.images_per_second)
-                return
+            yield batch, self.labels[order[rows]]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What every peer is asked: a network, images, a recipe; and how its answer is timed and given."""
+"""What every training peer is asked: a network, images, a recipe; and how it is timed."""
 
 import json
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,41 +50,31 @@ class Job:
         return [(path, label) for path, label, of in self.images if of == split]
 
     def network(self) -> AlexNet:
-        wanted = self.settings
-        return build(
-            classes=self.classes,
-            image_size=wanted["image_size"],
-            channels=wanted["channels"],
-            dropout=wanted["dropout"],
-            seed=wanted["seed"],
-        ).to(self.device)
+        names = ("image_size", "channels", "dropout", "seed")
+        wanted = {name: self.settings[name] for name in names}
+        return build(classes=self.classes, **wanted).to(self.device)
 
+    def timed(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Give batches (images, labels), over and over; answer once enough steps were taken."""
+        step = images = 0
+        started = 0.0
+        while True:
+            for batch in batches:
+                if step == WARMUP_STEPS:
+                    started = self._now()
+                yield batch
+                step += 1
+                images += len(batch[1]) if step > WARMUP_STEPS else 0
+                if step == WARMUP_STEPS + self.steps:
+                    answer(images_per_second=images / (self._now() - started))
+                    return
 
-class Stopwatch:
-    """Counts the images of the steps after the warm-up, and says when it has seen enough."""
-
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
-        self._step = 0
-        self._images = 0
-        self._started = 0.0
-
-    def enough_after(self, images: int) -> bool:
-        """Count a step of `images`; return whether the last one is done."""
-        self._step += 1
-        if self._step in (WARMUP_STEPS, WARMUP_STEPS + self._steps) and torch.cuda.is_available():
+    def _now(self) -> float:
+        if self.device.type == "cuda":
             torch.cuda.synchronize()
-        if self._step == WARMUP_STEPS:
-            self._started = time.perf_counter()
-        elif self._step > WARMUP_STEPS:
-            self._images += images
-        return self._step >= WARMUP_STEPS + self._steps
-
-    @property
-    def images_per_second(self) -> float:
-        return self._images / (time.perf_counter() - self._started)
+        return time.perf_counter()
 
 
 def answer(**figures: float) -> None:
     """Print the result, as the last line of standard output."""
-    print(json.dumps(figures))
+    print(json.dumps(figures), flush=True)

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 from albumentations.pytorch import ToTensorV2
-from job import Job, Stopwatch, answer
+from job import Job, answer
 from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score
 from torch import nn
@@ -97,12 +97,11 @@ def main():
     epochs = job.epochs or 1000
     optimizer, schedule = optimizer_and_schedule(network, job.settings, epochs * len(batches))
     criterion = nn.CrossEntropyLoss()
-    watch = Stopwatch(job.steps)
     best, best_f1 = None, -1.0
     for _ in range(epochs):
         network.train()
         running_loss = 0.0
-        for images, labels in batches:
+        for images, labels in batches if job.epochs else job.timed(batches):
             images, labels = images.to(job.device), labels.to(job.device)
             optimizer.zero_grad()
             with job.autocast():
@@ -112,9 +111,8 @@ def main():
             optimizer.step()
             schedule.step()
             running_loss += loss.item()
-            if watch.enough_after(len(images)) and not job.epochs:
-                answer(images_per_second=watch.images_per_second)
-                return
+        if not job.epochs:
+            return
         f1 = evaluate(network, loader(job, "validation"), job.device)["macro_f1"]
         if f1 > best_f1:
             best, best_f1 = {k: v.clone() for k, v in network.state_dict().items()}, f1

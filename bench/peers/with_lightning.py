@@ -5,7 +5,7 @@ import warnings
 import lightning
 import torch
 import torch.nn.functional as F
-from job import Job, Stopwatch, answer
+from job import Job
 from textbook import loader, optimizer_and_schedule
 
 warnings.filterwarnings("ignore")
@@ -30,34 +30,30 @@ class Module(lightning.LightningModule):
         }
 
 
-class Watching(lightning.Callback):
-    def __init__(self, steps):
-        self.watch = Stopwatch(steps)
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, index):
-        if self.watch.enough_after(len(batch[1])):
-            self.images_per_second = self.watch.images_per_second
-            trainer.should_stop = True
-
-
 def main():
     job = Job.read()
     batches = loader(job, "train")
-    watching = Watching(job.steps)
     trainer = lightning.Trainer(
         accelerator="gpu" if torch.cuda.is_available() else "cpu",
         devices=1,
         precision="bf16-mixed" if job.precision == "bf16" else "32-true",
-        max_epochs=1000,
-        min_steps=0,
-        callbacks=[watching],
+        max_epochs=1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Module(job, 1000 * len(batches)), batches)
-    answer(images_per_second=watching.images_per_second)
+    trainer.fit(Module(job, 1000 * len(batches)), Timed(job, batches))
+
+
+class Timed:
+    """The batches of a job, which time their use."""
+
+    def __init__(self, job, batches):
+        self.job, self.batches = job, batches
+
+    def __iter__(self):
+        return self.job.timed(self.batches)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from job import Job, Stopwatch, answer
+from job import Job
 from timm.data import ImageDataset, create_loader
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
@@ -58,20 +58,15 @@ def main():
         )
         schedule = CosineLRScheduler(optimizer, t_initial=1000 * len(batches))
         criterion = torch.nn.CrossEntropyLoss()
-        losses, watch, step = AverageMeter(), Stopwatch(job.steps), 0
-        while True:
-            for images, labels in batches:
-                with job.autocast():
-                    loss = criterion(network(images), labels)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                losses.update(loss.item(), len(images))
-                step += 1
-                schedule.step_update(step)
-                if watch.enough_after(len(images)):
-                    answer(images_per_second=watch.images_per_second)
-                    return
+        losses = AverageMeter()
+        for step, (images, labels) in enumerate(job.timed(batches), 1):
+            with job.autocast():
+                loss = criterion(network(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.update(loss.item(), len(images))
+            schedule.step_update(step)
 
 
 if __name__ == "__main__":
