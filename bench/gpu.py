@@ -318,10 +318,10 @@ def peers(check: Check) -> Figures:
 
 def precisions(check: Check) -> Figures:
     """Measure an epoch of the engine in each arithmetic."""
-    figures: Figures = {}
+    default, figures = check.bench, Figures()
     for precision in ("fp32", "bf16", "fp16"):
         try:
-            epochs = check.bench.with_settings(precision=precision).epochs()
+            epochs = default.with_settings(precision=precision).epochs()
         except UserError as error:  # fp16 on a CPU
             figures[precision] = {"skipped": str(error)}
             continue

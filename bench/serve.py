@@ -18,20 +18,14 @@ tests the bench, not a server.
 
 import argparse
 import json
-import math
-import select
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -39,8 +33,9 @@ from typing import Any
 import numpy as np
 import torch
 from measure import ratio, summary
+from overload import drain, overload
 from PIL import Image
-from server import BENCH, OURS, PEERS_INSTALLED, Server, running
+from server import BENCH, OURS, PEERS_INSTALLED, running
 
 from alexmri.contract.resources import cpu_cores
 from alexmri.model.forward import choose_compute
@@ -82,7 +77,6 @@ FIGURES = ("throughput", "p50_ms", "p99_ms", "errors", "memory_mib", "client_cor
 # Of a probability: float32 in batches of another size, or bf16, differs by less.
 TOLERANCE = 0.02
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
-TIMES_CAPACITY, MAX_CONNECTIONS = 3.0, 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +122,8 @@ class Bench:
                 self.answer_bytes = len(answer)
             for connections in at:
                 server.load(self.image, connections=connections, seconds=1)  # the warm-up
+                # wrk leaves without its last answers: this one comes after them.
+                server.wait_for("POST", "/invocations", self.image.read_bytes())
                 load = server.load(self.image, connections=connections, seconds=self.effort.load)
                 found[connections] = load | {"memory_mib": server.memory_mib()}
         return found
@@ -283,93 +279,6 @@ def ready(bench: Bench) -> Seen:
     return {"import_torch_s": imported, "ready_s": statistics.median(starts), "allowed_s": allowed}
 
 
-def overload(bench: Bench, server: Server) -> Seen:
-    """Return what came of arrivals at three times the throughput of the full load.
-
-    `p99_ms` counts from the arrival, `p99_from_sending_ms` leaves out what a request waited for
-    one of the client's connections.
-    """
-    full = server.load(bench.image, connections=MOST, seconds=bench.effort.full_load)
-    pids, memory = server.pids(), server.memory_mib()
-    seconds, rate = bench.effort.overload, TIMES_CAPACITY * full["throughput"]
-    with ThreadPoolExecutor(1) as pool:
-        pinging = pool.submit(ping, server, seconds)
-        seen = server.load(bench.image, connections=MAX_CONNECTIONS, seconds=seconds, rate=rate)
-        pings = pinging.result()
-    growth, answers = server.memory_mib() / memory - 1, seen.pop("answers")
-    accepted = [since for status, since, _ in answers if status == "200"]
-    refused = [since for status, since, _ in answers if status in ("429", "503")]
-    p99_ms = quantile(accepted, 0.99)
-    p99_sent_ms = quantile([sent for status, _, sent in answers if status == "200"], 0.99)
-    lost = seen["errors"] - seen["broken"].get("status", 0)
-    return {
-        "arrivals_per_second": rate,
-        "full_load": full,
-        **seen,
-        "throughput": len(accepted) / seen["seconds"],
-        "p50_ms": quantile(accepted, 0.5),
-        "p99_ms": p99_ms,
-        "p99_from_sending_ms": p99_sent_ms,
-        "slowest_ms": max(accepted, default=math.nan),
-        "refused_p99_ms": quantile(refused, 0.99),
-        "p99_over_full_load": p99_ms / full["p99_ms"],
-        "p99_from_sending_over_full_load": p99_sent_ms / full["p99_ms"],
-        "by_status": Counter(status for status, _, _ in answers),
-        "refused_share": len(refused) / max(1, seen["answered"]),
-        "errors": seen["answered"] - len(accepted) - len(refused) + lost,
-        "processes_lost": len(pids - server.pids()),
-        "memory_before_mib": memory,
-        "memory_growth": growth,
-        "ping_p99_ms": quantile([ms for _, ms in pings], 0.99),
-        "ping_slowest_ms": max(ms for _, ms in pings),
-        "ping_errors": sum(status != 200 for status, _ in pings),
-    }
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    return float(np.quantile(values, share)) if values else math.nan
-
-
-def ping(server: Server, seconds: float) -> list[tuple[int, float]]:
-    """Ping 20 times a second; return statuses and milliseconds."""
-    until, found = time.monotonic() + seconds, []
-    while time.monotonic() < until:
-        began = time.monotonic()
-        status, _ = server.ask("GET", "/ping")
-        found.append((status, (time.monotonic() - began) * 1e3))
-        time.sleep(max(0.0, began + 0.05 - time.monotonic()))
-    return found
-
-
-def drain(bench: Bench, server: Server) -> Seen:
-    """Send one request on each of 64 connections, then SIGTERM; return what became of them."""
-    body = bench.image.read_bytes()
-    head = "POST /invocations HTTP/1.1\r\nHost: bench\r\nContent-Type: image/png\r\n"
-    request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-    address, outcomes = ("127.0.0.1", server.port), Counter[str]()
-    connections = [socket.create_connection(address, timeout=30) for _ in range(MOST)]
-    for connection in connections:
-        connection.sendall(request)
-    in_flight = MOST - len(select.select(connections, [], [], 0)[0])
-    server.process.terminate()
-    for connection in connections:
-        with connection, HTTPResponse(connection, method="POST") as answer:
-            try:
-                answer.begin()
-                answer.read()
-                outcomes[str(answer.status)] += 1
-            except (OSError, HTTPException):
-                outcomes["lost"] += 1
-    return {
-        "under_way": in_flight,
-        "answered": outcomes["200"],
-        "refused": outcomes["503"] + outcomes["429"],
-        "lost": outcomes["lost"],
-        "outcomes": dict(outcomes),
-        "exit_code": server.process.wait(timeout=60),
-    }
-
-
 def table(contenders: dict[str, Any]) -> str:
     """Return the medians as lines of text."""
     lines = [f"{'':20}{'at':>4}{'answers/s':>11}{'p50 ms':>9}{'p99 ms':>9}{'errors':>8}{'MiB':>7}"]
@@ -419,7 +328,10 @@ def main() -> None:
         }
         with running(OURS, bench.bundle, {}) as server:
             server.wait_for("POST", "/invocations", image.read_bytes())
-            document |= {"overload": overload(bench, server), "drain": drain(bench, server)}
+            full, seconds = bench.effort.full_load, bench.effort.overload
+            load = {"connections": MOST, "full": full, "seconds": seconds}
+            document["overload"] = overload(server, image, **load)
+            document["drain"] = drain(server, image, connections=MOST)
         document["payload_bytes"] = image.stat().st_size
     compute = choose_compute("auto")
     document |= {
