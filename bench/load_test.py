@@ -286,6 +286,8 @@ def main() -> None:
         if options.images is None:
             write_demo_data(Path(folder))
         images = images_of(options.images or Path(folder), predictor)
+    if not images:
+        raise SystemExit(f"{options.images} holds no .jpg or .png image; name a folder with slices")
     with running(OURS, options.bundle, {}) as server:
         server.wait_for("POST", "/invocations", images[0].body)
         result = LoadTest(server.port, images).run(server, options.minutes * 60)
