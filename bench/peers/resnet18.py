@@ -61,12 +61,7 @@ def train(
         {"params": decayed, "weight_decay": WEIGHT_DECAY},
         {"params": rest},
     ]
-    optimizer = torch.optim.SGD(
-        groups,
-        lr=LEARNING_RATE,
-        momentum=0.9,
-        nesterov=True,
-    )
+    optimizer = torch.optim.SGD(groups, lr=LEARNING_RATE, momentum=0.9, nesterov=True)
     steps = epochs * steps_per_epoch(len(part), BATCH_SIZE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, LEARNING_RATE, total_steps=steps, cycle_momentum=False

@@ -24,10 +24,7 @@ class Module(lightning.LightningModule):
 
     def configure_optimizers(self):
         optimizer, schedule = optimizer_and_schedule(self.network, self.job.settings, self.steps)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def main():
