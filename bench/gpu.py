@@ -128,7 +128,7 @@ def out_of_memory(check: Check) -> Figures:
     if not torch.cuda.is_available():
         return {"skipped": "there is no GPU"}
     # Images enough for a batch that 80 GiB do not hold at this size.
-    size, sentences = 3000, []
+    size, sentences = 3000, list[str]()
     options = ("--image-size", "512", "--epochs", "1", "--precision", "fp32")
     while len(sentences) < 4:
         try:

@@ -84,14 +84,15 @@ class Effort:
     """How often and how long everything is measured; seconds."""
 
     rounds: int = 3
-    search: bool = True
+    search: int = 1
+    """0: none."""
     load: int = 2
     costs: float = 3.0
     full_load: int = 6
     overload: int = 60
 
 
-QUICK = Effort(rounds=1, search=False, load=2, costs=0.5, full_load=1, overload=3)
+QUICK = Effort(rounds=1, search=0, load=2, costs=0.5, full_load=1, overload=3)
 
 
 def install_peers() -> None:
@@ -104,7 +105,7 @@ def install_peers() -> None:
 
 
 @dataclass
-class Bench:
+class Comparison:
     """What everyone gets: a model directory, a slice as PNG, and the time to be measured."""
 
     bundle: Path
@@ -112,7 +113,9 @@ class Bench:
     effort: Effort
     answer_bytes: int = 0
 
-    def measure(self, name: str, settings: Seen, at: Sequence[int]) -> dict[int, Seen]:
+    def measure(
+        self, name: str, settings: Seen, at: Sequence[int], seconds: int
+    ) -> dict[int, Seen]:
         """Start a server once; return what `wrk` saw, by number of connections."""
         found = {}
         with running(CONTENDERS[name][0], self.bundle, settings) as server:
@@ -124,7 +127,7 @@ class Bench:
                 server.load(self.image, connections=connections, seconds=1)  # the warm-up
                 # wrk leaves without its last answers: this one comes after them.
                 server.wait_for("POST", "/invocations", self.image.read_bytes())
-                load = server.load(self.image, connections=connections, seconds=self.effort.load)
+                load = server.load(self.image, connections=connections, seconds=seconds)
                 found[connections] = load | {"memory_mib": server.memory_mib()}
         return found
 
@@ -140,20 +143,20 @@ class Bench:
                 raise RuntimeError(f"{name} answers {prediction}; the model says {expected}")
 
 
-def search(bench: Bench, name: str) -> tuple[dict[int, Seen], list[Seen]]:
+def search(comparison: Comparison, name: str) -> tuple[dict[int, Seen], list[Seen]]:
     """Return a server's settings for each number of connections, and all that were tried.
 
-    One knob after the other, from the best found so far: by throughput at the most connections.
-    The least latency at the fewest chooses among the same.
+    One knob after the other, from the best found so far by throughput at the most connections.
+    For the fewest connections the one with the least latency among all tried counts.
     """
     knobs = CONTENDERS[name][1]
     first = {knob: values[0] for knob, values in knobs.items()}
-    if not knobs or not bench.effort.search:
+    if not knobs or not comparison.effort.search:
         return dict.fromkeys(CONCURRENCY, first), []
     tried: list[Seen] = []
 
     def attempt(settings: Seen) -> None:
-        at = bench.measure(name, settings, CONCURRENCY)
+        at = comparison.measure(name, settings, CONCURRENCY, comparison.effort.search)
         throughput, p50_ms = at[MOST]["throughput"], at[FEWEST]["p50_ms"]
         tried.append({"settings": settings, "throughput": throughput, "p50_ms_at_1": p50_ms})
         say(f"search {name} {settings}: {throughput:.0f}/s")
@@ -171,21 +174,22 @@ def search(bench: Bench, name: str) -> tuple[dict[int, Seen], list[Seen]]:
     return {FEWEST: quickest, MOST: throughput}, tried
 
 
-def compare(bench: Bench) -> Seen:
+def compare(comparison: Comparison) -> Seen:
     """Measure all servers in turns; return ratios, medians and rounds."""
     settings, searched = {}, {}
     for name in CONTENDERS:
-        settings[name], searched[name] = search(bench, name)
+        settings[name], searched[name] = search(comparison, name)
     rounds: dict[str, dict[int, list[Seen]]] = {
         name: {connections: [] for connections in CONCURRENCY} for name in CONTENDERS
     }
-    for number in range(1, bench.effort.rounds + 1):
+    for number in range(1, comparison.effort.rounds + 1):
         for name, runs in rounds.items():
             for wanted, at in groupby(CONCURRENCY, key=settings[name].__getitem__):
-                for connections, seen in bench.measure(name, wanted, list(at)).items():
+                seconds = comparison.effort.load
+                for connections, seen in comparison.measure(name, wanted, [*at], seconds).items():
                     runs[connections].append(seen)
         shown = ", ".join(f"{n} {runs[MOST][-1]['throughput']:.0f}" for n, runs in rounds.items())
-        say(f"round {number}/{bench.effort.rounds}, answers/s at {MOST}: {shown}")
+        say(f"round {number}/{comparison.effort.rounds}, answers/s at {MOST}: {shown}")
 
     def column(name: str, connections: int, figure: str) -> list[float]:
         return [seen[figure] for seen in rounds[name][connections]]
@@ -214,18 +218,18 @@ def compare(bench: Bench) -> Seen:
     }
 
 
-def costs(bench: Bench) -> Seen:
+def costs(comparison: Comparison) -> Seen:
     """Return what HTTP, decoding and the forward pass take, each alone: ms of one core.
 
     `forward` is an image's share of the batch size at which that is least, by one thread;
     `forward_all_cores` the same with every core on one batch.
     """
-    seconds = bench.effort.costs
-    with running(NOOP, bench.bundle, {"answer_bytes": bench.answer_bytes}) as server:
-        server.wait_for("POST", "/invocations", bench.image.read_bytes())
-        http = server.load(bench.image, connections=MOST, seconds=max(1, round(seconds)))
-    predictor = Predictor.load(bench.bundle)
-    body = bench.image.read_bytes()
+    seconds = comparison.effort.costs
+    with running(NOOP, comparison.bundle, {"answer_bytes": comparison.answer_bytes}) as server:
+        server.wait_for("POST", "/invocations", comparison.image.read_bytes())
+        http = server.load(comparison.image, connections=MOST, seconds=max(1, round(seconds)))
+    predictor = Predictor.load(comparison.bundle)
+    body = comparison.image.read_bytes()
     pixels_CHW = predictor.pixels(body)
     threads = torch.get_num_threads()
 
@@ -263,15 +267,15 @@ def cpu_ms(work: Callable[[], object], seconds: float) -> float:
     return statistics.median(runs) * 1e3
 
 
-def ready(bench: Bench) -> Seen:
+def ready(comparison: Comparison) -> Seen:
     """Return the seconds of `import torch` and to the first ping, one after the other in turns."""
     imports, starts = [], []
-    for _ in range(bench.effort.rounds):
+    for _ in range(comparison.effort.rounds):
         began = time.perf_counter()
         subprocess.run([sys.executable, "-c", "import torch"], check=True)
         imports.append(time.perf_counter() - began)
         began = time.perf_counter()
-        with running(OURS, bench.bundle, {}) as server:
+        with running(OURS, comparison.bundle, {}) as server:
             server.wait_for("GET", "/ping")
             starts.append(time.perf_counter() - began)
     imported = statistics.median(imports)
@@ -311,9 +315,9 @@ def main() -> None:
         image = Path(folder) / "image.png"
         with Image.open(options.image) as opened:
             opened.save(image)
-        bench = Bench(options.bundle, image, QUICK if options.quick else Effort())
-        document = compare(bench)
-        cost, cores = costs(bench), cpu_cores()
+        comparison = Comparison(options.bundle, image, QUICK if options.quick else Effort())
+        document = compare(comparison)
+        cost, cores = costs(comparison), cpu_cores()
         each_ms = cost["http"] + cost["decode"] + cost["forward"]
         at_most = document["rounds"]["ours"][MOST]
         loads = [seen["throughput"] for seen in at_most]
@@ -324,11 +328,11 @@ def main() -> None:
             "cores": cores,
             "ceiling_all_cores": cores * 1e3 / each_ms,
             "cost_ms": cost,
-            "ready": ready(bench),
+            "ready": ready(comparison),
         }
-        with running(OURS, bench.bundle, {}) as server:
+        with running(OURS, comparison.bundle, {}) as server:
             server.wait_for("POST", "/invocations", image.read_bytes())
-            full, seconds = bench.effort.full_load, bench.effort.overload
+            full, seconds = comparison.effort.full_load, comparison.effort.overload
             load = {"connections": MOST, "full": full, "seconds": seconds}
             document["overload"] = overload(server, image, **load)
             document["drain"] = drain(server, image, connections=MOST)
