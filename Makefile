@@ -110,7 +110,6 @@ lint: $(VENV)/.developing  ## check style, types and which module may import whi
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy --scripts-are-modules container/train container/serve container/evaluate container/preflight
-	MYPYPATH=code:bench $(BIN)/mypy --exclude bench/peers/ bench  # the peers need packages that are not ours
 	$(BIN)/lint-imports
 
 lock:  ## write the lock files anew from requirements.txt (needs uv)
