@@ -13,7 +13,7 @@ from botocore.validate import validate_parameters
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alexmri.aws.metric_definitions import METRIC_DEFINITIONS, NAMES
+from alexmri.aws.requests.training import METRIC_DEFINITIONS, NAMES
 from alexmri.contract.metric_lines import metric_line
 
 REGEX = {definition["Name"]: definition["Regex"] for definition in METRIC_DEFINITIONS}

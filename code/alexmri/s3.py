@@ -10,8 +10,15 @@ from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any
 
-from alexmri.aws.client import make_client
-from alexmri.aws.errors import JOB_HINTS, boto_errors, cause_of, code_of, permission, sentence
+from alexmri.aws.client import (
+    JOB_HINTS,
+    boto_errors,
+    cause_of,
+    code_of,
+    make_client,
+    permission,
+    sentence,
+)
 from alexmri.errors import UserError
 from alexmri.files import appearing, path_inside
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from alexmri.aws import watch
 from alexmri.aws.config import read_config
 from alexmri.aws.registry import facts_of
-from alexmri.aws.registry_request import group_request, package_request
+from alexmri.aws.requests.registry import group_request, package_request
 
 from .conftest import BUCKET, REVISION, Cloud, Run, client, error_of, put
 from .test_registry import DATA, FINGERPRINT, results_in, train
@@ -19,7 +18,7 @@ AMI = "al2023-ami-sagemaker-inference-gpu-4-1"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr("alexmri.aws.client.POLL_SECONDS", 0.01)
 
 
 @pytest.fixture

@@ -10,8 +10,6 @@ import pytest
 from cfnlint.api import lint_file
 from cfnlint.decode import decode
 
-from alexmri.aws import watch
-
 from .conftest import ACCOUNT, REGION, SECRET, Cloud, Run, client, error_of
 
 TEMPLATE = Path(__file__).parents[2] / "code" / "alexmri" / "aws" / "stack.yaml"
@@ -22,7 +20,7 @@ KEY = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/0"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr("alexmri.aws.client.POLL_SECONDS", 0.01)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from alexmri.aws import watch
+from alexmri.aws.jobs import TRAINING_LOGS
 
 from .conftest import (
     BUCKET,
@@ -34,7 +34,7 @@ TRAIN = ("train", "--data", DATA, "--image", REVISION, "--epochs", "3", "--seed"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr("alexmri.aws.client.POLL_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -143,10 +143,11 @@ def test_a_failed_job_goes_on_from_its_checkpoints(
     assert request["CheckpointConfig"]["S3Uri"].endswith("/checkpoints/" + name[:-2])
 
 
-def log(job: str, *lines: str) -> None:
+def log(job: str, *lines: str, host: int = 1) -> None:
     logs: Any = client("logs")
-    group, stream = watch.TRAINING_LOGS, f"{job}/algo-1-1"
-    logs.create_log_group(logGroupName=group)
+    group, stream = TRAINING_LOGS, f"{job}/algo-{host}-1"
+    if host == 1:
+        logs.create_log_group(logGroupName=group)
     logs.create_log_stream(logGroupName=group, logStreamName=stream)
     now = int(time.time() * 1000)
     events = [{"timestamp": now + n, "message": line} for n, line in enumerate(lines)]
@@ -196,6 +197,16 @@ def test_a_log_goes_on_behind_an_empty_page_and_after_the_end(cloud: Cloud, run:
     assert "epoch=3; train_loss=0.3;" in run("logs", "j", "--follow").stdout.splitlines()
 
 
+def test_the_logs_of_more_than_fifty_hosts_are_read(cloud: Cloud, run: Run) -> None:
+    """CloudWatch names 50 streams in an answer."""
+    cloud.answer("DescribeTrainingJob", description("j", "Completed"))
+    for host in range(1, 61):
+        log("j", f"host {host}", host=host)
+    lines = run("logs", "j").stdout.splitlines()
+    assert sorted(lines) == sorted(f"host {host}" for host in range(1, 61))
+    assert len(cloud.sent("DescribeLogStreams")) == 2
+
+
 def test_a_failure_is_told_with_its_reason(cloud: Cloud, run: Run) -> None:
     failed = description("j", "Failed", FailureReason="AlgorithmError: no images in A")
     cloud.answer("DescribeTrainingJob", failed)
@@ -208,7 +219,7 @@ def test_a_failure_is_told_with_its_reason(cloud: Cloud, run: Run) -> None:
 # Ctrl-C counts here even where whoever started the tests ignores it, as a shell does for `&`.
 SCRIPT = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from alexmri.aws import watch; watch.POLL_SECONDS = 0.05; "
+    "from alexmri.aws import client; client.POLL_SECONDS = 0.05; "
     "from alexmri.cli import main; main()"
 )
 

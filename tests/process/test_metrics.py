@@ -4,7 +4,7 @@ import json
 import re
 import signal
 
-from alexmri.aws.metric_definitions import METRIC_DEFINITIONS
+from alexmri.aws.requests.training import METRIC_DEFINITIONS
 
 from .conftest import PATIENCE, Tree
 

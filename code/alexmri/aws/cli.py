@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from alexmri.aws.client import Aws
+    from alexmri.aws.client import Aws, Call, Run
     from alexmri.aws.config import AwsConfig
-    from alexmri.aws.dry_run import Call, Run
 
 # Command -> module of alexmri.aws.commands, in the order in which a newcomer needs them.
 COMMANDS = {
@@ -126,6 +125,6 @@ def dry_run_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def show_dry_run(*steps: "Call | Run") -> None:
     """Print what would be done."""
-    from alexmri.aws.dry_run import dry_run_text
+    from alexmri.aws.client import dry_run_text
 
     click.echo(dry_run_text(steps))

@@ -1,11 +1,11 @@
 """Endpoints: made, and updated with a way back."""
 
+from pathlib import Path
 from typing import Any
 
-from alexmri.aws.client import Aws
+from alexmri.aws.client import Aws, Call, ensure, wait_until
 from alexmri.aws.config import AwsConfig
-from alexmri.aws.dry_run import Call
-from alexmri.aws.endpoint_request import (
+from alexmri.aws.requests.endpoints import (
     alarm_requests,
     driver_problem,
     endpoint_config_request,
@@ -13,7 +13,6 @@ from alexmri.aws.endpoint_request import (
     model_request,
     update_request,
 )
-from alexmri.aws.watch import wait_until
 from alexmri.errors import UserError
 from alexmri.terminal import Terminal
 
@@ -34,6 +33,16 @@ DOLLARS_PER_HOUR = {
     "ml.g4dn.2xlarge": 0.94,
     "ml.g5.xlarge": 1.408,
     "ml.g5.2xlarge": 1.515,
+}
+CONTENT_TYPES = {
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".tif": "image/tiff",
+    ".tiff": "image/tiff",
+    ".bmp": "image/bmp",
+    ".webp": "image/webp",
+    ".json": "application/json",
 }
 BUSY = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
 
@@ -103,15 +112,6 @@ def cost_line(config: AwsConfig, endpoint: str) -> str:
     if price is None:
         return f"{what}, paid by the hour (aws.amazon.com/sagemaker/ai/pricing has the price)"
     return f"{what}, about ${count * price:.2f} per hour (list price of us-east-1)"
-
-
-def ensure(
-    aws: Aws, what: str, name: dict[str, str], request: dict[str, Any], terminal: Terminal
-) -> None:
-    """Make what `request` says unless a thing of that name is there."""
-    if aws.call_or_none("sagemaker", f"describe_{what}", name) is None:
-        aws.call("sagemaker", f"create_{what}", request)
-        terminal.say(f"made the {what.replace('_', ' ')} {next(iter(name.values()))}")
 
 
 def _require_calm(endpoint: str, found: dict[str, Any] | None) -> None:
@@ -227,3 +227,24 @@ def rollback(aws: Aws, endpoint: str, terminal: Terminal) -> str:
     aws.call("sagemaker", "update_endpoint", update_request(aws.config, endpoint, previous))
     terminal.say(f"{endpoint} goes back from {current} to {previous}")
     return previous
+
+
+def invoke_request(endpoint: str, file: Path) -> dict[str, Any]:
+    """Return InvokeEndpoint for one file, without its bytes.
+
+    Raises:
+        UserError: the name tells of no kind of file that the model takes.
+    """
+    kind = CONTENT_TYPES.get(file.suffix.lower())
+    if kind is None:
+        raise UserError(
+            f"{file} is of no kind the endpoint takes; name it {', '.join(CONTENT_TYPES)}"
+        )
+    return {"EndpointName": endpoint, "ContentType": kind, "Accept": "application/json"}
+
+
+def invoke(aws: Aws, endpoint: str, file: Path) -> str:
+    """Return the endpoint's answer to one file, as text."""
+    request = {**invoke_request(endpoint, file), "Body": file.read_bytes()}
+    answer = aws.call("sagemaker-runtime", "invoke_endpoint", request)
+    return str(answer["Body"].read().decode("utf-8", "replace"))

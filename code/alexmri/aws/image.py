@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alexmri.aws.client import Aws
+from alexmri.aws.client import Aws, Call, Run
 from alexmri.aws.config import AwsConfig
-from alexmri.aws.dry_run import Call, Run
 from alexmri.errors import UserError
 from alexmri.files import read_json_object, sha256_of
 from alexmri.terminal import Terminal

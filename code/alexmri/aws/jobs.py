@@ -1,19 +1,27 @@
-"""Training jobs: started once however often the command runs, described, and downloaded."""
+"""Training and transform jobs: started once however often the command runs, watched, downloaded."""
 
 import itertools
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alexmri.aws.client import Aws
-from alexmri.aws.names import bucket_and_key
+from alexmri.aws.client import Aws, Call, ensure, pause, wait_until
+from alexmri.aws.config import AwsConfig
+from alexmri.aws.requests.endpoints import has_gpu, model_request, transform_request
 from alexmri.contract.archive import unpack
 from alexmri.errors import UserError
 from alexmri.files import appearing, path_inside
+from alexmri.settings import Layer, resolve
 from alexmri.terminal import Terminal
 
 RUNNING = ("InProgress", "Stopping")
+TRAINING_LOGS = "/aws/sagemaker/TrainingJobs"
+# The last lines reach CloudWatch some seconds after the end of a job: so many polls without a line.
+QUIET_POLLS = 4
+EPOCH = re.compile(r"^epoch=(\d+); train_loss=")
 
 
 def start(aws: Aws, request: Mapping[str, Any], terminal: Terminal) -> str:
@@ -164,3 +172,156 @@ def _unpack_anew(packed: Path, folder: Path) -> None:
                 place.mkdir(exist_ok=True)
             else:
                 path.replace(place)
+
+
+@dataclass(slots=True)
+class LogReader:
+    """The lines of a job's log in CloudWatch, each once."""
+
+    aws: Aws
+    job: str
+    group: str = TRAINING_LOGS
+    _tokens: dict[str, str] = field(default_factory=dict)
+
+    def lines(self) -> Iterator[str]:
+        """Yield what was added since the last time."""
+        for stream in sorted(self._streams()):
+            yield from self._stream(stream)
+
+    def _streams(self) -> Iterator[str]:
+        request = {"logGroupName": self.group, "logStreamNamePrefix": f"{self.job}/"}
+        while True:
+            # The group is made with the first line of the first job.
+            found = self.aws.call_or_none("logs", "describe_log_streams", request) or {}
+            for stream in found.get("logStreams", ()):
+                yield str(stream["logStreamName"])
+            if not found.get("nextToken"):
+                return
+            request["nextToken"] = found["nextToken"]
+
+    def _stream(self, stream: str) -> Iterator[str]:
+        while True:
+            request = {
+                "logGroupName": self.group,
+                "logStreamName": stream,
+                "startFromHead": True,
+            }
+            token = self._tokens.get(stream)
+            answer = self.aws.call(
+                "logs", "get_log_events", request | ({"nextToken": token} if token else {})
+            )
+            for event in answer["events"]:
+                yield from str(event["message"]).splitlines()
+            self._tokens[stream] = answer["nextForwardToken"]
+            # At the end CloudWatch gives back the token it was given. A page may be empty before.
+            if self._tokens[stream] == token:
+                return
+
+
+def follow(aws: Aws, job: str, terminal: Terminal) -> dict[str, Any]:
+    """Show states and log of `job` until it ends; return its last description."""
+    last: dict[str, Any] = {}
+    epochs = _epochs(aws, job, terminal, last)
+    total = next(epochs)
+    for _ in terminal.track(epochs, total, "epochs"):
+        pass
+    return last
+
+
+def _epochs(aws: Aws, job: str, terminal: Terminal, last: dict[str, Any]) -> Iterator[int]:
+    """Yield how many epochs there are, then once for every epoch that is done."""
+    log, told, done, total, quiet = LogReader(aws, job), "", 0, 0, 0
+    while True:
+        last.update(describe(aws, job))
+        running = last["TrainingJobStatus"] in RUNNING
+        if not total:
+            total = _epochs_of(last.get("HyperParameters") or {})
+            yield total
+        state = _state(last)
+        if state != told:
+            terminal.say(state)
+            told = state
+        quiet += 1
+        for line in log.lines():
+            quiet = 0
+            terminal.say(line)
+            found = EPOCH.match(line)
+            # After an interruption the log begins again at some epoch.
+            while found and done < int(found.group(1)):
+                done += 1
+                yield done
+        if running:
+            quiet = 0
+        elif quiet >= QUIET_POLLS:
+            return
+        pause()
+
+
+def _epochs_of(hyperparameters: dict[str, str]) -> int:
+    """Return how many epochs a job has; 1 where its settings are not ours."""
+    try:
+        return resolve([Layer("job", hyperparameters)]).settings.epochs
+    except UserError:
+        return 1
+
+
+def _state(described: dict[str, Any]) -> str:
+    transitions = described.get("SecondaryStatusTransitions") or [{}]
+    message = str(transitions[-1].get("StatusMessage") or "")
+    state = described.get("SecondaryStatus") or described["TrainingJobStatus"]
+    return f"[{state}] {message}".rstrip()
+
+
+def require_completed(described: dict[str, Any]) -> None:
+    """Raise UserError unless a job ended well; a stop that a user requested is well."""
+    if described["TrainingJobStatus"] == "Failed":
+        raise UserError(
+            f"{described['TrainingJobName']} failed: {described.get('FailureReason', 'no reason')}"
+        )
+
+
+def transform_calls(config: AwsConfig, package: str, source: str, kind: str) -> list[Call]:
+    """Return the requests of `transform`."""
+    instance = config.transform_instance
+    if has_gpu(instance):
+        raise UserError(
+            f"transform_instance {instance} has a GPU, whose driver in a batch transform is 535 or"
+            f" older: too old for CUDA {config.cuda}; take one without, such as ml.m5.xlarge"
+        )
+    model = model_request(config, package)
+    job = transform_request(config, model=model["ModelName"], source=source, content_type=kind)
+    return [
+        Call("sagemaker", "create_model", model),
+        Call("sagemaker", "create_transform_job", job),
+    ]
+
+
+def transform(aws: Aws, package: str, source: str, kind: str, terminal: Terminal) -> str:
+    """Start one batch transform of all images below an S3 address; return the name of the job."""
+    model, job = (call.request for call in transform_calls(aws.config, package, source, kind))
+    require_data(aws, source)
+    ensure(aws, "model", {"ModelName": model["ModelName"]}, dict(model), terminal)
+    name = {"TransformJobName": job["TransformJobName"]}
+    ensure(aws, "transform_job", name, dict(job), terminal)
+    return str(job["TransformJobName"])
+
+
+def wait_transformed(aws: Aws, job: str, terminal: Terminal) -> str:
+    """Wait for a transform; return the address of the answers. UserError where it failed."""
+
+    def look() -> tuple[str, bool]:
+        found = aws.call("sagemaker", "describe_transform_job", {"TransformJobName": job})
+        state = str(found["TransformJobStatus"])
+        return f"[{state}]", state not in ("InProgress", "Stopping")
+
+    state = wait_until(look, terminal)
+    found = aws.call("sagemaker", "describe_transform_job", {"TransformJobName": job})
+    if state != "[Completed]":
+        raise UserError(f"{job} is {state.strip('[]')}: {found.get('FailureReason', 'no reason')}")
+    return str(found["TransformOutput"]["S3OutputPath"])
+
+
+def bucket_and_key(address: str) -> tuple[str, str]:
+    """Return the two parts of s3://BUCKET/KEY."""
+    bucket, _, key = address.removeprefix("s3://").partition("/")
+    return bucket, key

@@ -1,16 +1,15 @@
-"""The pipeline in SageMaker: made or updated, started once, watched, drawn."""
+"""The pipeline in SageMaker: made or updated, started once, watched."""
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from alexmri.aws.client import Aws
+from alexmri.aws.client import Aws, Call
 from alexmri.aws.config import AwsConfig
-from alexmri.aws.dry_run import Call
-from alexmri.aws.names import digest_of
 from alexmri.aws.registry import ensure_group
-from alexmri.aws.registry_request import group_request
+from alexmri.aws.requests import digest_of
+from alexmri.aws.requests.registry import group_request
 from alexmri.errors import UserError
 from alexmri.terminal import Terminal
 
@@ -142,44 +141,28 @@ def status(aws: Aws, execution: str | None) -> tuple[str, dict[str, str], list[s
     return state, {step["StepName"]: step["StepStatus"] for step in steps}, lines
 
 
-SIGNS = {"Succeeded": "+", "Failed": "x", "Executing": ">", "Starting": ">", "Stopped": "-"}
-
-
-def draw(definition: Mapping[str, Any], states: Mapping[str, str]) -> Iterator[str]:
-    """Yield the lines of the graph, the steps with their states where there are any."""
-    yield from _chain(definition["Steps"], states, "")
+def step_lines(definition: Mapping[str, Any], states: Mapping[str, str]) -> Iterator[str]:
+    """Yield a line for each step, with its state where it has one, and one for each parameter."""
+    yield from _steps(definition["Steps"], states, "")
     yield ""
     for each in definition["Parameters"]:
         yield f"{each['Name']} = {each['DefaultValue']}"
 
 
-def _chain(steps: list[dict[str, Any]], states: Mapping[str, str], indent: str) -> Iterator[str]:
-    for place, step in enumerate(steps):
-        if place:
-            yield f"{indent}  |"
-        yield f"{indent}{_box(step, states)}"
-        if step["Type"] != "Condition":
-            continue
-        branches = step["Arguments"]
-        yield f"{indent}  |-- yes"
-        yield from _chain(branches["IfSteps"], states, f"{indent}  |     ")
-        yield f"{indent}  '-- no"
-        yield from _chain(branches["ElseSteps"], states, f"{indent}        ")
-
-
-def _box(step: Mapping[str, Any], states: Mapping[str, str]) -> str:
-    arguments = step["Arguments"]
-    kind = step["Type"]
-    if kind == "Processing":
-        what = " ".join(arguments["AppSpecification"]["ContainerEntrypoint"][:2])
-    elif kind == "Training":
-        what = f"train on {arguments['ResourceConfig']['InstanceType']}"
-    elif kind == "Condition":
-        what = f"{len(arguments['Conditions'])} conditions"
-    elif kind == "RegisterModel":
-        what = f"a version of {arguments['ModelPackageGroupName']}"
-    else:
-        what = "end with the reason"
-    state = states.get(step["Name"])
-    sign = SIGNS.get(state or "", " ")
-    return f"[{sign}] {step['Name']}: {what}" + (f" ({state})" if state else "")
+def _steps(steps: list[dict[str, Any]], states: Mapping[str, str], when: str) -> Iterator[str]:
+    for step in steps:
+        arguments, kind, name = step["Arguments"], step["Type"], step["Name"]
+        if kind == "Processing":
+            what = " ".join(arguments["AppSpecification"]["ContainerEntrypoint"][:2])
+        elif kind == "Training":
+            what = f"train on {arguments['ResourceConfig']['InstanceType']}"
+        elif kind == "Condition":
+            what = f"{len(arguments['Conditions'])} conditions"
+        elif kind == "RegisterModel":
+            what = f"a version of {arguments['ModelPackageGroupName']}"
+        else:
+            what = "end with the reason"
+        yield f"{name}: {what}{when}" + (f" [{states[name]}]" if name in states else "")
+        if kind == "Condition":
+            yield from _steps(arguments["IfSteps"], states, f", if {name} holds")
+            yield from _steps(arguments["ElseSteps"], states, f", if {name} does not hold")

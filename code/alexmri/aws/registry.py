@@ -5,19 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alexmri.aws.client import Aws
-from alexmri.aws.dry_run import Call
+from alexmri.aws.client import Aws, Call
 from alexmri.aws.image import revision_in
-from alexmri.aws.jobs import describe, fetch, results_address
-from alexmri.aws.names import bucket_and_key, digest_of
-from alexmri.aws.registry_request import (
+from alexmri.aws.jobs import bucket_and_key, describe, fetch, results_address
+from alexmri.aws.requests import digest_of
+from alexmri.aws.requests.registry import (
     FIGURES,
     approval_request,
     group_request,
     package_arn,
     package_request,
 )
-from alexmri.aws.training_request import fingerprint_in
+from alexmri.aws.requests.training import fingerprint_in
 from alexmri.aws.upload import encryption
 from alexmri.contract.archive import unpack
 from alexmri.errors import UserError

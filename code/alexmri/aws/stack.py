@@ -7,9 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from alexmri.aws.client import Aws, AwsError
+from alexmri.aws.client import Aws, AwsError, wait_until
 from alexmri.aws.config import AwsConfig
-from alexmri.aws.watch import wait_until
 from alexmri.errors import UserError
 from alexmri.files import appearing
 from alexmri.terminal import Terminal

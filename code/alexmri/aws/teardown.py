@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from alexmri.aws.client import Aws
-from alexmri.aws.dry_run import Call
-from alexmri.aws.endpoint_request import alarm_names
+from alexmri.aws.client import Aws, Call
 from alexmri.aws.endpoints import OWNER, tags_of
+from alexmri.aws.requests.endpoints import alarm_names
 
 
 @dataclass(frozen=True, slots=True)

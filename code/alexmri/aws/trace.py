@@ -8,7 +8,7 @@ from alexmri.aws.client import Aws
 from alexmri.aws.endpoints import describe_endpoint
 from alexmri.aws.image import revision_in
 from alexmri.aws.registry import data_fingerprint, describe_package
-from alexmri.aws.training_request import fingerprint_in
+from alexmri.aws.requests.training import fingerprint_in
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from alexmri.aws.client import Aws
+from alexmri.aws.client import Aws, Call
 from alexmri.aws.config import AwsConfig
-from alexmri.aws.dry_run import Call
 from alexmri.errors import UserError
 from alexmri.files import sha256_of
 from alexmri.terminal import Terminal

@@ -36,7 +36,7 @@ def deploy(
     from alexmri.aws.endpoints import config_name, deploy_calls
     from alexmri.aws.endpoints import deploy as do_deploy
     from alexmri.aws.registry import choose_version
-    from alexmri.aws.registry_request import package_arn
+    from alexmri.aws.requests.registry import package_arn
     from alexmri.terminal import choose_terminal
 
     if gpu:
@@ -75,9 +75,9 @@ def _wait(account: Account, name: str, wanted: str) -> None:
 @click.pass_obj
 def invoke(account: Account, files: tuple[Path, ...], endpoint: str | None, dry_run: bool) -> None:
     """Print what the endpoint says about FILES, one line of JSON for each."""
-    from alexmri.aws.dry_run import Call
-    from alexmri.aws.inference import invoke as do_invoke
-    from alexmri.aws.inference import invoke_request
+    from alexmri.aws.client import Call
+    from alexmri.aws.endpoints import invoke as do_invoke
+    from alexmri.aws.endpoints import invoke_request
 
     name = endpoint or account.config.name
     for file in files:
@@ -111,10 +111,10 @@ def transform(
     dry_run: bool,
 ) -> None:
     """Classify every image below the S3 address, without an endpoint."""
-    from alexmri.aws.inference import transform as do_transform
-    from alexmri.aws.inference import transform_calls, wait_transformed
+    from alexmri.aws.jobs import transform as do_transform
+    from alexmri.aws.jobs import transform_calls, wait_transformed
     from alexmri.aws.registry import choose_version
-    from alexmri.aws.registry_request import package_arn
+    from alexmri.aws.requests.registry import package_arn
     from alexmri.terminal import choose_terminal
 
     if not source.startswith("s3://"):
@@ -143,9 +143,9 @@ def transform(
 @click.pass_obj
 def rollback(account: Account, endpoint: str | None, detach: bool, dry_run: bool) -> None:
     """Have the endpoint serve what it served before."""
-    from alexmri.aws.dry_run import Call
-    from alexmri.aws.endpoint_request import update_request
+    from alexmri.aws.client import Call
     from alexmri.aws.endpoints import rollback as do_rollback
+    from alexmri.aws.requests.endpoints import update_request
     from alexmri.terminal import choose_terminal
 
     name = endpoint or account.config.name
@@ -171,8 +171,8 @@ def delete(account: Account, endpoint: str, yes: bool, dry_run: bool) -> None:
 
     Versions, training jobs and what is in S3 stay.
     """
-    from alexmri.aws.dry_run import Call
-    from alexmri.aws.endpoint_request import alarm_names
+    from alexmri.aws.client import Call
+    from alexmri.aws.requests.endpoints import alarm_names
     from alexmri.aws.teardown import teardown
 
     if dry_run:
@@ -211,7 +211,7 @@ def trace(account: Account, endpoint: str, as_json: bool, dry_run: bool) -> None
 
     Exit code 1: two accounts of a link disagree, or a link is missing.
     """
-    from alexmri.aws.dry_run import Call
+    from alexmri.aws.client import Call
     from alexmri.aws.trace import trace as do_trace
 
     if dry_run:

@@ -20,7 +20,7 @@ def metric_definitions(tuning: bool) -> None:
     This is MetricDefinitions in the AlgorithmSpecification of training and tuning jobs; with
     --tuning the HyperParameterTuningJobObjective stands beside it.
     """
-    from alexmri.aws.metric_definitions import METRIC_DEFINITIONS, OBJECTIVE
+    from alexmri.aws.requests.training import METRIC_DEFINITIONS, OBJECTIVE
 
     definitions = list(METRIC_DEFINITIONS)
     document = {"HyperParameterTuningJobObjective": OBJECTIVE, "MetricDefinitions": definitions}
@@ -57,7 +57,7 @@ def train(
     """
     from alexmri.aws.image import OTHERWISE, find_image, revision_of
     from alexmri.aws.jobs import start
-    from alexmri.aws.training_request import hyperparameters, training_request
+    from alexmri.aws.requests.training import hyperparameters, training_request
     from alexmri.terminal import choose_terminal
 
     settings = hyperparameters(read_settings(config_file, options))
@@ -97,7 +97,7 @@ def train(
 
 
 def _train_calls(request: dict[str, Any]) -> list[Any]:
-    from alexmri.aws.dry_run import Call
+    from alexmri.aws.client import Call
 
     return [
         Call("sagemaker", "describe_training_job", {"TrainingJobName": request["TrainingJobName"]}),
@@ -107,8 +107,7 @@ def _train_calls(request: dict[str, Any]) -> list[Any]:
 
 def watch(account: Account, job: str) -> None:
     """Follow `job` to its end, or to a Ctrl-C, which the job does not notice."""
-    from alexmri.aws.jobs import status_lines
-    from alexmri.aws.watch import follow, require_completed
+    from alexmri.aws.jobs import follow, require_completed, status_lines
     from alexmri.terminal import choose_terminal
 
     terminal = choose_terminal()
@@ -130,7 +129,7 @@ def watch(account: Account, job: str) -> None:
 @click.pass_obj
 def status(account: Account, job: str, dry_run: bool) -> None:
     """Say how JOB is, what it costs, what it measured."""
-    from alexmri.aws.dry_run import Call
+    from alexmri.aws.client import Call
     from alexmri.aws.jobs import describe, status_lines
 
     if dry_run:
@@ -147,9 +146,8 @@ def status(account: Account, job: str, dry_run: bool) -> None:
 @click.pass_obj
 def logs(account: Account, job: str, following: bool, dry_run: bool) -> None:
     """Print the log of JOB."""
-    from alexmri.aws.dry_run import Call
-    from alexmri.aws.jobs import describe
-    from alexmri.aws.watch import TRAINING_LOGS, LogReader
+    from alexmri.aws.client import Call
+    from alexmri.aws.jobs import TRAINING_LOGS, LogReader, describe
 
     if dry_run:
         streams = {"logGroupName": TRAINING_LOGS, "logStreamNamePrefix": f"{job}/"}
@@ -172,7 +170,7 @@ def logs(account: Account, job: str, following: bool, dry_run: bool) -> None:
 @click.pass_obj
 def stop(account: Account, job: str, dry_run: bool) -> None:
     """Stop JOB: it saves a checkpoint and the best model so far."""
-    from alexmri.aws.dry_run import Call
+    from alexmri.aws.client import Call
     from alexmri.aws.jobs import RUNNING, describe
 
     call = Call("sagemaker", "stop_training_job", {"TrainingJobName": job})
@@ -196,7 +194,7 @@ def stop(account: Account, job: str, dry_run: bool) -> None:
 @click.pass_obj
 def download(account: Account, job: str, out: Path | None, dry_run: bool) -> None:
     """Fetch model, report and figures of JOB, as `alexmri train` would have left them."""
-    from alexmri.aws.dry_run import Call
+    from alexmri.aws.client import Call
     from alexmri.aws.jobs import download as do_download
     from alexmri.files import path_inside
     from alexmri.terminal import choose_terminal

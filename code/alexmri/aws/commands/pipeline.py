@@ -47,8 +47,8 @@ def upsert(
     from alexmri.aws.image import OTHERWISE, find_image, revision_of
     from alexmri.aws.pipeline import upsert as do_upsert
     from alexmri.aws.pipeline import upsert_calls
-    from alexmri.aws.pipeline_definition import pipeline_definition
-    from alexmri.aws.training_request import hyperparameters
+    from alexmri.aws.requests.pipeline import pipeline_definition
+    from alexmri.aws.requests.training import hyperparameters
     from alexmri.terminal import choose_terminal
 
     settings = hyperparameters(read_settings(config_file, options))
@@ -91,7 +91,7 @@ def start(account: Account, given: tuple[str, ...], dry_run: bool) -> None:
 
     With other Data give it other Checkpoints too.
     """
-    from alexmri.aws.dry_run import Call
+    from alexmri.aws.client import Call
     from alexmri.aws.pipeline import start as do_start
     from alexmri.aws.pipeline import start_request
     from alexmri.terminal import choose_terminal
@@ -127,9 +127,8 @@ def status(account: Account, execution: str | None, follow: bool, dry_run: bool)
 
     Exit code 1 with --follow: it did not succeed.
     """
-    from alexmri.aws.dry_run import Call
+    from alexmri.aws.client import Call, wait_until
     from alexmri.aws.pipeline import status as do_status
-    from alexmri.aws.watch import wait_until
     from alexmri.terminal import choose_terminal
 
     if dry_run:
@@ -164,9 +163,9 @@ def status(account: Account, execution: str | None, follow: bool, dry_run: bool)
 @dry_run_option
 @click.pass_obj
 def show(account: Account, dry_run: bool) -> None:
-    """Draw the pipeline, with the states of the newest execution."""
-    from alexmri.aws.dry_run import Call
-    from alexmri.aws.pipeline import draw, latest, stored_definition
+    """Print the steps of the pipeline with the states of the newest execution, and its parameters."""
+    from alexmri.aws.client import Call
+    from alexmri.aws.pipeline import latest, step_lines, stored_definition
     from alexmri.aws.pipeline import status as do_status
 
     if dry_run:
@@ -177,5 +176,5 @@ def show(account: Account, dry_run: bool) -> None:
     newest = latest(account.aws)
     if newest:
         _, states, _ = do_status(account.aws, str(newest["PipelineExecutionArn"]))
-    for line in draw(definition, states):
+    for line in step_lines(definition, states):
         click.echo(line)

@@ -37,7 +37,7 @@ def versions(account: Account, dry_run: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from alexmri.aws.dry_run import Call
+    from alexmri.aws.client import Call
     from alexmri.aws.registry import describe_package, packages
 
     if dry_run:
@@ -82,9 +82,9 @@ def reject(account: Account, version: str, reason: str | None, dry_run: bool) ->
 
 
 def _decide(account: Account, version: str, status: str, reason: str | None, dry_run: bool) -> None:
-    from alexmri.aws.dry_run import Call
+    from alexmri.aws.client import Call
     from alexmri.aws.registry import decide
-    from alexmri.aws.registry_request import approval_request, package_arn
+    from alexmri.aws.requests.registry import approval_request, package_arn
 
     if dry_run:
         arn = package_arn(account.config, account.config.require("region"), version)

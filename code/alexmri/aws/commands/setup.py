@@ -20,7 +20,7 @@ def setup(account: Account, dry_run: bool) -> None:
     All of it is one CloudFormation stack, named by `name`. Bucket and repository stay when the
     stack is removed.
     """
-    from alexmri.aws.dry_run import Call
+    from alexmri.aws.client import Call
     from alexmri.aws.stack import deploy_stack, stack_request, write_keys
     from alexmri.terminal import choose_terminal
 

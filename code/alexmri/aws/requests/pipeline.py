@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from alexmri.aws.config import AwsConfig
-from alexmri.aws.endpoint_request import has_local_disk
-from alexmri.aws.names import digest_of
-from alexmri.aws.registry_request import package_request
-from alexmri.aws.training_request import LOCAL_CHECKPOINTS, training_job
+from alexmri.aws.requests import digest_of
+from alexmri.aws.requests.endpoints import has_local_disk
+from alexmri.aws.requests.registry import package_request
+from alexmri.aws.requests.training import LOCAL_CHECKPOINTS, training_job
 
 VERSION = "2020-12-01"
 # Below it everything of a processing job lies.

@@ -1,4 +1,4 @@
-"""Names made from what they stand for, so that the same request twice finds the first."""
+"""The requests to AWS: plain dicts, made from a configuration without asking AWS for anything."""
 
 import hashlib
 import json
@@ -10,9 +10,3 @@ def digest_of(request: Mapping[str, Any], digits: int) -> str:
     """Return the first hexadecimal `digits` of the SHA-256 of a request."""
     text = json.dumps(request, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:digits]
-
-
-def bucket_and_key(address: str) -> tuple[str, str]:
-    """Return the two parts of s3://BUCKET/KEY."""
-    bucket, _, key = address.removeprefix("s3://").partition("/")
-    return bucket, key

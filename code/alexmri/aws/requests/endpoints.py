@@ -3,7 +3,7 @@
 from typing import Any
 
 from alexmri.aws.config import AwsConfig
-from alexmri.aws.names import digest_of
+from alexmri.aws.requests import digest_of
 
 # Driver and the newest CUDA it runs, by InferenceAmiVersion (API reference, ProductionVariant).
 DRIVERS = {

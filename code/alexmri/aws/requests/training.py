@@ -5,11 +5,34 @@ from collections.abc import Mapping
 from typing import Any
 
 from alexmri.aws.config import AwsConfig
-from alexmri.aws.endpoint_request import has_local_disk
-from alexmri.aws.metric_definitions import METRIC_DEFINITIONS
-from alexmri.aws.names import digest_of
+from alexmri.aws.requests import digest_of
+from alexmri.aws.requests.endpoints import has_local_disk
 from alexmri.settings import Resolved
 from alexmri.tracking import SECRET_VARIABLE
+
+# Printed after every epoch, and once more, with the test figures, for the model that was saved.
+NAMES = (
+    "epoch",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "val_macro_f1",
+    "images_per_second",
+    "test_loss",
+    "test_accuracy",
+    "test_macro_f1",
+)
+
+# SageMaker searches every line of a log for every expression; the first group is the value. A name
+# must begin its line or follow a blank, so that val_loss is not found in best_val_loss. The last
+# value of a metric belongs to the model that was saved.
+# No backslash: what is pasted into JSON, YAML and shells stays what it is.
+METRIC_DEFINITIONS = tuple(
+    {"Name": name, "Regex": f"(?:^|[ ;]){name}=([-+.0-9eE]+);"} for name in NAMES
+)
+
+OBJECTIVE = {"Type": "Maximize", "MetricName": "val_macro_f1"}
 
 LOCAL_CHECKPOINTS = "/opt/ml/checkpoints"
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from alexmri.aws.config import AwsConfig
-from alexmri.aws.endpoint_request import IMAGE_TYPES
+from alexmri.aws.requests.endpoints import IMAGE_TYPES
 
 # Figures that stand beside a version in the registry, for lists: name -> place in evaluation.json.
 FIGURES = ("accuracy", "macro_f1")
