@@ -183,8 +183,8 @@ def test_an_update_that_alarms_undid_is_told(cloud: Cloud, versions: None, run: 
         (("rollback",), "there is no endpoint alexmri in us-east-1; `alexmri aws deploy`"),
         (("trace", "alexmri"), "there is no endpoint alexmri in us-east-1"),
         (
-            ("--cuda", "14.0", "deploy", "1", "--gpu"),
-            "has driver 580 (CUDA 13.0), the image is built for",
+            ("--cuda", "cu118", "deploy", "1", "--gpu"),
+            "option --cuda is 'cu118': input should be 'cu126' or 'cu130'",
         ),
     ],
 )
@@ -262,8 +262,61 @@ def test_transform_asks_about_a_prefix_once(cloud: Cloud, versions: None, run: R
     assert f"answers: {answers}" in done.stdout
     run(*command)
     assert len(cloud.sent("CreateTransformJob")) == 1
-    wrong = run("--transform-instance", "ml.g5.xlarge", *command, ok=False)
-    assert "too old for CUDA 13.0; take one without" in error_of(wrong)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "instance"), [("cu126", "p3"), ("cu130", "g4dn"), ("cu130", "g5")]
+)
+def test_a_transform_on_a_gpu_gets_the_newest_driver_and_is_marked_untried(
+    cloud: Cloud, versions: None, run: Run, cuda: str, instance: str
+) -> None:
+    put("pictures/a.png", b"x")
+    name_cuda_of_versions(cuda)
+    instance = f"ml.{instance}.2xlarge"
+    done = run("--transform-instance", instance, "transform", f"s3://{BUCKET}/pictures")
+    assert f"nobody has tried a batch transform on a GPU with {cuda} yet" in done.stdout
+    (request,) = cloud.sent("CreateTransformJob")
+    assert request["TransformResources"] == {
+        "InstanceType": instance,
+        "InstanceCount": 1,
+        "TransformAmiVersion": "al2-ami-sagemaker-batch-gpu-535",
+    }
+
+
+def test_a_transform_without_a_driver_is_refused(cloud: Cloud, versions: None, run: Run) -> None:
+    put("pictures/a.png", b"x")
+    command = ("transform", f"s3://{BUCKET}/pictures")
+    wrong = run("--transform-instance", "ml.p4d.24xlarge", *command, ok=False)
+    assert "has no driver for an image of CUDA 13 (cu130) in a batch transform" in error_of(wrong)
+    assert not [each for each in cloud.targets() if each.startswith("Create")]
+
+
+def name_cuda_of_versions(cuda: str) -> None:
+    """Register the versions anew as made of images for `cuda`."""
+    sagemaker = client("sagemaker")
+    tag = REVISION if cuda == "cu130" else f"{REVISION}-{cuda}"
+    for each in sagemaker.list_model_packages(ModelPackageGroupName="alexmri")[
+        "ModelPackageSummaryList"
+    ]:
+        arn = each["ModelPackageArn"]
+        known = sagemaker.describe_model_package(ModelPackageName=arn)
+        metadata = known["CustomerMetadataProperties"] | {"git_revision": tag}
+        sagemaker.update_model_package(
+            ModelPackageArn=arn,
+            CustomerMetadataProperties=metadata,
+            ModelApprovalStatus=known["ModelApprovalStatus"],
+        )
+
+
+def test_the_driver_is_that_of_the_cuda_of_the_version(
+    cloud: Cloud, versions: None, run: Run
+) -> None:
+    """An image for CUDA 12 stays in Creating on the driver for CUDA 13."""
+    name_cuda_of_versions("cu126")
+    run("deploy", "1", "--gpu", "--detach")
+    (settings,) = cloud.sent("CreateEndpointConfig")
+    (variant,) = settings["ProductionVariants"]
+    assert variant["InferenceAmiVersion"] == "al2-ami-sagemaker-inference-gpu-3-1"
 
 
 def test_delete_lists_what_costs_and_removes_all_of_it(

@@ -122,7 +122,12 @@ def registry(cloud: Cloud, tmp_path: Path) -> Iterator[Registry]:
         found = registry.get(f"manifests/{tag}")
         if found is None:
             return 400, {"__type": "ImageNotFoundException"}
-        return 200, {"imageDetails": [{"imageDigest": found[0]["Docker-Content-Digest"]}]}
+        headers, manifest = found
+        details = {
+            "imageDigest": headers["Docker-Content-Digest"],
+            "imageManifestMediaType": manifest["mediaType"],
+        }
+        return 200, {"imageDetails": [details]}
 
     cloud.answers["DescribeImages"] = describe
     yield registry
@@ -256,8 +261,62 @@ def test_a_dry_run_shows_all_and_asks_nothing(cloud: Cloud, source: Path, run: R
         *("get_authorization_token", "docker login --username", "docker push " + plan[5]["run"][2]),
         "describe_images",
     ]
-    assert {"--provenance=false", "--sbom=false", "linux/amd64"} <= set(plan[2]["run"])
+    build = plan[2]["run"]
+    assert {"--provenance=false", "--sbom=false", "linux/amd64"} <= set(build)
+    assert build[build.index("--output") + 1] == "type=docker,oci-mediatypes=false"
     assert cloud.requests == []
+
+
+def test_an_image_for_another_cuda_has_a_tag_of_its_own(
+    cloud: Cloud, source: Path, run: Run
+) -> None:
+    """Else the second flavour of a revision would be "there already"."""
+    revision = git(source, "rev-parse", "HEAD")
+    plan = json.loads(run("--cuda", "cu126", "push", source, "--dry-run").stdout)
+    assert plan[1]["request"]["imageIds"] == [{"imageTag": f"{revision}-cu126"}]
+    assert "TORCH_CUDA=cu126" in plan[2]["run"]
+    wrong = run("push", source, "--build-arg", "TORCH_CUDA=cu126", ok=False)
+    assert "set cuda in alexmri.toml" in error_of(wrong)
+    assert cloud.requests == []
+
+
+OCI = "application/vnd.oci.image.manifest.v1+json"
+
+
+def put_image(kind: str, tag: str) -> str:
+    """Put an image into ECR whose manifest is of type `kind`; return its name with its digest."""
+    layer = {"mediaType": "x", "size": 1, "digest": "sha256:" + "cd" * 32}
+    document = {"schemaVersion": 2, "mediaType": kind, "config": layer, "layers": [layer]}
+    if kind == INDEX:
+        document = {
+            "schemaVersion": 2,
+            "mediaType": kind,
+            "manifests": [layer | {"mediaType": OCI}],
+        }
+    made = client("ecr").put_image(
+        repositoryName="alexmri",
+        imageManifest=json.dumps(document),
+        imageManifestMediaType=kind,
+        imageTag=tag,
+    )
+    return f"{HOST}/alexmri@{made['image']['imageId']['imageDigest']}"
+
+
+@pytest.mark.parametrize("kind", [OCI, INDEX])
+@pytest.mark.parametrize("by", ["tag", "digest", "push"])
+def test_a_manifest_that_sagemaker_refuses_is_refused_here(
+    cloud: Cloud, source: Path, image: str, run: Run, kind: str, by: str
+) -> None:
+    """SageMaker takes neither a single OCI manifest nor an index."""
+    revision = git(source, "rev-parse", "HEAD")
+    name = put_image(kind, revision)
+    given = name if by == "digest" else revision
+    train = ("train", "--data", "s3://slices/x", "--image", given)
+    told = error_of(run("push", source, ok=False) if by == "push" else run(*train, ok=False))
+    assert f"has a manifest of type {kind}, and SageMaker takes none but {MANIFEST}" in told
+    if by == "push":
+        assert f"--repository-name alexmri --image-ids imageTag={revision}` first" in told
+    assert not cloud.sent("CreateTrainingJob")
 
 
 def test_a_folder_without_git_is_refused(cloud: Cloud, tmp_path: Path, run: Run) -> None:

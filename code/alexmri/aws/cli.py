@@ -57,8 +57,10 @@ class Account:
         return read_config(self._file, self._options)
 
     def use(self, **values: str) -> None:
-        """Put `values` in place of keys of the configuration, before anything is sent."""
+        """Put `values` in place of keys of the configuration."""
         self.config = self.config.model_copy(update=values)
+        if "aws" in self.__dict__:
+            self.aws.config = self.config
 
     @cached_property
     def aws(self) -> "Aws":

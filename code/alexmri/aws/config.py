@@ -7,13 +7,15 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from alexmri.errors import UserError
 
 DEFAULT_FILE = Path("alexmri.toml")
+# As the Dockerfile has it (TORCH_CUDA).
+DEFAULT_CUDA = "cu130"
 
 
 def _list(value: object) -> object:
@@ -114,13 +116,9 @@ class AwsConfig(BaseModel):
         description="ARN of the Secrets Manager secret with the key of Weights & Biases",
     )
 
-    inference_ami: str = Field(
-        "al2023-ami-sagemaker-inference-gpu-4-1",
-        pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$",
-        description="InferenceAmiVersion of endpoints with a GPU: it decides the driver",
-    )
-    cuda: str = Field(
-        "13.0", pattern=r"^\d+\.\d+$", description="CUDA that PyTorch in the image is built for"
+    cuda: Literal["cu126", "cu130"] = Field(
+        DEFAULT_CUDA,
+        description="CUDA that `push` builds the image for; GPUs of jobs and endpoints follow it",
     )
     startup_seconds: int = Field(
         900, ge=60, le=3600, description="how long a model may load before an endpoint gives up"

@@ -7,7 +7,6 @@ from alexmri.aws.client import Aws, Call, ensure, wait_until
 from alexmri.aws.config import AwsConfig
 from alexmri.aws.requests.endpoints import (
     alarm_requests,
-    driver_problem,
     endpoint_config_request,
     endpoint_request,
     model_request,
@@ -73,9 +72,6 @@ def deploy(aws: Aws, endpoint: str, package: str, terminal: Terminal) -> None:
         UserError: a driver that does not fit, or an endpoint that is changing right now.
     """
     config = aws.config
-    problem = driver_problem(config)
-    if problem:
-        raise UserError(problem)
     found = aws.call_or_none("sagemaker", "describe_endpoint", {"EndpointName": endpoint})
     model = model_request(config, package)
     settings = endpoint_config_request(config, endpoint, model["ModelName"])

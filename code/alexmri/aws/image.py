@@ -7,21 +7,27 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alexmri.aws.client import Aws, Call, Run
-from alexmri.aws.config import AwsConfig
+from alexmri.aws.client import Aws, AwsError, Call, Run
+from alexmri.aws.config import DEFAULT_CUDA, AwsConfig
 from alexmri.errors import UserError
 from alexmri.files import read_json_object, sha256_of
 from alexmri.terminal import Terminal
 
-# Of linux/amd64, and one manifest: an index with attestations is refused by SageMaker.
-BUILD = ("--platform", "linux/amd64", "--provenance=false", "--sbom=false", "--load")
-
+# Of linux/amd64, and one manifest of Docker's own type: SageMaker refuses OCI manifests, and any
+# index. `type=docker` is what --load stands for.
+BUILD = (
+    *("--platform", "linux/amd64", "--provenance=false", "--sbom=false"),
+    *("--output", "type=docker,oci-mediatypes=false"),
+)
+MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+# An image in ECR: account, region, repository.
+ECR_ADDRESS = re.compile(r"(\d{12})\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/([^@:]+)[@:]")
 
 # What to do in place of committing where an image is looked for.
 OTHERWISE = "name an image that is there with --image"
@@ -97,11 +103,32 @@ def repository_request(config: AwsConfig) -> dict[str, Any]:
     }
 
 
-def build_command(source: Source, tagged: str) -> list[str]:
-    """Return the command that makes the image named `tagged`."""
+def tag_of(config: AwsConfig, revision: str) -> str:
+    """Return the tag of an image: its revision, and its CUDA where that is not the default."""
+    return revision if config.cuda == DEFAULT_CUDA else f"{revision}-{config.cuda}"
+
+
+def cuda_in(tag: str) -> str | None:
+    """Return for which CUDA the image with `tag` was built, None where it is no tag of ours."""
+    found = re.fullmatch(r"[0-9a-f]{40}(?:-dirty-[0-9a-f]{8})?(?:-(cu\d+))?", tag)
+    return (found.group(1) or DEFAULT_CUDA) if found else None
+
+
+def build_command(config: AwsConfig, source: Source, tagged: str) -> list[str]:
+    """Return the command that makes the image named `tagged`.
+
+    Raises:
+        UserError: a build argument chooses the CUDA that `cuda` stands for.
+    """
     if source.image:
         return ["docker", "tag", source.image, tagged]
-    arguments = (f"REVISION={source.revision}", *source.build_arguments)
+    if any(each.startswith("TORCH_CUDA=") for each in source.build_arguments):
+        raise UserError(
+            "--build-arg TORCH_CUDA=… leaves no trace in the image's name; set cuda in"
+            " alexmri.toml, or pass `alexmri aws --cuda VALUE push`"
+        )
+    cuda = (f"TORCH_CUDA={config.cuda}",) if config.cuda != DEFAULT_CUDA else ()
+    arguments = (f"REVISION={source.revision}", *cuda, *source.build_arguments)
     given = [part for argument in arguments for part in ("--build-arg", argument)]
     return ["docker", "buildx", "build", *BUILD, *given, "--tag", tagged, str(source.folder)]
 
@@ -109,15 +136,16 @@ def build_command(source: Source, tagged: str) -> list[str]:
 def push_calls(config: AwsConfig, source: Source, region: str) -> list[Call | Run]:
     """Return what `push` does where neither repository nor tag are there yet."""
     registry = f"{config.account}.dkr.ecr.{region}.amazonaws.com"
-    tagged = f"{registry}/{config.repository}:{source.revision}"
+    tag = tag_of(config, source.revision)
+    tagged = f"{registry}/{config.repository}:{tag}"
     return [
         Call("ecr", "create_repository", repository_request(config)),
-        Call("ecr", "describe_images", image_request(config, source.revision)),
-        Run(build_command(source, tagged)),
+        Call("ecr", "describe_images", image_request(config, tag)),
+        Run(build_command(config, source, tagged)),
         Call("ecr", "get_authorization_token", {}),
         Run(["docker", "login", "--username", "AWS", "--password-stdin", registry]),
         Run(["docker", "push", tagged]),
-        Call("ecr", "describe_images", image_request(config, source.revision)),
+        Call("ecr", "describe_images", image_request(config, tag)),
     ]
 
 
@@ -131,22 +159,28 @@ def push(aws: Aws, source: Source, terminal: Terminal) -> str:
 
     Whenever it was interrupted, running it again goes on: layers that arrived are not sent again,
     and a tag only appears when all of them are there.
+
+    Raises:
+        UserError: no Docker, or a registry that refuses; an image that SageMaker would refuse.
     """
     config = aws.config
+    tag = tag_of(config, source.revision)
+    # What is wrong with it is said before the repository is made.
+    build_command(config, source, tag)
     repository = _repository(aws, terminal)
-    found = find_digest(aws, source.revision)
+    found = find_digest(aws, tag)
     if found:
-        terminal.say(f"{source.revision} is in {config.repository} already: nothing to push")
+        terminal.say(f"{tag} is in {config.repository} already: nothing to push")
         return f"{repository}@{found}"
-    tagged = f"{repository}:{source.revision}"
-    _run(build_command(source, tagged), "the image cannot be built")
+    tagged = f"{repository}:{tag}"
+    _run(build_command(config, source, tagged), "the image cannot be built")
     registry, user, password = _authorization(aws)
     with _login_folder() as login:
         docker = ["docker", "--config", str(login)]
         command = [*docker, "login", "--username", user, "--password-stdin", registry]
         _run(command, f"{registry} refuses the login", secret=password, quiet=True)
         _run([*docker, "push", tagged], "the image cannot be pushed (the same command goes on)")
-    digest = find_digest(aws, source.revision)
+    digest = find_digest(aws, tag)
     if digest is None:
         raise UserError(f"{tagged} was pushed, but ECR does not list it; run the command again")
     return f"{repository}@{digest}"
@@ -192,22 +226,49 @@ def _repository(aws: Aws, terminal: Terminal) -> str:
 
 
 def find_digest(aws: Aws, tag: str) -> str | None:
-    """Return the digest of the image with `tag`, None where ECR has none."""
+    """Return the digest of the image with `tag`, None where ECR has none.
+
+    Raises:
+        UserError: SageMaker would refuse the image.
+    """
     found = aws.call_or_none("ecr", "describe_images", image_request(aws.config, tag))
-    return str(found["imageDetails"][0]["imageDigest"]) if found else None
+    if not found:
+        return None
+    details = found["imageDetails"][0]
+    _require_docker_manifest(details, f"{aws.config.repository}:{tag}")
+    return str(details["imageDigest"])
+
+
+def _require_docker_manifest(details: Mapping[str, Any], image: str) -> None:
+    found = details.get("imageManifestMediaType") or MANIFEST
+    if found != MANIFEST:
+        repository, _, tag = image.rpartition("/")[2].partition(":")
+        remove = (
+            f"; remove it with `aws ecr batch-delete-image --repository-name {repository}"
+            f" --image-ids imageTag={tag}` first"
+            if tag
+            else ""
+        )
+        raise UserError(
+            f"{image} has a manifest of type {found}, and SageMaker takes none but {MANIFEST};"
+            " build it with `docker buildx build --provenance=false --sbom=false --output"
+            f" type=docker,oci-mediatypes=false` and push that{remove}"
+        )
 
 
 def find_image(aws: Aws, given: str | None, revision: str) -> tuple[str, str]:
-    """Return an image as REPOSITORY@sha256:… and the revision it was made from.
+    """Return an image as REPOSITORY@sha256:… and the tag by which ECR knows it.
 
     `given` is such a name, a tag, or None for the image of `revision`.
 
     Raises:
-        UserError: there is no such image in ECR.
+        UserError: there is no such image in ECR, or SageMaker would refuse it.
     """
     if given and "@sha256:" in given:
-        return given, revision_in(aws, given)
-    tag = (given or revision).rpartition(":")[2]
+        details = _details(aws, given)
+        _require_docker_manifest(details, given)
+        return given, _tag_in(details)
+    tag = given.rpartition(":")[2] if given else tag_of(aws.config, revision)
     repository = aws.call_or_none(
         "ecr", "describe_repositories", {"repositoryNames": [aws.config.repository]}
     )
@@ -222,15 +283,33 @@ def find_image(aws: Aws, given: str | None, revision: str) -> tuple[str, str]:
 
 def revision_in(aws: Aws, image: str) -> str:
     """Return the git revision that tags the image REPOSITORY@sha256:…, `unknown` without one."""
-    address, _, digest = image.partition("@")
-    request = {
-        "repositoryName": address.partition("/")[2],
-        "imageIds": [{"imageDigest": digest}],
-    }
-    found = aws.call_or_none("ecr", "describe_images", request)
-    tags = found["imageDetails"][0].get("imageTags", []) if found else []
+    return _tag_in(_details(aws, image))
+
+
+def _tag_in(details: Mapping[str, Any]) -> str:
+    tags = details.get("imageTags", [])
     revisions = [tag for tag in tags if re.match(r"[0-9a-f]{40}", tag)]
     return next(iter(revisions or tags), "unknown")
+
+
+def _details(aws: Aws, image: str) -> dict[str, Any]:
+    """Return what ECR says of REPOSITORY@sha256:…; nothing where it does not say anything to us."""
+    place = ECR_ADDRESS.match(image)
+    if place is None or place.group(2) != aws.region:
+        return {}
+    request = {
+        "registryId": place.group(1),
+        "repositoryName": place.group(3),
+        "imageIds": [{"imageDigest": image.partition("@")[2]}],
+    }
+    try:
+        found = aws.call_or_none("ecr", "describe_images", request)
+    except AwsError:
+        # Jobs may use a repository of another account that we may not describe.
+        if place.group(1) != aws.config.account:
+            return {}
+        raise
+    return dict(found["imageDetails"][0]) if found else {}
 
 
 def _authorization(aws: Aws) -> tuple[str, str, str]:

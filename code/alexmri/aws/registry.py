@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from alexmri.aws.client import Aws, Call
-from alexmri.aws.image import revision_in
+from alexmri.aws.image import cuda_in, revision_in
 from alexmri.aws.jobs import bucket_and_key, describe, fetch, results_address
 from alexmri.aws.requests import digest_of
 from alexmri.aws.requests.registry import (
@@ -224,6 +224,12 @@ def choose_version(aws: Aws, version: str | None, *, any_version: bool) -> str:
             " --unapproved"
         )
     return arn
+
+
+def cuda_of(aws: Aws, package: str) -> str:
+    """Return for which CUDA the image of a version was built, as its tag tells, or `cuda`."""
+    known = describe_package(aws, package).get("CustomerMetadataProperties") or {}
+    return cuda_in(known.get("git_revision", "")) or aws.config.cuda
 
 
 def data_fingerprint(aws: Aws, metadata: Mapping[str, str]) -> str | None:

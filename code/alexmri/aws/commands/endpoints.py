@@ -35,7 +35,7 @@ def deploy(
     """
     from alexmri.aws.endpoints import config_name, deploy_calls
     from alexmri.aws.endpoints import deploy as do_deploy
-    from alexmri.aws.registry import choose_version
+    from alexmri.aws.registry import choose_version, cuda_of
     from alexmri.aws.requests.registry import package_arn
     from alexmri.terminal import choose_terminal
 
@@ -49,6 +49,7 @@ def deploy(
         return
     terminal = choose_terminal()
     package = choose_version(account.aws, version, any_version=unapproved)
+    account.use(cuda=cuda_of(account.aws, package))
     do_deploy(account.aws, name, package, terminal)
     if detach:
         return
@@ -113,7 +114,7 @@ def transform(
     """Classify every image below the S3 address, without an endpoint."""
     from alexmri.aws.jobs import transform as do_transform
     from alexmri.aws.jobs import transform_calls, wait_transformed
-    from alexmri.aws.registry import choose_version
+    from alexmri.aws.registry import choose_version, cuda_of
     from alexmri.aws.requests.registry import package_arn
     from alexmri.terminal import choose_terminal
 
@@ -126,6 +127,7 @@ def transform(
         return
     terminal = choose_terminal()
     package = choose_version(account.aws, version, any_version=unapproved)
+    account.use(cuda=cuda_of(account.aws, package))
     job = do_transform(account.aws, package, source, content_type, terminal)
     if detach:
         return

@@ -163,7 +163,7 @@ def status(account: Account, execution: str | None, follow: bool, dry_run: bool)
 @dry_run_option
 @click.pass_obj
 def show(account: Account, dry_run: bool) -> None:
-    """Print the steps of the pipeline with the states of the newest execution, and its parameters."""
+    """Print steps, states of the newest execution, and parameters of the pipeline."""
     from alexmri.aws.client import Call
     from alexmri.aws.pipeline import latest, step_lines, stored_definition
     from alexmri.aws.pipeline import status as do_status

@@ -4,14 +4,18 @@ from typing import Any
 
 from alexmri.aws.config import AwsConfig
 from alexmri.aws.requests import digest_of
+from alexmri.errors import UserError
 
-# Driver and the newest CUDA it runs, by InferenceAmiVersion (API reference, ProductionVariant).
-DRIVERS = {
-    "al2-ami-sagemaker-inference-gpu-2": (535, "12.2"),
-    "al2-ami-sagemaker-inference-gpu-2-1": (535, "12.2"),
-    "al2-ami-sagemaker-inference-gpu-3-1": (550, "12.4"),
-    "al2023-ami-sagemaker-inference-gpu-4-1": (580, "13.0"),
+# The driver of a GPU by the CUDA of the image (API reference, ProductionVariant). An image for CUDA
+# 12 on the newer one stays in Creating without a log (aws/deep-learning-containers#6187).
+INFERENCE_AMIS = {
+    "cu126": "al2-ami-sagemaker-inference-gpu-3-1",
+    "cu130": "al2023-ami-sagemaker-inference-gpu-4-1",
 }
+# The newest one of batch transforms: driver 535, new enough for CUDA 12. CUDA 13 needs its
+# compatibility libraries there (autogluon/autogluon-cloud#270, for three families).
+BATCH_AMI = "al2-ami-sagemaker-batch-gpu-535"
+BATCH_FAMILIES_CU130 = ("g4dn", "g5", "g6")
 VARIANT = "AllTraffic"
 # Images are sent one by one, and whatever the model answers is JSON.
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/tiff", "image/bmp", "image/webp")
@@ -22,21 +26,6 @@ def has_gpu(instance: str) -> bool:
     family = instance.split(".")[1]
     return family.startswith(("g4", "g5", "g6", "g7", "p2", "p3", "p4", "p5", "p6")) and (
         not family.startswith("g5g")
-    )
-
-
-def driver_problem(config: AwsConfig) -> str | None:
-    """Say why the driver of endpoints does not fit the image; None where it does."""
-    if not has_gpu(config.endpoint_instance) or config.inference_ami not in DRIVERS:
-        return None
-    driver, newest = DRIVERS[config.inference_ami]
-    # Within a major version CUDA's libraries run on any driver of that version.
-    if int(config.cuda.split(".")[0]) <= int(newest.split(".")[0]):
-        return None
-    fitting = [ami for ami, (_, cuda) in DRIVERS.items() if cuda >= config.cuda]
-    return (
-        f"inference_ami {config.inference_ami} has driver {driver} (CUDA {newest}), the image is"
-        f" built for CUDA {config.cuda}: set inference_ami to {fitting[-1] if fitting else '?'}"
     )
 
 
@@ -66,7 +55,7 @@ def endpoint_config_request(config: AwsConfig, endpoint: str, model: str) -> dic
         "ContainerStartupHealthCheckTimeoutInSeconds": config.startup_seconds,
     }
     if has_gpu(config.endpoint_instance):
-        variant["InferenceAmiVersion"] = config.inference_ami
+        variant["InferenceAmiVersion"] = INFERENCE_AMIS[config.cuda]
     request: dict[str, Any] = {"ProductionVariants": [variant]}
     if config.data_capture_percent:
         capture: dict[str, Any] = {
@@ -174,7 +163,12 @@ def update_request(config: AwsConfig, endpoint: str, endpoint_config: str) -> di
 def transform_request(
     config: AwsConfig, *, model: str, source: str, content_type: str
 ) -> dict[str, Any]:
-    """Return CreateTransformJob: one request for each image below the S3 address `source`."""
+    """Return CreateTransformJob: one request for each image below the S3 address `source`.
+
+    Raises:
+        UserError: no driver of a batch transform fits image and instance.
+    """
+    instance = config.transform_instance
     request: dict[str, Any] = {
         "ModelName": model,
         "BatchStrategy": "SingleRecord",
@@ -186,11 +180,19 @@ def transform_request(
             "SplitType": "None",
         },
         "TransformOutput": {"Accept": "application/json", "S3OutputPath": ""},
-        "TransformResources": {"InstanceType": config.transform_instance, "InstanceCount": 1},
+        "TransformResources": {"InstanceType": instance, "InstanceCount": 1},
     }
+    if has_gpu(instance):
+        if config.cuda == "cu130" and instance.split(".")[1] not in BATCH_FAMILIES_CU130:
+            raise UserError(
+                f"transform_instance {instance} has no driver for an image of CUDA 13 (cu130) in a"
+                f" batch transform; take one of {', '.join(BATCH_FAMILIES_CU130)}, one without a"
+                " GPU, or an image for cu126"
+            )
+        request["TransformResources"]["TransformAmiVersion"] = BATCH_AMI
     if config.kms_key:
         request["TransformOutput"]["KmsKeyId"] = config.kms_key
-        if not has_local_disk(config.transform_instance):
+        if not has_local_disk(instance):
             request["TransformResources"]["VolumeKmsKeyId"] = config.kms_key
     name = f"{config.name}-transform-{digest_of(request, 10)}"
     request["TransformOutput"]["S3OutputPath"] = config.address("transform", name)
