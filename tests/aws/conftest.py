@@ -223,6 +223,7 @@ def cloud(cloud_server: Cloud, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         "AWS_DEFAULT_REGION": REGION,
     }.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("alexmri.aws.client.POLL_SECONDS", 0.01)
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
@@ -335,3 +336,55 @@ def valid() -> Callable[[dict[str, Any]], None]:
         assert not report.has_errors(), report.generate_report()
 
     return check
+
+
+@pytest.fixture
+def here(cloud: Cloud) -> None:
+    """moto knows no newer GPU than this one's."""
+    text = Path("alexmri.toml").read_text()
+    Path("alexmri.toml").write_text(f'{text}endpoint_gpu_instance = "ml.g4dn.xlarge"\n')
+
+
+@pytest.fixture
+def versions(cloud: Cloud, here: None, image: str, run: Run) -> None:
+    """Three versions, of which the first two are approved."""
+    from alexmri.aws.config import read_config
+    from alexmri.aws.registry import facts_of
+    from alexmri.aws.requests.registry import group_request, package_request
+
+    from .test_registry import results_in, train
+
+    config = read_config(None, {})
+    client("sagemaker").create_model_package_group(**group_request(config))
+    for number in (1, 2, 3):
+        job = train(image, f"alexmri-{number}")
+        described = client("sagemaker").describe_training_job(TrainingJobName=job)
+        facts = facts_of(described, results_in(Path(f"results-{number}")))
+        request = package_request(
+            config,
+            image=image,
+            model=described["ModelArtifacts"]["S3ModelArtifacts"],
+            statistics=None,
+            metadata=facts | {"git_revision": REVISION},
+        )
+        status = "Approved" if number < 3 else "PendingManualApproval"
+        client("sagemaker").create_model_package(**request | {"ModelApprovalStatus": status})
+    cloud.requests.clear()
+
+
+def updates(cloud: Cloud) -> None:
+    """Stand in for UpdateEndpoint, which moto lacks, by what moto has."""
+    sagemaker = client("sagemaker")
+
+    def update(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        found = sagemaker.describe_endpoint(EndpointName=body["EndpointName"])
+        tags = sagemaker.list_tags(ResourceArn=found["EndpointArn"])["Tags"]
+        sagemaker.delete_endpoint(EndpointName=body["EndpointName"])
+        sagemaker.create_endpoint(
+            EndpointName=body["EndpointName"],
+            EndpointConfigName=body["EndpointConfigName"],
+            Tags=tags,
+        )
+        return 200, {"EndpointArn": found["EndpointArn"]}
+
+    cloud.answers["UpdateEndpoint"] = update

@@ -2,66 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from alexmri.aws.config import read_config
-from alexmri.aws.registry import facts_of
-from alexmri.aws.requests.registry import group_request, package_request
-
-from .conftest import BUCKET, REVISION, Cloud, Run, client, error_of, put
-from .test_registry import DATA, FINGERPRINT, results_in, train
+from .conftest import BUCKET, REVISION, Cloud, Run, client, error_of, put, updates
+from .test_registry import DATA, FINGERPRINT, train
 
 AMI = "al2023-ami-sagemaker-inference-gpu-4-1"
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alexmri.aws.client.POLL_SECONDS", 0.01)
-
-
-@pytest.fixture
-def here(cloud: Cloud) -> None:
-    """moto knows no newer GPU than this one's."""
-    text = Path("alexmri.toml").read_text()
-    Path("alexmri.toml").write_text(f'{text}endpoint_gpu_instance = "ml.g4dn.xlarge"\n')
-
-
-@pytest.fixture
-def versions(cloud: Cloud, here: None, image: str, run: Run) -> None:
-    """Three versions, of which the first two are approved."""
-    config = read_config(None, {})
-    client("sagemaker").create_model_package_group(**group_request(config))
-    for number in (1, 2, 3):
-        job = train(image, f"alexmri-{number}")
-        described = client("sagemaker").describe_training_job(TrainingJobName=job)
-        facts = facts_of(described, results_in(Path(f"results-{number}")))
-        request = package_request(
-            config,
-            image=image,
-            model=described["ModelArtifacts"]["S3ModelArtifacts"],
-            statistics=None,
-            metadata=facts | {"git_revision": REVISION},
-        )
-        status = "Approved" if number < 3 else "PendingManualApproval"
-        client("sagemaker").create_model_package(**request | {"ModelApprovalStatus": status})
-    cloud.requests.clear()
-
-
-def updates(cloud: Cloud) -> None:
-    """Stand in for UpdateEndpoint, which moto lacks, by what moto has."""
-    sagemaker = client("sagemaker")
-
-    def update(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        found = sagemaker.describe_endpoint(EndpointName=body["EndpointName"])
-        sagemaker.delete_endpoint(EndpointName=body["EndpointName"])
-        sagemaker.create_endpoint(
-            EndpointName=body["EndpointName"], EndpointConfigName=body["EndpointConfigName"]
-        )
-        return 200, {"EndpointArn": found["EndpointArn"]}
-
-    cloud.answers["UpdateEndpoint"] = update
 
 
 def test_the_newest_approved_version_serves(cloud: Cloud, versions: None, run: Run) -> None:
@@ -72,7 +19,7 @@ def test_the_newest_approved_version_serves(cloud: Cloud, versions: None, run: R
     (variant,) = settings["ProductionVariants"]
     assert variant["ModelName"] == model["ModelName"]
     assert variant["InstanceType"] == "ml.g4dn.xlarge"
-    assert "1 x ml.g4dn.xlarge, about $0.74 per hour" in done.stdout
+    assert "alexmri runs on 1 x ml.g4dn.xlarge, each paid by the hour" in done.stdout
     # The driver that CUDA 13 needs; without it the container ends without a line.
     assert variant["InferenceAmiVersion"] == AMI
     assert variant["ContainerStartupHealthCheckTimeoutInSeconds"] == 900
@@ -94,12 +41,13 @@ def test_the_newest_approved_version_serves(cloud: Cloud, versions: None, run: R
     assert not [each for each in cloud.targets() if each.startswith(("Create", "Update", "Put"))]
 
 
-def test_the_default_is_a_cpu_whose_price_is_said_first(
+def test_the_default_is_a_cpu_and_what_is_paid_for_is_said_first(
     cloud: Cloud, versions: None, run: Run
 ) -> None:
     cloud.refuse("CreateModel", "AccessDeniedException")
     refused = run("deploy", ok=False)
-    assert "1 x ml.m5.large, about $0.12 per hour (list price of us-east-1)" in refused.stdout
+    assert "alexmri runs on 1 x ml.m5.large, each paid by the hour" in refused.stdout
+    assert "https://aws.amazon.com/sagemaker/ai/pricing/ has the price" in refused.stdout
     cloud.answers.pop("CreateModel")
     run("deploy")
     (settings,) = cloud.sent("CreateEndpointConfig")
@@ -109,7 +57,7 @@ def test_the_default_is_a_cpu_whose_price_is_said_first(
     assert "DataCaptureConfig" not in settings
     many = ("--endpoint-instance", "ml.m5.4xlarge", "--endpoint-instances", "2")
     done = run(*many, "deploy", "--endpoint", "alexmri-2")
-    assert "2 x ml.m5.4xlarge, paid by the hour" in done.stdout
+    assert "2 x ml.m5.4xlarge, each paid by the hour" in done.stdout
 
 
 def test_an_update_has_a_way_back(cloud: Cloud, versions: None, run: Run) -> None:

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 from botocore.session import Session
 from botocore.validate import ParamValidator
 
@@ -188,10 +187,7 @@ def test_start_starts_one(cloud: Cloud, image: str, run: Run) -> None:
     assert "Data and Checkpoints go together" in error_of(wrong)
 
 
-def test_status_and_steps(
-    cloud: Cloud, image: str, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("alexmri.aws.client.POLL_SECONDS", 0.01)
+def test_status_and_steps(cloud: Cloud, image: str, run: Run) -> None:
     run(*UPSERT)
     assert "nothing was executed yet" in error_of(run("pipeline", "status", ok=False))
     shown = run("pipeline", "show").stdout.splitlines()

@@ -18,11 +18,6 @@ UNCONFINED = {"ecr:GetAuthorizationToken", "cloudwatch:PutMetricData"}
 KEY = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/0"
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alexmri.aws.client.POLL_SECONDS", 0.01)
-
-
 @pytest.fixture
 def file(cloud: Cloud) -> Path:
     path = Path("alexmri.toml")
@@ -99,6 +94,7 @@ def test_a_role_may_do_little_and_only_with_what_is_ours(
     ours = (bucket, f"{bucket}/alexmri/", SECRET, written["role"])
     here = f"{REGION}:{ACCOUNT}:"
     ours += (f"arn:aws:ecr:{here}repository/alexmri", f"arn:aws:cloudwatch:{here}alarm:alexmri")
+    ours += (f"arn:aws:sns:{here}alexmri",)
     ours += (f"arn:aws:logs:{here}log-group:/aws/sagemaker/", f"arn:aws:sagemaker:{here}")
     found = statements(role)
     assert found

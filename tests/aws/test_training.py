@@ -32,11 +32,6 @@ DATA = f"s3://{BUCKET}/alexmri/data/0123456789abcdef"
 TRAIN = ("train", "--data", DATA, "--image", REVISION, "--epochs", "3", "--seed", "1")
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alexmri.aws.client.POLL_SECONDS", 0.01)
-
-
 @pytest.fixture
 def data(image: str) -> str:
     put("alexmri/data/0123456789abcdef/A/1.png", b"x")

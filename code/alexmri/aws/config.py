@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -15,7 +15,7 @@ from alexmri.errors import UserError
 
 DEFAULT_FILE = Path("alexmri.toml")
 # As the Dockerfile has it (TORCH_CUDA).
-DEFAULT_CUDA = "cu130"
+DEFAULT_CUDA: Final = "cu130"
 
 
 def _list(value: object) -> object:
@@ -119,6 +119,11 @@ class AwsConfig(BaseModel):
     cuda: Literal["cu126", "cu130"] = Field(
         DEFAULT_CUDA,
         description="CUDA that `push` builds the image for; GPUs of jobs and endpoints follow it",
+    )
+    scaling_requests_per_minute: float = Field(
+        3000.0,
+        gt=0,
+        description="requests per minute for each instance at which a scaled endpoint holds",
     )
     startup_seconds: int = Field(
         900, ge=60, le=3600, description="how long a model may load before an endpoint gives up"

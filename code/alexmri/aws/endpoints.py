@@ -6,13 +6,27 @@ from typing import Any
 from alexmri.aws.client import Aws, Call, ensure, wait_until
 from alexmri.aws.config import AwsConfig
 from alexmri.aws.requests.endpoints import (
+    SERVERLESS,
+    Hosting,
     alarm_requests,
     endpoint_config_request,
     endpoint_request,
+    kind_of,
     model_request,
     update_request,
 )
+from alexmri.aws.scaling import (
+    DEFAULT_BOUNDS,
+    INSTANCES,
+    Bounds,
+    apply,
+    bounds_in,
+    release,
+    scaling_calls,
+)
+from alexmri.aws.upload import encryption
 from alexmri.errors import UserError
+from alexmri.files import sha256_of
 from alexmri.terminal import Terminal
 
 # On a configuration: the one that served before it, to which `rollback` returns.
@@ -20,19 +34,7 @@ PREVIOUS = "alexmri:previous"
 # On a configuration to which a rollback returned: the one it left. A deployment empties it.
 LEFT = "alexmri:rolled-back-from"
 OWNER = "alexmri:endpoint"
-# List prices of real-time inference in us-east-1, to show the order of magnitude.
-DOLLARS_PER_HOUR = {
-    "ml.m5.large": 0.115,
-    "ml.m5.xlarge": 0.23,
-    "ml.m5.2xlarge": 0.461,
-    "ml.c5.large": 0.102,
-    "ml.c5.xlarge": 0.204,
-    "ml.c5.2xlarge": 0.408,
-    "ml.g4dn.xlarge": 0.736,
-    "ml.g4dn.2xlarge": 0.94,
-    "ml.g5.xlarge": 1.408,
-    "ml.g5.2xlarge": 1.515,
-}
+PRICES = "https://aws.amazon.com/sagemaker/ai/pricing/"
 CONTENT_TYPES = {
     ".png": "image/png",
     ".jpg": "image/jpeg",
@@ -46,68 +48,117 @@ CONTENT_TYPES = {
 BUSY = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
 
 
-def deploy_calls(config: AwsConfig, endpoint: str, package: str) -> list[Call]:
+def deploy_calls(
+    config: AwsConfig, endpoint: str, package: str, hosting: Hosting, bounds: Bounds | None
+) -> list[Call]:
     """Return the requests of `deploy` where the endpoint serves another version."""
     model = model_request(config, package)
-    settings = endpoint_config_request(config, endpoint, model["ModelName"])
-    name = settings["EndpointConfigName"]
-    return [
+    settings = endpoint_config_request(config, endpoint, model["ModelName"], hosting)
+    name, kind = settings["EndpointConfigName"], hosting.kind
+    bounds = bounds or DEFAULT_BOUNDS.get(kind)
+    made = endpoint_request(config, endpoint, name, str(bounds) if bounds else None)
+    update = update_request(config, endpoint, name, kind=kind, scaled=bounds is not None)
+    calls = [
         Call("sagemaker", "create_model", model),
         Call("sagemaker", "create_endpoint_config", settings),
         *(
             Call("cloudwatch", "put_metric_alarm", alarm)
             for alarm in alarm_requests(config, endpoint)
+            if kind != SERVERLESS
         ),
-        Call("sagemaker", "create_endpoint", endpoint_request(config, endpoint, name)),
-        Call("sagemaker", "update_endpoint", update_request(config, endpoint, name)),
+        Call("sagemaker", "create_endpoint", made),
+        Call("sagemaker", "update_endpoint", update),
     ]
+    return calls + (scaling_calls(config, endpoint, kind, bounds) if bounds else [])
 
 
-def deploy(aws: Aws, endpoint: str, package: str, terminal: Terminal) -> None:
-    """Have `endpoint` serve the model package, made or updated; return when the request was sent.
+def deploy(
+    aws: Aws,
+    endpoint: str,
+    package: str,
+    hosting: Hosting,
+    bounds: Bounds | None,
+    terminal: Terminal,
+) -> str:
+    """Have `endpoint` serve the model package; return its configuration when the request was sent.
 
-    Everything is named by a digest of its request, so a second call finds what is there.
+    Everything is named by a digest of its request, so a second call finds what is there. Without
+    `bounds` it keeps those it has. `settle` waits, and has it scale.
 
     Raises:
-        UserError: a driver that does not fit, or an endpoint that is changing right now.
+        UserError: an endpoint of another kind, or one that is changing right now.
     """
     config = aws.config
     found = aws.call_or_none("sagemaker", "describe_endpoint", {"EndpointName": endpoint})
     model = model_request(config, package)
-    settings = endpoint_config_request(config, endpoint, model["ModelName"])
-    name = settings["EndpointConfigName"]
+    settings = endpoint_config_request(config, endpoint, model["ModelName"], hosting)
+    name = str(settings["EndpointConfigName"])
     version = package.rpartition("/")[2]
-    if found and found["EndpointConfigName"] == name and found["EndpointStatus"] != "Failed":
-        terminal.say(f"{endpoint} serves version {version} already, or is about to")
-        return
-    if found and _pending(found) == name:
-        terminal.say(f"{endpoint} is being updated to version {version} already")
-        return
+    if found and found["EndpointStatus"] != "Failed":
+        _require_kind(aws, found, hosting.kind)
+        serves = found["EndpointConfigName"] == name
+        if serves or _pending(found) == name:
+            if bounds:
+                _tag(aws, "endpoint", endpoint, {INSTANCES: str(bounds)})
+            state = "serves" if serves else "is being updated to"
+            terminal.say(f"{endpoint} {state} version {version} already, or is about to")
+            return name
     _require_calm(endpoint, found)
-    terminal.say(cost_line(config, endpoint))
+    kept = _wish(aws, endpoint) if found else None
+    wish = bounds or kept or DEFAULT_BOUNDS.get(hosting.kind)
+    terminal.say(cost_line(config, endpoint, hosting, wish))
     ensure(aws, "model", {"ModelName": model["ModelName"]}, model, terminal)
     ensure(aws, "endpoint_config", {"EndpointConfigName": name}, settings, terminal)
     if found:
-        _tag(aws, name, {PREVIOUS: str(found["EndpointConfigName"]), LEFT: ""})
-    for alarm in alarm_requests(config, endpoint):
-        aws.call("cloudwatch", "put_metric_alarm", alarm)
-    if found is None:
-        request = endpoint_request(config, endpoint, name)
-        aws.call("sagemaker", "create_endpoint", request)
-        terminal.say(f"making {endpoint} with version {version} on {config.endpoint_instance}")
+        previous = str(found["EndpointConfigName"])
+        _tag(aws, "endpoint-config", name, {PREVIOUS: previous, LEFT: ""})
+        if wish and wish != kept:
+            _tag(aws, "endpoint", endpoint, {INSTANCES: str(wish)})
+    if hosting.kind != SERVERLESS:  # which has no updates with a way back
+        for alarm in alarm_requests(config, endpoint):
+            aws.call("cloudwatch", "put_metric_alarm", alarm)
+    if found:
+        _update(aws, endpoint, name, hosting.kind, wish)
+        undo = "" if hosting.kind == SERVERLESS else "; alarms undo it"
+        terminal.say(f"updating {endpoint} to version {version}{undo}")
     else:
-        aws.call("sagemaker", "update_endpoint", update_request(config, endpoint, name))
-        terminal.say(f"updating {endpoint} to version {version}; alarms undo it")
+        request = endpoint_request(config, endpoint, name, str(wish) if wish else None)
+        aws.call("sagemaker", "create_endpoint", request)
+        terminal.say(f"making {endpoint} with version {version}")
+    return name
 
 
-def cost_line(config: AwsConfig, endpoint: str) -> str:
-    """Return one sentence about what an endpoint costs per hour."""
-    count, instance = config.endpoint_instances, config.endpoint_instance
-    price = DOLLARS_PER_HOUR.get(instance)
-    what = f"{endpoint} runs on {count} x {instance}"
-    if price is None:
-        return f"{what}, paid by the hour (aws.amazon.com/sagemaker/ai/pricing has the price)"
-    return f"{what}, about ${count * price:.2f} per hour (list price of us-east-1)"
+def _update(aws: Aws, endpoint: str, name: str, kind: str, wish: Bounds | None) -> None:
+    if wish:
+        release(aws, endpoint)
+    request = update_request(aws.config, endpoint, name, kind=kind, scaled=wish is not None)
+    aws.call("sagemaker", "update_endpoint", request)
+
+
+def _require_kind(aws: Aws, found: dict[str, Any], kind: str) -> None:
+    name = {"EndpointConfigName": found["EndpointConfigName"]}
+    described = aws.call_or_none("sagemaker", "describe_endpoint_config", name)
+    if described and kind_of(described) != kind:
+        endpoint = found["EndpointName"]
+        raise UserError(
+            f"{endpoint} is {kind_of(described)}, and an endpoint does not become {kind}; choose"
+            f" another --endpoint, or remove it with `alexmri aws delete {endpoint}` first"
+        )
+
+
+def cost_line(config: AwsConfig, endpoint: str, hosting: Hosting, bounds: Bounds | None) -> str:
+    """Return one sentence about what an endpoint costs, which depends on region and date."""
+    if hosting.kind == SERVERLESS:
+        return (
+            f"{endpoint} has {hosting.memory_mb} MB and is paid for the time that requests take,"
+            f" and for nothing else ({PRICES} has the price); it has no GPU, and its image must be"
+            " smaller than 10 GB"
+        )
+    count = bounds or config.endpoint_instances
+    return (
+        f"{endpoint} runs on {count} x {config.endpoint_instance}, each paid by the hour, with"
+        f" requests or without ({PRICES} has the price)"
+    )
 
 
 def _require_calm(endpoint: str, found: dict[str, Any] | None) -> None:
@@ -134,10 +185,14 @@ def _pending(found: dict[str, Any]) -> str | None:
     return pending.get("EndpointConfigName")
 
 
-def _tag(aws: Aws, name: str, tags: dict[str, str]) -> None:
-    """Write tags on a configuration."""
+def _wish(aws: Aws, endpoint: str) -> Bounds | None:
+    return bounds_in(tags_of(aws, "endpoint", endpoint))
+
+
+def _tag(aws: Aws, kind: str, name: str, tags: dict[str, str]) -> None:
+    """Write tags on an endpoint or an endpoint-config."""
     request = {
-        "ResourceArn": _arn(aws, "endpoint-config", name),
+        "ResourceArn": _arn(aws, kind, name),
         "Tags": [{"Key": key, "Value": value} for key, value in tags.items()],
     }
     aws.call("sagemaker", "add_tags", request)
@@ -161,8 +216,8 @@ def describe_endpoint(aws: Aws, endpoint: str) -> dict[str, Any]:
     return found
 
 
-def wait_in_service(aws: Aws, endpoint: str, wanted: str | None, terminal: Terminal) -> None:
-    """Wait until the endpoint rests.
+def settle(aws: Aws, endpoint: str, wanted: str, terminal: Terminal) -> None:
+    """Wait until the endpoint rests, and have it scale where that is wished.
 
     Raises:
         UserError: it failed, or an alarm has put back what served before.
@@ -177,16 +232,21 @@ def wait_in_service(aws: Aws, endpoint: str, wanted: str | None, terminal: Termi
     reason = str(found.get("FailureReason") or "see /aws/sagemaker/Endpoints/" + endpoint)
     if found["EndpointStatus"] != "InService":
         raise UserError(f"{endpoint} is {found['EndpointStatus']}: {reason}")
-    if wanted and found["EndpointConfigName"] != wanted:
+    wish = _wish(aws, endpoint)
+    if wish:  # also where an alarm has put back what served before
+        name = {"EndpointConfigName": found["EndpointConfigName"]}
+        described = aws.call("sagemaker", "describe_endpoint_config", name)
+        apply(aws, endpoint, kind_of(described), wish, terminal)
+    if found["EndpointConfigName"] != wanted:
         raise UserError(
             f"{endpoint} serves what it served before: the update was undone ({reason})"
         )
 
 
-def config_name(aws: Aws, endpoint: str, package: str) -> str:
-    """Return the name of the configuration by which `endpoint` serves a model package."""
-    model = model_request(aws.config, package)["ModelName"]
-    return str(endpoint_config_request(aws.config, endpoint, model)["EndpointConfigName"])
+def rests(aws: Aws, endpoint: str, name: str) -> bool:
+    """Tell whether the endpoint serves by the configuration `name` and nothing is changing."""
+    found = describe_endpoint(aws, endpoint)
+    return found["EndpointStatus"] == "InService" and found["EndpointConfigName"] == name
 
 
 def rollback(aws: Aws, endpoint: str, terminal: Terminal) -> str:
@@ -217,10 +277,11 @@ def rollback(aws: Aws, endpoint: str, terminal: Terminal) -> str:
             " another version"
         )
     name = {"EndpointConfigName": previous}
-    if aws.call_or_none("sagemaker", "describe_endpoint_config", name) is None:
+    described = aws.call_or_none("sagemaker", "describe_endpoint_config", name)
+    if described is None:
         raise UserError(f"{previous}, which served before, is gone; deploy a version instead")
-    _tag(aws, previous, {LEFT: current})
-    aws.call("sagemaker", "update_endpoint", update_request(aws.config, endpoint, previous))
+    _tag(aws, "endpoint-config", previous, {LEFT: current})
+    _update(aws, endpoint, previous, kind_of(described), _wish(aws, endpoint))
     terminal.say(f"{endpoint} goes back from {current} to {previous}")
     return previous
 
@@ -237,6 +298,32 @@ def invoke_request(endpoint: str, file: Path) -> dict[str, Any]:
             f"{file} is of no kind the endpoint takes; name it {', '.join(CONTENT_TYPES)}"
         )
     return {"EndpointName": endpoint, "ContentType": kind, "Accept": "application/json"}
+
+
+def invoke_async_requests(
+    config: AwsConfig, endpoint: str, file: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return PutObject, without bytes, and InvokeEndpointAsync for one file.
+
+    The object is named by the content, so the same file is there once.
+    """
+    request = invoke_request(endpoint, file)
+    key = f"{config.prefix}/async/{endpoint}/requests/{sha256_of(file)[:32]}{file.suffix.lower()}"
+    place = {"Bucket": config.require("bucket"), "Key": key}
+    return {**place, **encryption(config)}, {
+        **request,
+        "InputLocation": f"s3://{place['Bucket']}/{key}",
+    }
+
+
+def invoke_async(aws: Aws, endpoint: str, file: Path) -> dict[str, str]:
+    """Have an asynchronous endpoint work on one file; return where its answer will be in S3."""
+    put, request = invoke_async_requests(aws.config, endpoint, file)
+    aws.call("s3", "put_object", {**put, "Body": file.read_bytes()})
+    answer = aws.call("sagemaker-runtime", "invoke_endpoint_async", request)
+    found = {"answer_at": str(answer["OutputLocation"])}
+    failure = answer.get("FailureLocation")
+    return found | ({"failure_at": str(failure)} if failure else {})
 
 
 def invoke(aws: Aws, endpoint: str, file: Path) -> str:

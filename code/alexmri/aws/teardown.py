@@ -6,7 +6,9 @@ from typing import Any
 
 from alexmri.aws.client import Aws, Call
 from alexmri.aws.endpoints import OWNER, tags_of
-from alexmri.aws.requests.endpoints import alarm_names
+from alexmri.aws.requests.endpoints import SERVERLESS, alarm_names, kind_of
+from alexmri.aws.requests.scaling import backlog_alarm_name, target_of
+from alexmri.aws.scaling import Bounds, target
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +27,16 @@ def teardown(aws: Aws, endpoint: str) -> Iterator[Resource]:
     """
     found = aws.call_or_none("sagemaker", "describe_endpoint", {"EndpointName": endpoint})
     own, others = _configs(aws, endpoint)
+    scaled = target(aws, endpoint)
+    if scaled:
+        bounds = Bounds(scaled["MinCapacity"], scaled["MaxCapacity"])
+        call = Call("application-autoscaling", "deregister_scalable_target", target_of(endpoint))
+        yield Resource(f"scaling of {endpoint}: {bounds} instances, with its policies", call)
     if found:
         call = Call("sagemaker", "delete_endpoint", {"EndpointName": endpoint})
         yield Resource(f"endpoint {endpoint}: {_cost(aws, found)}", call)
-    if found or own:
-        names = list(alarm_names(aws.config, endpoint))
+    names = _alarms(aws, endpoint)
+    if names:
         call = Call("cloudwatch", "delete_alarms", {"AlarmNames": names})
         yield Resource(f"alarms {', '.join(names)}: some cents a month", call)
     for model in sorted(_models(aws, own) - _models(aws, others)):
@@ -39,6 +46,12 @@ def teardown(aws: Aws, endpoint: str) -> Iterator[Resource]:
     for name in own:
         call = Call("sagemaker", "delete_endpoint_config", {"EndpointConfigName": name})
         yield Resource(f"endpoint configuration {name}: costs nothing", call)
+
+
+def _alarms(aws: Aws, endpoint: str) -> list[str]:
+    names = [*alarm_names(aws.config, endpoint), backlog_alarm_name(aws.config, endpoint)]
+    found = aws.pages("cloudwatch", "describe_alarms", {"AlarmNames": names}, "MetricAlarms")
+    return [str(each["AlarmName"]) for each in found]
 
 
 def _configs(aws: Aws, endpoint: str) -> tuple[list[str], list[str]]:
@@ -76,6 +89,8 @@ def _models(aws: Aws, configs: list[str]) -> set[str]:
 def _cost(aws: Aws, found: dict[str, Any]) -> str:
     name = {"EndpointConfigName": found["EndpointConfigName"]}
     described = aws.call_or_none("sagemaker", "describe_endpoint_config", name) or {}
+    if described and kind_of(described) == SERVERLESS:
+        return "serverless, paid by the request"
     shown = [
         f"{each.get('InitialInstanceCount', 1)} x {each.get('InstanceType', '?')}"
         for each in described.get("ProductionVariants", [])

@@ -1,14 +1,22 @@
 """`alexmri aws deploy, invoke, transform, rollback, delete, trace`: what serves."""
 
 import json
+import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from alexmri.aws.cli import Account, dry_run_option, show_dry_run
 from alexmri.errors import UserError
 
+if TYPE_CHECKING:
+    from alexmri.aws.requests.endpoints import Hosting
+    from alexmri.aws.scaling import Bounds
+
+# What AWS offers.
+MEMORY = tuple(str(1024 * number) for number in range(1, 7))
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -17,52 +25,136 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--endpoint", help="name of the endpoint (default: name in alexmri.toml)")
 @click.option("--unapproved", is_flag=True, help="also a version that nobody approved")
 @click.option("--gpu", is_flag=True, help="serve on endpoint_gpu_instance, at a higher price")
+@click.option(
+    "--min-instances", type=click.IntRange(0, 100), help="fewest (default: 1, with --async 0)"
+)
+@click.option("--max-instances", type=click.IntRange(1, 100), help="most: it scales by itself")
+@click.option("--serverless", is_flag=True, help="no instances: paid by the request")
+@click.option("--memory-mb", type=click.Choice(MEMORY), help="default: 4096; with --serverless")
+@click.option(
+    "--max-concurrency",
+    type=click.IntRange(1, 200),
+    help="requests at once (default: 5); with --serverless",
+)
+@click.option(
+    "--async",
+    "asynchronous",
+    is_flag=True,
+    help="requests and answers by S3; no instance without requests",
+)
+@click.option("--s3-output", metavar="S3", help="where answers are written; with --async")
+@click.option("--notify", metavar="ARN", help="SNS topic told of each answer; with --async")
 @click.option("--detach", is_flag=True, help="do not wait until it serves")
 @dry_run_option
 @click.pass_obj
 def deploy(
     account: Account,
+    /,
     version: str | None,
     endpoint: str | None,
-    gpu: bool,
     unapproved: bool,
     detach: bool,
     dry_run: bool,
+    **options: Any,
 ) -> None:
     """Serve VERSION (default: the newest approved one); an update is undone when alarms go off.
 
-    What it costs per hour is said before anything is made.
+    What it costs is said before anything is made. An endpoint answers at once, on instances, unless
+    --serverless or --async says otherwise. It keeps its number of instances unless --max-instances
+    is given, or was given before.
     """
-    from alexmri.aws.endpoints import config_name, deploy_calls
     from alexmri.aws.endpoints import deploy as do_deploy
+    from alexmri.aws.endpoints import deploy_calls, rests
     from alexmri.aws.registry import choose_version, cuda_of
     from alexmri.aws.requests.registry import package_arn
     from alexmri.terminal import choose_terminal
 
-    if gpu:
+    hosting, bounds = _hosting(account, **options)
+    if options["gpu"]:
         account.use(endpoint_instance=account.config.endpoint_gpu_instance)
     name = endpoint or account.config.name
     if dry_run:
         wanted = version or "<newest approved>"
         package = package_arn(account.config, account.config.require("region"), wanted)
-        show_dry_run(*deploy_calls(account.config, name, package))
+        show_dry_run(*deploy_calls(account.config, name, package, hosting, bounds))
         return
     terminal = choose_terminal()
     package = choose_version(account.aws, version, any_version=unapproved)
     account.use(cuda=cuda_of(account.aws, package))
-    do_deploy(account.aws, name, package, terminal)
-    if detach:
-        return
-    _wait(account, name, config_name(account.aws, name, package))
+    made = do_deploy(account.aws, name, package, hosting, bounds, terminal)
+    if not detach or rests(account.aws, name, made):
+        _wait(account, name, made)
+
+
+def _hosting(
+    account: Account,
+    *,
+    gpu: bool,
+    min_instances: int | None,
+    max_instances: int | None,
+    serverless: bool,
+    memory_mb: str | None,
+    max_concurrency: int | None,
+    asynchronous: bool,
+    s3_output: str | None,
+    notify: str | None,
+) -> "tuple[Hosting, Bounds | None]":
+    """Return what the options of `deploy` say; UserError where they contradict each other."""
+    from alexmri.aws.requests.endpoints import ASYNCHRONOUS, REAL_TIME, SERVERLESS, Hosting
+    from alexmri.aws.scaling import Bounds
+
+    config = account.config
+    low = (0 if asynchronous else 1) if min_instances is None else min_instances
+    refusals = {
+        "--serverless and --async exclude each other; leave one out": serverless and asynchronous,
+        "a serverless endpoint has no GPU; leave --gpu or --serverless out": serverless and gpu,
+        "a serverless endpoint has no instances: AWS scales it up to --max-concurrency; leave"
+        " --min-instances and --max-instances out": (
+            serverless and (min_instances is not None or max_instances is not None)
+        ),
+        "a serverless endpoint cannot be in a VPC; leave subnets and security_groups out": (
+            serverless and bool(config.subnets)
+        ),
+        "a serverless endpoint cannot capture data; set data_capture_percent to 0": (
+            serverless and config.data_capture_percent > 0
+        ),
+        "--memory-mb and --max-concurrency belong to --serverless; add it, or leave them out": (
+            not serverless and (memory_mb is not None or max_concurrency is not None)
+        ),
+        "--s3-output and --notify belong to --async; add it, or leave them out": (
+            not asynchronous and (s3_output is not None or notify is not None)
+        ),
+        f"--s3-output {s3_output} is no S3 address; write s3://BUCKET/FOLDER": (
+            s3_output is not None and not re.match(r"s3://[^/]+/.", s3_output)
+        ),
+        f"--notify {notify} is no SNS topic; write arn:aws:sns:REGION:ACCOUNT:NAME": (
+            notify is not None and not re.fullmatch(r"arn:aws[a-z-]*:sns:[^:]+:\d{12}:.+", notify)
+        ),
+        "--min-instances goes with --max-instances; give both": (
+            min_instances is not None and max_instances is None
+        ),
+        "an endpoint without instances answers nobody; give --min-instances 1, or --async": (
+            not asynchronous and low == 0
+        ),
+        f"--min-instances {low} is more than --max-instances {max_instances}; give it no more": (
+            max_instances is not None and low > max_instances
+        ),
+    }
+    for sentence, applies in refusals.items():
+        if applies:
+            raise UserError(sentence)
+    kind = SERVERLESS if serverless else ASYNCHRONOUS if asynchronous else REAL_TIME
+    hosting = Hosting(kind, int(memory_mb or 4096), max_concurrency or 5, s3_output, notify)
+    return hosting, Bounds(low, max_instances) if max_instances else None
 
 
 def _wait(account: Account, name: str, wanted: str) -> None:
-    from alexmri.aws.endpoints import wait_in_service
+    from alexmri.aws.endpoints import settle
     from alexmri.terminal import choose_terminal
 
     terminal = choose_terminal()
     try:
-        wait_in_service(account.aws, name, wanted, terminal)
+        settle(account.aws, name, wanted, terminal)
     except KeyboardInterrupt:
         terminal.say(f"detached; {name} goes on. The same command waits again")
         sys.exit(130)
@@ -72,26 +164,44 @@ def _wait(account: Account, name: str, wanted: str) -> None:
 @click.command()
 @click.argument("files", type=FILE, nargs=-1, required=True)
 @click.option("--endpoint", help="name of the endpoint (default: name in alexmri.toml)")
+@click.option("--async", "asynchronous", is_flag=True, help="the endpoint is one of deploy --async")
 @dry_run_option
 @click.pass_obj
-def invoke(account: Account, files: tuple[Path, ...], endpoint: str | None, dry_run: bool) -> None:
-    """Print what the endpoint says about FILES, one line of JSON for each."""
+def invoke(
+    account: Account,
+    files: tuple[Path, ...],
+    endpoint: str | None,
+    asynchronous: bool,
+    dry_run: bool,
+) -> None:
+    """Print what the endpoint says about FILES, one line of JSON for each.
+
+    With --async, print where in S3 its answer or its failure will be.
+    """
     from alexmri.aws.client import Call
     from alexmri.aws.endpoints import invoke as do_invoke
-    from alexmri.aws.endpoints import invoke_request
+    from alexmri.aws.endpoints import invoke_async, invoke_async_requests, invoke_request
 
     name = endpoint or account.config.name
     for file in files:
-        if dry_run:
+        if dry_run and asynchronous:
+            put, request = invoke_async_requests(account.config, name, file)
+            show_dry_run(
+                Call("s3", "put_object", {**put, "Body": f"<{file}>"}),
+                Call("sagemaker-runtime", "invoke_endpoint_async", request),
+            )
+        elif dry_run:
             request = {**invoke_request(name, file), "Body": f"<{file}>"}
             show_dry_run(Call("sagemaker-runtime", "invoke_endpoint", request))
-            continue
-        answer = do_invoke(account.aws, name, file)
-        try:
-            told = json.loads(answer)
-        except ValueError:
-            told = answer
-        click.echo(json.dumps({"file": str(file), "answer": told}, ensure_ascii=False))
+        elif asynchronous:
+            click.echo(json.dumps({"file": str(file), **invoke_async(account.aws, name, file)}))
+        else:
+            answer = do_invoke(account.aws, name, file)
+            try:
+                told = json.loads(answer)
+            except ValueError:
+                told = answer
+            click.echo(json.dumps({"file": str(file), "answer": told}, ensure_ascii=False))
 
 
 @click.command()
@@ -147,12 +257,13 @@ def rollback(account: Account, endpoint: str | None, detach: bool, dry_run: bool
     """Have the endpoint serve what it served before."""
     from alexmri.aws.client import Call
     from alexmri.aws.endpoints import rollback as do_rollback
-    from alexmri.aws.requests.endpoints import update_request
+    from alexmri.aws.requests.endpoints import REAL_TIME, update_request
     from alexmri.terminal import choose_terminal
 
     name = endpoint or account.config.name
     if dry_run:
-        request = update_request(account.config, name, "<the configuration before>")
+        before = "<the configuration before>"
+        request = update_request(account.config, name, before, kind=REAL_TIME, scaled=False)
         show_dry_run(
             Call("sagemaker", "describe_endpoint", {"EndpointName": name}),
             Call("sagemaker", "update_endpoint", request),
@@ -175,12 +286,14 @@ def delete(account: Account, endpoint: str, yes: bool, dry_run: bool) -> None:
     """
     from alexmri.aws.client import Call
     from alexmri.aws.requests.endpoints import alarm_names
+    from alexmri.aws.requests.scaling import target_of
     from alexmri.aws.teardown import teardown
 
     if dry_run:
         name = {"EndpointConfigName": "<each configuration of it>"}
         alarms = {"AlarmNames": list(alarm_names(account.config, endpoint))}
         show_dry_run(
+            Call("application-autoscaling", "deregister_scalable_target", target_of(endpoint)),
             Call("sagemaker", "delete_endpoint", {"EndpointName": endpoint}),
             Call("sagemaker", "delete_endpoint_config", name),
             Call("sagemaker", "delete_model", {"ModelName": "<each model of these>"}),

@@ -1,5 +1,7 @@
 """The requests that serve a model version: plain dicts, made from a configuration."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from alexmri.aws.config import AwsConfig
@@ -17,8 +19,27 @@ INFERENCE_AMIS = {
 BATCH_AMI = "al2-ami-sagemaker-batch-gpu-535"
 BATCH_FAMILIES_CU130 = ("g4dn", "g5", "g6")
 VARIANT = "AllTraffic"
+REAL_TIME, SERVERLESS, ASYNCHRONOUS = "real-time", "serverless", "asynchronous"
 # Images are sent one by one, and whatever the model answers is JSON.
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/tiff", "image/bmp", "image/webp")
+
+
+@dataclass(frozen=True, slots=True)
+class Hosting:
+    """How an endpoint serves: on instances, answering at once, unless `kind` says otherwise.
+
+    Attributes:
+        kind: REAL_TIME, SERVERLESS or ASYNCHRONOUS.
+        memory_mb: of a serverless endpoint; max_concurrency: how many requests it works on at once.
+        s3_output: where an asynchronous endpoint writes answers (default: below our prefix).
+        notify: ARN of the SNS topic that is told of each of them.
+    """
+
+    kind: str
+    memory_mb: int
+    max_concurrency: int
+    s3_output: str | None
+    notify: str | None
 
 
 def has_gpu(instance: str) -> bool:
@@ -44,19 +65,23 @@ def model_request(config: AwsConfig, package: str) -> dict[str, Any]:
     return {"ModelName": name, **request}
 
 
-def endpoint_config_request(config: AwsConfig, endpoint: str, model: str) -> dict[str, Any]:
+def endpoint_config_request(
+    config: AwsConfig, endpoint: str, model: str, hosting: Hosting
+) -> dict[str, Any]:
     """Return CreateEndpointConfig; the name is a digest of what it says, so equal ones are one."""
-    variant: dict[str, Any] = {
-        "VariantName": VARIANT,
-        "ModelName": model,
-        "InstanceType": config.endpoint_instance,
-        "InitialInstanceCount": config.endpoint_instances,
-        "ModelDataDownloadTimeoutInSeconds": config.startup_seconds,
-        "ContainerStartupHealthCheckTimeoutInSeconds": config.startup_seconds,
-    }
-    if has_gpu(config.endpoint_instance):
-        variant["InferenceAmiVersion"] = INFERENCE_AMIS[config.cuda]
+    variant: dict[str, Any] = {"VariantName": VARIANT, "ModelName": model}
     request: dict[str, Any] = {"ProductionVariants": [variant]}
+    if hosting.kind == SERVERLESS:
+        variant["ServerlessConfig"] = {
+            "MemorySizeInMB": hosting.memory_mb,
+            "MaxConcurrency": hosting.max_concurrency,
+        }
+    else:
+        variant |= _instances(config)
+        if config.kms_key and not has_local_disk(config.endpoint_instance):
+            request["KmsKeyId"] = config.kms_key
+    if hosting.kind == ASYNCHRONOUS:
+        request["AsyncInferenceConfig"] = _async_config(config, endpoint, hosting)
     if config.data_capture_percent:
         capture: dict[str, Any] = {
             "EnableCapture": True,
@@ -68,11 +93,43 @@ def endpoint_config_request(config: AwsConfig, endpoint: str, model: str) -> dic
         if config.kms_key:
             capture["KmsKeyId"] = config.kms_key
         request["DataCaptureConfig"] = capture
-    if config.kms_key and not has_local_disk(config.endpoint_instance):
-        request["KmsKeyId"] = config.kms_key
     # The endpoint counts too: long names begin alike.
     name = f"{endpoint[:54]}-{digest_of({**request, 'endpoint': endpoint}, 8)}"
     return {"EndpointConfigName": name, **request, "Tags": config.tag_list(endpoint=endpoint)}
+
+
+def _instances(config: AwsConfig) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "InstanceType": config.endpoint_instance,
+        "InitialInstanceCount": config.endpoint_instances,
+        "ModelDataDownloadTimeoutInSeconds": config.startup_seconds,
+        "ContainerStartupHealthCheckTimeoutInSeconds": config.startup_seconds,
+    }
+    if has_gpu(config.endpoint_instance):
+        found["InferenceAmiVersion"] = INFERENCE_AMIS[config.cuda]
+    return found
+
+
+def _async_config(config: AwsConfig, endpoint: str, hosting: Hosting) -> dict[str, Any]:
+    place = (hosting.s3_output or config.address("async", endpoint)).rstrip("/")
+    output: dict[str, Any] = {
+        "S3OutputPath": f"{place}/answers",
+        "S3FailurePath": f"{place}/failures",
+    }
+    if config.kms_key:
+        output["KmsKeyId"] = config.kms_key
+    if hosting.notify:
+        topics = {"SuccessTopic": hosting.notify, "ErrorTopic": hosting.notify}
+        output["NotificationConfig"] = topics
+    return {"OutputConfig": output}
+
+
+def kind_of(described: Mapping[str, Any]) -> str:
+    """Return which kind of endpoint a configuration is for."""
+    if "AsyncInferenceConfig" in described:
+        return ASYNCHRONOUS
+    serverless = any("ServerlessConfig" in each for each in described["ProductionVariants"])
+    return SERVERLESS if serverless else REAL_TIME
 
 
 def has_local_disk(instance: str) -> bool:
@@ -130,20 +187,33 @@ def alarm_names(config: AwsConfig, endpoint: str) -> tuple[str, str]:
     return f"{start}-5xx", f"{start}-latency"
 
 
-def endpoint_request(config: AwsConfig, endpoint: str, endpoint_config: str) -> dict[str, Any]:
-    """Return CreateEndpoint."""
+def endpoint_request(
+    config: AwsConfig, endpoint: str, endpoint_config: str, instances: str | None
+) -> dict[str, Any]:
+    """Return CreateEndpoint; `instances` is kept with it, the wish for its scaling."""
+    tags = {"endpoint": endpoint} | ({"instances": instances} if instances else {})
     return {
         "EndpointName": endpoint,
         "EndpointConfigName": endpoint_config,
-        "Tags": config.tag_list(endpoint=endpoint),
+        "Tags": config.tag_list(**tags),
     }
 
 
-def update_request(config: AwsConfig, endpoint: str, endpoint_config: str) -> dict[str, Any]:
-    """Return UpdateEndpoint: new instances beside the old ones, undone when an alarm goes off."""
+def update_request(
+    config: AwsConfig, endpoint: str, endpoint_config: str, *, kind: str, scaled: bool
+) -> dict[str, Any]:
+    """Return UpdateEndpoint: new instances beside the old ones, undone when an alarm goes off.
+
+    Under load a scaled endpoint keeps its number of instances. An asynchronous one starts with the
+    configuration's: it may have none now, which would try nothing.
+    """
+    request: dict[str, Any] = {"EndpointName": endpoint, "EndpointConfigName": endpoint_config}
+    if kind == SERVERLESS:
+        return request
+    if scaled and kind == REAL_TIME:
+        request["RetainAllVariantProperties"] = True
     return {
-        "EndpointName": endpoint,
-        "EndpointConfigName": endpoint_config,
+        **request,
         "DeploymentConfig": {
             "BlueGreenUpdatePolicy": {
                 "TrafficRoutingConfiguration": {
