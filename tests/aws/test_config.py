@@ -117,7 +117,7 @@ def test_throttling_is_waited_out(cloud: Cloud, run: Run, monkeypatch: pytest.Mo
 
     cloud.answers["DescribeTrainingJob"] = slow
     wrong = run("status", "absent", ok=False)
-    assert error_of(wrong) == "there is no training job absent in us-east-1"
+    assert error_of(wrong) == "there is no training job and no tuning job absent in us-east-1"
     assert len(tries) == 3
 
 

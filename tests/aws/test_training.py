@@ -351,7 +351,7 @@ def test_download_writes_nothing_outside_of_its_folder(
     [
         (("train", "--data", "slices", "--image", "x"), "--data slices is no S3 address; `alexmri"),
         (("train", "--data", DATA, "--image", "x", "--epochs", "0"), "setting 'epochs' is '0'"),
-        (("status", "gone"), "there is no training job gone in us-east-1"),
+        (("status", "gone"), "there is no training job and no tuning job gone in us-east-1"),
         ((*TRAIN,), f"there is nothing at {DATA}/; `alexmri aws upload DIR` prints an address"),
     ],
 )
@@ -366,6 +366,7 @@ def test_a_mistake_is_one_sentence(
     "arguments",
     [
         TRAIN,
+        ("tune", *TRAIN[1:-2], "--range", "learning_rate=0.001:0.1:log"),
         ("status", "j"),
         ("logs", "j"),
         ("stop", "j"),

@@ -19,6 +19,7 @@ COMMANDS = {
     "upload": "setup",
     "metric-definitions": "jobs",
     "train": "jobs",
+    "tune": "jobs",
     "status": "jobs",
     "logs": "jobs",
     "stop": "jobs",

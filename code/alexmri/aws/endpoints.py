@@ -246,7 +246,7 @@ def settle(aws: Aws, endpoint: str, wanted: str, terminal: Terminal) -> None:
 def rests(aws: Aws, endpoint: str, name: str) -> bool:
     """Tell whether the endpoint serves by the configuration `name` and nothing is changing."""
     found = describe_endpoint(aws, endpoint)
-    return found["EndpointStatus"] == "InService" and found["EndpointConfigName"] == name
+    return bool(found["EndpointStatus"] == "InService" and found["EndpointConfigName"] == name)
 
 
 def rollback(aws: Aws, endpoint: str, terminal: Terminal) -> str:

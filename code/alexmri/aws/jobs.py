@@ -69,7 +69,7 @@ def _require_same(found: Mapping[str, Any], request: Mapping[str, Any]) -> None:
     same = (
         image == request["AlgorithmSpecification"]["TrainingImage"]
         and (found.get("HyperParameters") or {}) == request["HyperParameters"]
-        and _addresses(found) == _addresses(request)
+        and addresses(found) == addresses(request)
     )
     if not same:
         raise UserError(
@@ -78,7 +78,8 @@ def _require_same(found: Mapping[str, Any], request: Mapping[str, Any]) -> None:
         )
 
 
-def _addresses(job: Mapping[str, Any]) -> dict[str, str]:
+def addresses(job: Mapping[str, Any]) -> dict[str, str]:
+    """Return channel -> S3 address of a job."""
     return {
         channel["ChannelName"]: channel["DataSource"]["S3DataSource"]["S3Uri"]
         for channel in job["InputDataConfig"]
@@ -102,7 +103,7 @@ def status_lines(described: Mapping[str, Any]) -> list[str]:
     if described.get("FailureReason"):
         lines.append(f"reason: {described['FailureReason']}")
     lines.append(f"image: {described['AlgorithmSpecification'].get('TrainingImage', '-')}")
-    lines += [f"{name}: {place}" for name, place in _addresses(described).items()]
+    lines += [f"{name}: {place}" for name, place in addresses(described).items()]
     seconds, paid = described.get("TrainingTimeInSeconds"), described.get("BillableTimeInSeconds")
     if seconds and paid is not None:
         lines.append(f"time: {seconds} s, paid: {paid} s ({1 - paid / seconds:.0%} saved)")

@@ -1,6 +1,7 @@
 """A training as /opt/ml starts it: process 1 checks and launches the job, its workers run it."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ DEMO = "demo"
 GRACE_VARIABLE = "ALEXMRI_STOP_GRACE_SECONDS"
 # A platform's sync of the checkpoints runs every few seconds, and not once more after the exit.
 GRACE_SECONDS = 10.0
+JOB_VARIABLE = "TRAINING_JOB_NAME"
+# A hyperparameter that trials of a tuning job have.
+TUNED = "_tuning_objective_metric"
 PORT_VARIABLE = "ALEXMRI_MASTER_PORT"
 
 
@@ -63,7 +67,8 @@ def launch_job(
         code = launcher.run()
         leads = job.plan.hosts.rank == 0
         # The first host alone has files that count.
-        if launcher.overdue and leads and _was_saved(checkpoint_folder(paths), launcher.stopped_at):
+        saved_in = _checkpoints(paths, environment)
+        if launcher.overdue and leads and _was_saved(saved_in, launcher.stopped_at):
             terminal.warn("the checkpoint is saved, but the report is not complete")
             paths.failure.unlink(missing_ok=True)
             code = 0
@@ -135,7 +140,7 @@ def run_platform_job(
     hyperparameters = read_json_object(paths.hyperparameters) or {}
     settings = read_settings_of_job(arguments, environment, hyperparameters)
     channels = _channels(paths.data, environment, terminal, workers)
-    checkpoints = checkpoint_folder(paths)
+    checkpoints = _checkpoints(paths, environment)
     if checkpoints == UNFETCHED:
         terminal.warn(f"no folder for checkpoints can be made in {paths.root}: they are not kept")
     job = Job(
@@ -195,6 +200,16 @@ def channels_or_demo(data: Path, terminal: Terminal) -> dict[str, Path]:
                 raise
             # Another host of the job was faster: it drew the same images into the same folder.
     return {"train": demo}
+
+
+def _checkpoints(paths: Paths, environment: Mapping[str, str]) -> Path:
+    """Return the folder for checkpoints: one of its own for each trial of a tuning job.
+
+    Trials share the prefix in S3, and a checkpoint of another one is refused.
+    """
+    folder, trial = checkpoint_folder(paths), environment.get(JOB_VARIABLE, "")
+    tuned = TUNED in (read_json_object(paths.hyperparameters) or {})
+    return folder / trial if tuned and re.fullmatch(r"[A-Za-z0-9-]+", trial) else folder
 
 
 def _channels(

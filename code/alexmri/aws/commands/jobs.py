@@ -1,7 +1,8 @@
-"""`alexmri aws train` and what goes with it: status, logs, stop, download."""
+"""`alexmri aws train, tune` and what goes with them: status, logs, stop, download."""
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,34 @@ def metric_definitions(tuning: bool) -> None:
     click.echo(json.dumps(document if tuning else definitions, indent=2))
 
 
+def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give `command` the options that name the data and the image of a training."""
+    for option in (
+        click.option("--image", help="tag, or REPOSITORY@sha256:… (default: this git revision)"),
+        click.option("--test", metavar="S3", help="address of test data, where kept apart"),
+        click.option(
+            "--validation", metavar="S3", help="address of validation data, where kept apart"
+        ),
+        click.option("--data", required=True, metavar="S3", help="address that `upload` printed"),
+    ):
+        command = option(command)
+    return command
+
+
+def _channels(data: str, validation: str | None, test: str | None) -> dict[str, str]:
+    given = {"train": data, "validation": validation, "test": test}
+    for option, place in given.items():
+        if place and not place.startswith("s3://"):
+            raise UserError(
+                f"--{option.replace('train', 'data')} {place} is no S3 address; `alexmri aws"
+                f" upload {place}` prints one"
+            )
+    channels = {channel: place for channel, place in given.items() if place}
+    return {"training": data} if list(channels) == ["train"] else channels
+
+
 @click.command()
-@click.option("--data", required=True, metavar="S3", help="address that `upload` printed")
-@click.option("--validation", metavar="S3", help="address of validation data, where kept apart")
-@click.option("--test", metavar="S3", help="address of test data, where kept apart")
-@click.option("--image", help="tag, or REPOSITORY@sha256:… (default: this git revision)")
+@data_options
 @click.option("--name", help="name of the job (default: a digest of the request)")
 @click.option("--detach", is_flag=True, help="start it and do not wait")
 @dry_run_option
@@ -61,16 +85,7 @@ def train(
     from alexmri.terminal import choose_terminal
 
     settings = hyperparameters(read_settings(config_file, options))
-    given = {"train": data, "validation": validation, "test": test}
-    channels = {channel: place for channel, place in given.items() if place}
-    if list(channels) == ["train"]:
-        channels = {"training": data}
-    for option, place in given.items():
-        if place and not place.startswith("s3://"):
-            raise UserError(
-                f"--{option.replace('train', 'data')} {place} is no S3 address; `alexmri aws"
-                f" upload {place}` prints one"
-            )
+    channels = _channels(data, validation, test)
     wanted = image or revision_of(Path(), instead=OTHERWISE)
     if dry_run:
         shown = image if image and "@" in image else f"<digest of the image {wanted}>"
@@ -105,6 +120,126 @@ def _train_calls(request: dict[str, Any]) -> list[Any]:
     ]
 
 
+@click.command()
+@click.option(
+    "--range",
+    "ranges",
+    multiple=True,
+    required=True,
+    metavar="NAME=LOW:HIGH[:SCALE]",
+    help="what a setting may be; SCALE is linear, log or reverselog; or NAME=A,B,C",
+)
+@click.option("--max-jobs", type=click.IntRange(1, 750), default=20, show_default=True)
+@click.option("--parallel", type=click.IntRange(1, 100), default=2, show_default=True)
+@data_options
+@click.option("--name", help="name of the tuning job (default: a digest of the request)")
+@click.option("--detach", is_flag=True, help="start it and do not wait")
+@dry_run_option
+@settings_options
+@click.pass_obj
+def tune(
+    account: Account,
+    /,
+    ranges: tuple[str, ...],
+    max_jobs: int,
+    parallel: int,
+    data: str,
+    validation: str | None,
+    test: str | None,
+    image: str | None,
+    name: str | None,
+    detach: bool,
+    dry_run: bool,
+    config_file: Path | None,
+    **options: Any,
+) -> None:
+    """Search for the settings with the best val_macro_f1, by at most --max-jobs trainings.
+
+    Each of them costs what `train` costs. The same command attaches to the search while it runs,
+    and builds on its trials after a failure or a stop. `register` takes the best one.
+    """
+    from alexmri.aws.image import OTHERWISE, find_image, revision_of
+    from alexmri.aws.requests.training import hyperparameters
+    from alexmri.aws.requests.tuning import (
+        LONGEST_NAME,
+        parameter_ranges,
+        read_range,
+        tuning_request,
+    )
+    from alexmri.aws.tuning import start
+    from alexmri.terminal import choose_terminal
+
+    asked = [read_range(text) for text in ranges]
+    for each in asked:
+        if options.get(each.name) is not None:
+            raise UserError(
+                f"'{each.name}' has a --range and a value; leave out --range or"
+                f" --{each.name.replace('_', '-')}"
+            )
+    if parallel > max_jobs:
+        raise UserError(f"--parallel {parallel} is more than --max-jobs {max_jobs}; lower it")
+    if name and len(name) > LONGEST_NAME:
+        raise UserError(f"--name {name} is longer than {LONGEST_NAME} characters; shorten it")
+    found = parameter_ranges(asked, lambda more: read_settings(config_file, {**options, **more}))
+    first = {each.name: each.values[0] for each in asked}
+    settings = hyperparameters(read_settings(config_file, {**options, **first}))
+    fixed = {key: value for key, value in settings.items() if key not in first}
+    channels = _channels(data, validation, test)
+    wanted = image or revision_of(Path(), instead=OTHERWISE)
+
+    def request(image: str, revision: str) -> dict[str, Any]:
+        return tuning_request(
+            account.config,
+            image=image,
+            revision=revision,
+            data=channels,
+            settings=fixed,
+            ranges=found,
+            max_jobs=max_jobs,
+            parallel=parallel,
+            name=name,
+        )
+
+    if dry_run:
+        shown = image if image and "@" in image else f"<digest of the image {wanted}>"
+        show_dry_run(*_tune_calls(request(shown, wanted)))
+        return
+    terminal = choose_terminal()
+    job = start(account.aws, request(*find_image(account.aws, image, wanted)), terminal)
+    if detach:
+        terminal.say(f"to see its trials: alexmri aws status {job}")
+        return
+    _watch_tuning(account, job)
+
+
+def _tune_calls(request: dict[str, Any]) -> list[Any]:
+    from alexmri.aws.client import Call
+
+    name = {"HyperParameterTuningJobName": request["HyperParameterTuningJobName"]}
+    return [
+        Call("sagemaker", "describe_hyper_parameter_tuning_job", name),
+        Call("sagemaker", "create_hyper_parameter_tuning_job", request),
+    ]
+
+
+def _watch_tuning(account: Account, job: str) -> None:
+    from alexmri.aws.tuning import follow_tuning, tuning_lines
+    from alexmri.terminal import choose_terminal
+
+    terminal = choose_terminal()
+    try:
+        described = follow_tuning(account.aws, job, terminal)
+    except KeyboardInterrupt:
+        terminal.say(f"detached; {job} goes on. The same command attaches again")
+        terminal.say(f"To stop it: alexmri aws stop {job}")
+        sys.exit(130)
+    for line in tuning_lines(account.aws, described):
+        terminal.say(line)
+    if described["HyperParameterTuningJobStatus"] == "Failed":
+        raise UserError(f"{job} failed: {described.get('FailureReason', 'no reason')}")
+    terminal.say(f"to register the best: alexmri aws register {job}")
+
+
 def watch(account: Account, job: str) -> None:
     """Follow `job` to its end, or to a Ctrl-C, which the job does not notice."""
     from alexmri.aws.jobs import follow, require_completed, status_lines
@@ -128,14 +263,16 @@ def watch(account: Account, job: str) -> None:
 @dry_run_option
 @click.pass_obj
 def status(account: Account, job: str, dry_run: bool) -> None:
-    """Say how JOB is, what it costs, what it measured."""
+    """Say how JOB is, what it costs, what it measured; of a tuning job list the trials."""
     from alexmri.aws.client import Call
-    from alexmri.aws.jobs import describe, status_lines
+    from alexmri.aws.jobs import status_lines
+    from alexmri.aws.tuning import describe_either, is_tuning, tuning_lines
 
     if dry_run:
         show_dry_run(Call("sagemaker", "describe_training_job", {"TrainingJobName": job}))
         return
-    for line in status_lines(describe(account.aws, job)):
+    found = describe_either(account.aws, job)
+    for line in tuning_lines(account.aws, found) if is_tuning(found) else status_lines(found):
         click.echo(line)
 
 
@@ -169,22 +306,29 @@ def logs(account: Account, job: str, following: bool, dry_run: bool) -> None:
 @dry_run_option
 @click.pass_obj
 def stop(account: Account, job: str, dry_run: bool) -> None:
-    """Stop JOB: it saves a checkpoint and the best model so far."""
+    """Stop JOB: it saves a checkpoint and the best model so far; a tuning job stops its trials."""
     from alexmri.aws.client import Call
-    from alexmri.aws.jobs import RUNNING, describe
+    from alexmri.aws.jobs import RUNNING
+    from alexmri.aws.tuning import describe_either, is_tuning
 
     call = Call("sagemaker", "stop_training_job", {"TrainingJobName": job})
     if dry_run:
         show_dry_run(call)
         return
-    found = describe(account.aws, job)["TrainingJobStatus"]
+    described, again = describe_either(account.aws, job), "train"
+    if is_tuning(described):
+        name, again = {"HyperParameterTuningJobName": job}, "tune"
+        call = Call("sagemaker", "stop_hyper_parameter_tuning_job", name)
+        found = described["HyperParameterTuningJobStatus"]
+    else:
+        found = described["TrainingJobStatus"]
     if found not in RUNNING:
         click.echo(f"{job} runs no more: it is {found}")
     elif found == "Stopping":
         click.echo(f"{job} is being stopped already")
     else:
         call.submit(account.aws)
-        click.echo(f"{job} is being stopped; the same `train` command goes on from there")
+        click.echo(f"{job} is being stopped; the same `{again}` command goes on from there")
 
 
 @click.command()
@@ -193,9 +337,13 @@ def stop(account: Account, job: str, dry_run: bool) -> None:
 @dry_run_option
 @click.pass_obj
 def download(account: Account, job: str, out: Path | None, dry_run: bool) -> None:
-    """Fetch model, report and figures of JOB, as `alexmri train` would have left them."""
+    """Fetch model, report and figures of JOB, as `alexmri train` would have left them.
+
+    Of a tuning job, those of its best trial.
+    """
     from alexmri.aws.client import Call
     from alexmri.aws.jobs import download as do_download
+    from alexmri.aws.tuning import trained_by
     from alexmri.files import path_inside
     from alexmri.terminal import choose_terminal
 
@@ -207,7 +355,9 @@ def download(account: Account, job: str, out: Path | None, dry_run: bool) -> Non
             *(Call("s3", "get_object", {"Bucket": bucket, "Key": key}) for key in keys),
         )
         return
-    do_download(account.aws, job, out or path_inside(Path("runs"), job), choose_terminal())
+    terminal = choose_terminal()
+    job = trained_by(account.aws, job, terminal)
+    do_download(account.aws, job, out or path_inside(Path("runs"), job), terminal)
 
 
 RESULTS = ("output", "model")

@@ -12,17 +12,21 @@ from alexmri.aws.cli import Account, dry_run_option, show_dry_run
 def register(account: Account, job: str, dry_run: bool) -> None:
     """Make a version of the model that the training JOB left; it waits for an approval.
 
+    Of a tuning job, that of its best trial.
+
     With it are kept: figures and report, image digest, git revision, data and its fingerprint.
     """
     from alexmri.aws.registry import register as do_register
     from alexmri.aws.registry import register_calls
+    from alexmri.aws.tuning import trained_by
     from alexmri.terminal import choose_terminal
 
     if dry_run:
         show_dry_run(*register_calls(account.config, job))
         return
     account.config.require("bucket")
-    arn = do_register(account.aws, job, choose_terminal())
+    terminal = choose_terminal()
+    arn = do_register(account.aws, trained_by(account.aws, job, terminal), terminal)
     version = arn.rpartition("/")[2]
     click.echo(f"version {version}: {arn}")
     click.echo(f"to approve it: alexmri aws approve {version}")

@@ -131,7 +131,6 @@ def training_request(
     """
     job = training_job(config, image=image, data=data, settings=settings)
     name = name or f"{config.name}-{digest_of(job, 10)}"
-    fingerprints = {f"data_{channel}": fingerprint_in(place) for channel, place in data.items()}
     return {
         "TrainingJobName": name,
         **job,
@@ -139,8 +138,13 @@ def training_request(
             "S3Uri": config.address("checkpoints", name),
             "LocalPath": LOCAL_CHECKPOINTS,
         },
-        "Tags": config.tag_list(revision=revision, **fingerprints),
+        "Tags": config.tag_list(revision=revision, **data_tags(data)),
     }
+
+
+def data_tags(data: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags that name the data of each channel."""
+    return {f"data_{channel}": fingerprint_in(place) for channel, place in data.items()}
 
 
 def fingerprint_in(address: str) -> str:
