@@ -239,7 +239,7 @@ def test_stop_stops_a_search_once(cloud: Cloud, data: str, run: Run) -> None:
     [
         (
             ("learning_rat=1:2",),
-            "there is no setting 'learning_rat'; did you mean 'learning_rate'?",
+            "no setting 'learning_rat'; did you mean 'learning_rate'?",
         ),
         (("learning_rate",), "must look like learning_rate=0.001:0.1:log or optimizer=sgd,adamw"),
         (("learning_rate=0.1:0.01",), "must go from a smaller to a larger number"),

@@ -134,15 +134,13 @@ def test_a_terminal_that_goes_away_stops_a_training_with_a_checkpoint(tree: Tree
 def test_each_trial_of_a_tuning_job_has_checkpoints_of_its_own(tree: Tree) -> None:
     """They share one prefix in S3, where those of another trial would be refused."""
     (tree.root / "checkpoints").mkdir()
+    tree.extra["ALEXMRI_STOP_GRACE_SECONDS"] = "0"
     for number, rate in enumerate(("0.01", "0.02"), 1):
+        tree.extra["TRAINING_JOB_NAME"] = f"search-{number}"
         tree.hyperparameters(
             _tuning_objective_metric="val_macro_f1", learning_rate=rate, epochs="1"
         )
-        result = tree.run(
-            *("train", "--checkpoint-every-epochs", "1"),
-            TRAINING_JOB_NAME=f"search-{number}",
-            ALEXMRI_STOP_GRACE_SECONDS="0",
-        )
+        result = tree.run("train", "--checkpoint-every-epochs", "1")
         assert result.returncode == 0, result.stdout
         assert list((tree.root / "checkpoints" / f"search-{number}").glob("*.json"))
     assert not list((tree.root / "checkpoints").glob("*.json"))

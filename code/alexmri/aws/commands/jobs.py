@@ -356,8 +356,9 @@ def download(account: Account, job: str, out: Path | None, dry_run: bool) -> Non
         )
         return
     terminal = choose_terminal()
+    runs = path_inside(Path("runs"), job).parent
     job = trained_by(account.aws, job, terminal)
-    do_download(account.aws, job, out or path_inside(Path("runs"), job), terminal)
+    do_download(account.aws, job, out or runs / job, terminal)
 
 
 RESULTS = ("output", "model")
