@@ -1,6 +1,8 @@
 """What `alexmri.toml` says about an AWS account: typed, bounded, documented, once."""
 
 import difflib
+import hashlib
+import json
 import os
 import tomllib
 import types
@@ -232,3 +234,9 @@ def example(key: str) -> str:
     kind = inner[0] if isinstance(annotation, types.UnionType) else annotation
     names = {bool: "BOOL", int: "NUMBER", float: "NUMBER"}
     return names.get(kind, "VALUE") if isinstance(kind, type) else "VALUE"
+
+
+def digest_of(request: Mapping[str, Any], digits: int) -> str:
+    """Return the first hexadecimal `digits` of the SHA-256 of a request."""
+    text = json.dumps(request, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alexmri.aws.client import Aws, Call
-from alexmri.aws.config import AwsConfig
+from alexmri.aws.config import AwsConfig, digest_of
 from alexmri.aws.registry import ensure_group
-from alexmri.aws.requests import digest_of
 from alexmri.aws.requests.registry import group_request
 from alexmri.errors import UserError
 from alexmri.terminal import Terminal

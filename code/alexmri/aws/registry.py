@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from alexmri.aws.client import Aws, Call
+from alexmri.aws.config import digest_of
 from alexmri.aws.image import cuda_in, revision_in
 from alexmri.aws.jobs import bucket_and_key, describe, fetch, results_address
-from alexmri.aws.requests import digest_of
 from alexmri.aws.requests.registry import (
     FIGURES,
     approval_request,

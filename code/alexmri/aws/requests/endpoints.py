@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from alexmri.aws.config import AwsConfig
-from alexmri.aws.requests import digest_of
+from alexmri.aws.config import AwsConfig, digest_of
 from alexmri.errors import UserError
 
 # The driver of a GPU by the CUDA of the image (API reference, ProductionVariant). An image for CUDA

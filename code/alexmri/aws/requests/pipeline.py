@@ -11,8 +11,7 @@ of checkpoints does not depend on the execution, while that of results does.
 from collections.abc import Mapping
 from typing import Any
 
-from alexmri.aws.config import AwsConfig
-from alexmri.aws.requests import digest_of
+from alexmri.aws.config import AwsConfig, digest_of
 from alexmri.aws.requests.endpoints import has_local_disk
 from alexmri.aws.requests.registry import package_request
 from alexmri.aws.requests.training import LOCAL_CHECKPOINTS, training_job

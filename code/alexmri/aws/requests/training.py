@@ -4,8 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from alexmri.aws.config import AwsConfig
-from alexmri.aws.requests import digest_of
+from alexmri.aws.config import AwsConfig, digest_of
 from alexmri.aws.requests.endpoints import has_local_disk
 from alexmri.settings import Resolved
 from alexmri.tracking import SECRET_VARIABLE

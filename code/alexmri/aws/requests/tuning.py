@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from alexmri.aws.config import AwsConfig
-from alexmri.aws.requests import digest_of
+from alexmri.aws.config import AwsConfig, digest_of
 from alexmri.aws.requests.training import LOCAL_CHECKPOINTS, OBJECTIVE, data_tags, training_job
 from alexmri.errors import UserError
 from alexmri.settings import Resolved, Settings
