@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from alexmri.aws.client import Aws
+
 from .conftest import BUCKET, Cloud, Run, client, error_of, keys, updates
 
 TOPIC = "arn:aws:sns:us-east-1:123456789012:alexmri-answers"
@@ -296,3 +298,59 @@ def test_a_dry_run_shows_valid_requests(
     assert ("register_scalable_target" in calls) == (options != ("--serverless",))
     assert ("put_metric_alarm" in calls) == (options != ("--serverless",))
     assert cloud.requests == []
+
+
+# --- cut off anywhere
+
+
+class Cut:
+    """Ctrl-C right behind the call number `after` that is sent, as a person might press it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.after, self.calls = 0, 0
+        for name in ("call", "call_or_none"):
+            monkeypatch.setattr(Aws, name, self._counting(getattr(Aws, name)))
+
+    def _counting(self, send: Any) -> Any:
+        def counted(aws: Aws, *request: Any) -> Any:
+            answer = send(aws, *request)
+            self.calls += 1
+            if self.calls == self.after:
+                raise KeyboardInterrupt
+            return answer
+
+        return counted
+
+    def at(self, after: int) -> None:
+        self.after, self.calls = after, 0
+
+
+@pytest.mark.parametrize("options", [("--max-instances", "4"), ("--async",)], ids=lambda o: o[0])
+def test_a_deployment_that_was_cut_off_after_any_call_ends_as_if_it_was_not(
+    cloud: Cloud,
+    versions: None,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+) -> None:
+    updates(cloud)
+    cut, number, interrupted = Cut(monkeypatch), 0, True
+    while interrupted:
+        number += 1
+        name = f"alexmri-{number}"
+        deploy = ("deploy", "--endpoint", name, *options)
+        cut.at(0)
+        run(*deploy, "1")
+        cut.at(number)
+        interrupted = run(*deploy, "2", ok=False).exit_code != 0
+        cut.at(0)
+        run(*deploy, "2")
+        of_it = [each for each in cloud.sent("UpdateEndpoint") if each["EndpointName"] == name]
+        assert len(of_it) == 1
+        found = client("sagemaker").describe_endpoint(EndpointName=name)
+        assert found["EndpointConfigName"] == of_it[0]["EndpointConfigName"]
+        scaled = client("application-autoscaling").describe_scalable_targets(
+            ServiceNamespace="sagemaker", ResourceIds=[f"endpoint/{name}/variant/AllTraffic"]
+        )["ScalableTargets"]
+        assert len(scaled) == 1
+    assert number > 10
