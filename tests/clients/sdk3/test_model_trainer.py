@@ -5,9 +5,10 @@ from typing import Any
 
 import boto3
 import pytest
-from harness import REGION, ROLE, check_answer, failure_in, names_in, run_example
+from harness import EXAMPLES, REGION, ROLE, check_answer, failure_in, names_in, run_example
 from sagemaker.core.helper.session_helper import Session
 from sagemaker.core.training.configs import Compute, InputData, SourceCode
+from sagemaker.train.distributed import Torchrun
 from sagemaker.train.model_trainer import Mode, ModelTrainer
 
 
@@ -57,6 +58,21 @@ def test_two_hosts(image: str, data: Path, root: Path) -> None:
     settings = {"epochs": 1, "batch_size": 16, "wandb_mode": "disabled"}
     packed = train(image, data, root / "two", hosts=2, hyperparameters=settings)
     assert {"model.json", "model.safetensors"} <= names_in(packed / "model.tar.gz")
+
+
+def test_torchrun(image: str, data: Path, root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """SDK 3: distributed=Torchrun() and the script in docs/examples/torchrun train one model."""
+    packed = train(
+        image,
+        data,
+        root / "torchrun",
+        source_code=SourceCode(source_dir=str(EXAMPLES / "torchrun"), entry_script="train.py"),
+        distributed=Torchrun(process_count_per_node=2),
+        hyperparameters={"epochs": 1, "batch_size": 16, "wandb_mode": "disabled"},
+    )
+    assert {"model.json", "model.safetensors"} <= names_in(packed / "model.tar.gz")
+    # One model of both workers: two trainings would print twice.
+    assert capfd.readouterr().out.count("epoch=1; train_loss=") == 2
 
 
 def test_failure(image: str, data: Path, root: Path) -> None:
