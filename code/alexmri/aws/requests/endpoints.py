@@ -19,8 +19,6 @@ BATCH_AMI = "al2-ami-sagemaker-batch-gpu-535"
 BATCH_FAMILIES_CU130 = ("g4dn", "g5", "g6")
 VARIANT = "AllTraffic"
 REAL_TIME, SERVERLESS, ASYNCHRONOUS = "real-time", "serverless", "asynchronous"
-# Images are sent one by one, and whatever the model answers is JSON.
-IMAGE_TYPES = ("image/png", "image/jpeg", "image/tiff", "image/bmp", "image/webp")
 
 
 @dataclass(frozen=True, slots=True)

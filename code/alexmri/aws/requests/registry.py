@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from alexmri.aws.config import AwsConfig
-from alexmri.aws.requests.endpoints import IMAGE_TYPES
 
 # Figures that stand beside a version in the registry, for lists: name -> place in evaluation.json.
 FIGURES = ("accuracy", "macro_f1")
+# Images are sent one by one, and whatever the model answers is JSON.
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/tiff", "image/bmp", "image/webp")
 LONGEST_VALUE = 256
 
 
@@ -36,8 +37,6 @@ def package_request(
         statistics: S3 address of statistics.json, None where nothing was measured on test images.
         metadata: who made it from what; see `registry.facts_of`.
     """
-    served = {config.endpoint_instance, config.endpoint_gpu_instance}
-    instances = sorted(served | {"ml.m5.xlarge", "ml.c5.xlarge"})
     digest = image.partition("@")[2]
     container = {"Image": image, "ModelDataUrl": model}
     request: dict[str, Any] = {
@@ -47,8 +46,6 @@ def package_request(
             "Containers": [container | ({"ImageDigest": digest} if digest else {})],
             "SupportedContentTypes": [*IMAGE_TYPES, "application/json"],
             "SupportedResponseMIMETypes": ["application/json", "text/csv"],
-            "SupportedRealtimeInferenceInstanceTypes": instances,
-            "SupportedTransformInstanceTypes": [config.transform_instance],
         },
         "ModelApprovalStatus": "PendingManualApproval",
         "Domain": "COMPUTER_VISION",
