@@ -94,9 +94,9 @@ def local_session(root: Path, s3: str | None = None, kind: type = LocalSession) 
     return session
 
 
-def write_slices(folder: Path, people: int = 10, slices: int = 2) -> Path:
+def write_slices(folder: Path, people: int = 10, slices: int = 2, seed: int = 7) -> Path:
     """Fill `folder` with class folders of PNG and JPEG pictures, named as Kaggle names slices."""
-    generator = np.random.default_rng(7)
+    generator = np.random.default_rng(seed)
     y, x = np.mgrid[-1:1:64j, -1:1:64j]
     for number, label in enumerate(CLASSES):
         (folder / label).mkdir(parents=True)

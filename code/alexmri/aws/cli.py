@@ -63,6 +63,13 @@ class Account:
         if "aws" in self.__dict__:
             self.aws.config = self.config
 
+    def image(self, given: str | None, *, dry_run: bool) -> tuple[str, str]:
+        """Return the image of a training as REPOSITORY@sha256:…, and the tag that names it."""
+        from alexmri.aws.image import find_image, planned_image, wanted_image
+
+        wanted = wanted_image(self.config, given)
+        return planned_image(wanted) if dry_run else find_image(self.aws, wanted)
+
     @cached_property
     def aws(self) -> "Aws":
         from alexmri.aws.client import Aws

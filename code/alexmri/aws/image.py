@@ -256,19 +256,31 @@ def _require_docker_manifest(details: Mapping[str, Any], image: str) -> None:
         )
 
 
-def find_image(aws: Aws, given: str | None, revision: str) -> tuple[str, str]:
-    """Return an image as REPOSITORY@sha256:… and the tag by which ECR knows it.
+def wanted_image(config: AwsConfig, given: str | None) -> str:
+    """Return `given`, or the tag of the image of the revision that is checked out here.
 
-    `given` is such a name, a tag, or None for the image of `revision`.
+    Raises:
+        UserError: no revision tells what is in the image.
+    """
+    return given or tag_of(config, revision_of(Path(), instead=OTHERWISE))
+
+
+def planned_image(wanted: str) -> tuple[str, str]:
+    """Return what `find_image` would, without a request: what only ECR knows in angle brackets."""
+    return (wanted if "@" in wanted else f"<digest of the image {wanted}>"), wanted
+
+
+def find_image(aws: Aws, wanted: str) -> tuple[str, str]:
+    """Return the image `wanted`, such a name or a tag, as REPOSITORY@sha256:…, and its tag.
 
     Raises:
         UserError: there is no such image in ECR, or SageMaker would refuse it.
     """
-    if given and "@sha256:" in given:
-        details = _details(aws, given)
-        _require_docker_manifest(details, given)
-        return given, _tag_in(details)
-    tag = given.rpartition(":")[2] if given else tag_of(aws.config, revision)
+    if "@sha256:" in wanted:
+        details = _details(aws, wanted)
+        _require_docker_manifest(details, wanted)
+        return wanted, _tag_in(details)
+    tag = wanted.rpartition(":")[2]
     repository = aws.call_or_none(
         "ecr", "describe_repositories", {"repositoryNames": [aws.config.repository]}
     )

@@ -79,45 +79,30 @@ def train(
     The same command attaches to the job while it runs, and goes on from its checkpoints after a
     failure or a stop. Options are those of `alexmri train`.
     """
-    from alexmri.aws.image import OTHERWISE, find_image, revision_of
+    from alexmri.aws.client import Call
     from alexmri.aws.jobs import start
     from alexmri.aws.requests.training import hyperparameters, training_request
     from alexmri.terminal import choose_terminal
 
     settings = hyperparameters(read_settings(config_file, options))
     channels = _channels(data, validation, test)
-    wanted = image or revision_of(Path(), instead=OTHERWISE)
-    if dry_run:
-        shown = image if image and "@" in image else f"<digest of the image {wanted}>"
-        request = training_request(
-            account.config,
-            image=shown,
-            revision=wanted,
-            data=channels,
-            settings=settings,
-            name=name,
-        )
-        show_dry_run(*_train_calls(request))
-        return
-    terminal = choose_terminal()
-    found, revision = find_image(account.aws, image, wanted)
+    found, revision = account.image(image, dry_run=dry_run)
     request = training_request(
         account.config, image=found, revision=revision, data=channels, settings=settings, name=name
     )
+    if dry_run:
+        described = {"TrainingJobName": request["TrainingJobName"]}
+        show_dry_run(
+            Call("sagemaker", "describe_training_job", described),
+            Call("sagemaker", "create_training_job", request),
+        )
+        return
+    terminal = choose_terminal()
     job = start(account.aws, request, terminal)
     if detach:
         terminal.say(f"to attach: alexmri aws logs {job} --follow")
         return
     watch(account, job)
-
-
-def _train_calls(request: dict[str, Any]) -> list[Any]:
-    from alexmri.aws.client import Call
-
-    return [
-        Call("sagemaker", "describe_training_job", {"TrainingJobName": request["TrainingJobName"]}),
-        Call("sagemaker", "create_training_job", request),
-    ]
 
 
 @click.command()
@@ -158,7 +143,7 @@ def tune(
     Each of them costs what `train` costs. The same command attaches to the search while it runs,
     and builds on its trials after a failure or a stop. `register` takes the best one.
     """
-    from alexmri.aws.image import OTHERWISE, find_image, revision_of
+    from alexmri.aws.client import Call
     from alexmri.aws.requests.training import hyperparameters
     from alexmri.aws.requests.tuning import (
         LONGEST_NAME,
@@ -185,41 +170,31 @@ def tune(
     settings = hyperparameters(read_settings(config_file, {**options, **first}))
     fixed = {key: value for key, value in settings.items() if key not in first}
     channels = _channels(data, validation, test)
-    wanted = image or revision_of(Path(), instead=OTHERWISE)
-
-    def request(image: str, revision: str) -> dict[str, Any]:
-        return tuning_request(
-            account.config,
-            image=image,
-            revision=revision,
-            data=channels,
-            settings=fixed,
-            ranges=found,
-            max_jobs=max_jobs,
-            parallel=parallel,
-            name=name,
-        )
-
+    chosen, revision = account.image(image, dry_run=dry_run)
+    request = tuning_request(
+        account.config,
+        image=chosen,
+        revision=revision,
+        data=channels,
+        settings=fixed,
+        ranges=found,
+        max_jobs=max_jobs,
+        parallel=parallel,
+        name=name,
+    )
     if dry_run:
-        shown = image if image and "@" in image else f"<digest of the image {wanted}>"
-        show_dry_run(*_tune_calls(request(shown, wanted)))
+        described = {"HyperParameterTuningJobName": request["HyperParameterTuningJobName"]}
+        show_dry_run(
+            Call("sagemaker", "describe_hyper_parameter_tuning_job", described),
+            Call("sagemaker", "create_hyper_parameter_tuning_job", request),
+        )
         return
     terminal = choose_terminal()
-    job = start(account.aws, request(*find_image(account.aws, image, wanted)), terminal)
+    job = start(account.aws, request, terminal)
     if detach:
         terminal.say(f"to see its trials: alexmri aws status {job}")
         return
     _watch_tuning(account, job)
-
-
-def _tune_calls(request: dict[str, Any]) -> list[Any]:
-    from alexmri.aws.client import Call
-
-    name = {"HyperParameterTuningJobName": request["HyperParameterTuningJobName"]}
-    return [
-        Call("sagemaker", "describe_hyper_parameter_tuning_job", name),
-        Call("sagemaker", "create_hyper_parameter_tuning_job", request),
-    ]
 
 
 def _watch_tuning(account: Account, job: str) -> None:

@@ -44,7 +44,6 @@ def upsert(
 
     --data with train, valid and test folders in it is measured on its test folder.
     """
-    from alexmri.aws.image import OTHERWISE, find_image, revision_of
     from alexmri.aws.pipeline import upsert as do_upsert
     from alexmri.aws.pipeline import upsert_calls
     from alexmri.aws.requests.pipeline import pipeline_definition
@@ -55,25 +54,20 @@ def upsert(
     for address in (data, test or data):
         if not address.startswith("s3://"):
             raise UserError(f"{address} is no S3 address; `alexmri aws upload DIR` prints one")
-    wanted = image or revision_of(Path(), instead=OTHERWISE)
-
-    def definition(found: str, revision: str) -> dict[str, Any]:
-        return pipeline_definition(
-            account.config,
-            image=found,
-            revision=revision,
-            data=data,
-            test=test or data,
-            settings=settings,
-            leak_gate=leak_gate,
-        )
-
+    found, revision = account.image(image, dry_run=dry_run)
+    definition = pipeline_definition(
+        account.config,
+        image=found,
+        revision=revision,
+        data=data,
+        test=test or data,
+        settings=settings,
+        leak_gate=leak_gate,
+    )
     if dry_run:
-        shown = image if image and "@" in image else f"<digest of the image {wanted}>"
-        show_dry_run(*upsert_calls(account.config, definition(shown, wanted)))
-        return
-    found, revision = find_image(account.aws, image, wanted)
-    do_upsert(account.aws, definition(found, revision), choose_terminal())
+        show_dry_run(*upsert_calls(account.config, definition))
+    else:
+        do_upsert(account.aws, definition, choose_terminal())
 
 
 @pipeline.command()
