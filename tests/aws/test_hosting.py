@@ -128,6 +128,26 @@ def test_scaling_is_removed_although_somebody_else_removed_the_endpoint(
     assert client("sagemaker").list_endpoint_configs()["EndpointConfigs"] == []
 
 
+def test_a_detached_endpoint_scales_when_the_same_command_finds_it_serving(
+    cloud: Cloud, versions: None, run: Run
+) -> None:
+    command = ("deploy", "1", "--max-instances", "4", "--detach")
+    state = {
+        "EndpointName": "alexmri",
+        "EndpointArn": "arn:aws:sagemaker:us-east-1:123456789012:endpoint/alexmri",
+        "EndpointConfigName": "c",
+        "EndpointStatus": "Creating",
+    }
+    cloud.answers["DescribeEndpoint"] = lambda body: (
+        (200, state) if cloud.sent("CreateEndpoint") else None
+    )
+    run(*command)
+    assert target() is None
+    cloud.answers.pop("DescribeEndpoint")
+    run(*command)
+    assert bounds() == (1, 4)
+
+
 # --- asynchronous
 
 

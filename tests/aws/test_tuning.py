@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from .conftest import BUCKET, REVISION, SECRET, Cloud, Run, client, error_of, put
+from .test_hosting import Cut
 from .test_registry import results, train
 
 DATA = f"s3://{BUCKET}/alexmri/data/0123456789abcdef"
@@ -128,6 +129,22 @@ def test_twice_is_once(cloud: Cloud, data: str, run: Run) -> None:
     name = first["HyperParameterTuningJobName"]
     told = error_of(run(*TUNE, "--seed", "7", "--name", name, ok=False))
     assert "of other ranges, settings, data or image; choose another --name" in told
+
+
+def test_a_search_that_was_cut_off_after_any_call_is_started_once(
+    cloud: Cloud, data: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state(cloud, "InProgress")
+    cut, number, interrupted = Cut(monkeypatch), 0, True
+    while interrupted:
+        number += 1
+        command = (*TUNE, "--seed", number, "--detach")
+        cut.at(number)
+        interrupted = run(*command, ok=False).exit_code != 0
+        cut.at(0)
+        run(*command)
+        assert len(cloud.sent("CreateHyperParameterTuningJob")) == number
+    assert number > 4
 
 
 @pytest.mark.parametrize("best", [None, "t-001"])
