@@ -26,9 +26,13 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--unapproved", is_flag=True, help="also a version that nobody approved")
 @click.option("--gpu", is_flag=True, help="serve on endpoint_gpu_instance, at a higher price")
 @click.option(
-    "--min-instances", type=click.IntRange(0, 100), help="fewest (default: 1, with --async 0)"
+    "--min-instances",
+    type=click.IntRange(0, 100),
+    help="fewest of them (default: 1; 0 with --async)",
 )
-@click.option("--max-instances", type=click.IntRange(1, 100), help="most: it scales by itself")
+@click.option(
+    "--max-instances", type=click.IntRange(1, 100), help="have it scale, to at most so many"
+)
 @click.option("--serverless", is_flag=True, help="no instances: paid by the request")
 @click.option("--memory-mb", type=click.Choice(MEMORY), help="default: 4096; with --serverless")
 @click.option(

@@ -114,8 +114,20 @@ def train(
     metavar="NAME=LOW:HIGH[:SCALE]",
     help="what a setting may be; SCALE is linear, log or reverselog; or NAME=A,B,C",
 )
-@click.option("--max-jobs", type=click.IntRange(1, 750), default=20, show_default=True)
-@click.option("--parallel", type=click.IntRange(1, 100), default=2, show_default=True)
+@click.option(
+    "--max-jobs",
+    type=click.IntRange(1, 750),
+    default=20,
+    show_default=True,
+    help="trainings in all",
+)
+@click.option(
+    "--parallel",
+    type=click.IntRange(1, 100),
+    default=2,
+    show_default=True,
+    help="trainings at the same time",
+)
 @data_options
 @click.option("--name", help="name of the tuning job (default: a digest of the request)")
 @click.option("--detach", is_flag=True, help="start it and do not wait")
