@@ -216,4 +216,4 @@ def test_pipeline(client: Any, image: str, bucket: Any, held_out: str) -> None:
     assert re.search(r"macro F1 is [01]\.\d+ and must be at least 1.01", poor.reason or "")
     leaking = execution(MinMacroF1=0.0, MaxLeakScore=-1.0)
     assert leaking.steps[-1] == "Stop"
-    assert "between people scores" in (leaking.reason or "")
+    assert "between subjects scores" in (leaking.reason or "")
