@@ -17,7 +17,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from alexmri.data.pixels import TRANSPOSES, count_frames, decode, read_picture
+from alexmri.data.pixels import (
+    BY_BRIGHTEST,
+    PREPROCESSINGS,
+    SCALED,
+    SCALED_KEY,
+    TRANSPOSES,
+    count_frames,
+    decode,
+    read_picture,
+)
 from alexmri.errors import UserError
 
 
@@ -70,27 +79,91 @@ def test_a_large_transparent_picture_is_laid_on_black_row_by_row(mode: str) -> N
     np.testing.assert_array_equal(np.asarray(read_picture(data)), np.asarray(whole))
 
 
-def test_sixteen_bits_scale_to_the_brightest_pixel() -> None:
+def test_sixteen_bits_scale_between_percentiles_and_not_to_a_hot_pixel() -> None:
     values = (np.linspace(0, 3000, 64 * 48).reshape(48, 64)).astype(np.uint16)
     pixels = gray(encoded(Image.fromarray(values)))
-    assert pixels.max() >= 250
-    assert np.abs(pixels - gray(encoded(ramp()))).max() <= 2
+    assert np.abs(pixels - gray(encoded(ramp()))).max() <= 3
+    values[20, 30] = 60_000
+    hot = gray(encoded(Image.fromarray(values)), 48)
+    values[20, 30] = values[20, 29]
+    cold = gray(encoded(Image.fromarray(values)), 48)
+    around = np.abs(hot - cold) > 2
+    assert around.sum() <= 9
+    assert hot.max() == 255
 
 
-@pytest.mark.parametrize(("dtype", "brightest"), [(np.uint16, 3000), (np.int32, 10**6)])
-def test_levels_above_eight_bits_are_scaled_exactly_in_little_memory(
-    dtype: type, brightest: int
-) -> None:
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.float32])
+def test_percentiles_are_values_that_so_many_pixels_do_not_exceed(dtype: type) -> None:
+    values = np.random.default_rng(1).permutation(1000).reshape(40, 25).astype(dtype)
+    pixels = np.asarray(read_picture(encoded(Image.fromarray(values), "TIFF"))).astype(int)
+    # Of 1000 different values the fifth and the last but five.
+    assert set(values[pixels == 0]) >= {0, 1, 2, 3, 4}
+    assert set(values[pixels == 255]) >= {994, 995, 996, 997, 998, 999}
+    np.testing.assert_array_equal(pixels, np.rint(np.clip((values - 4.0) / 990, 0, 1) * 255))
+
+
+@pytest.mark.parametrize("bright", [1, 14])
+def test_a_mask_that_percentiles_would_not_see_stays_visible(bright: int) -> None:
+    values = np.zeros((64, 64), np.uint16)
+    values.flat[:bright] = 900
+    pixels = np.asarray(read_picture(encoded(Image.fromarray(values))))
+    assert (pixels == 255).sum() == bright
+    assert (pixels == 0).sum() == 64**2 - bright
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_values_above_eight_bits_are_scaled_exactly_in_little_memory(dtype: type) -> None:
     side = 1024
-    values = np.random.default_rng(1).integers(0, brightest + 1, (side, side)).astype(dtype)
-    values[0, 0] = brightest
+    values = np.random.default_rng(1).integers(0, 60_000, (side, side)).astype(dtype)
     data = encoded(Image.fromarray(values), "TIFF")
     tracemalloc.start()
     pixels = gray(data, side).astype(np.uint8)
     # Of a pixel: up to 8 bytes for the result as `gray` has it, and what is not to be many more.
     assert tracemalloc.get_traced_memory()[1] < (16 if dtype is np.uint16 else 24) * side**2
     tracemalloc.stop()
+    low, high = np.percentile(values, (0.5, 99.5), method="inverted_cdf").astype(float)
+    expected = np.rint(np.clip((values.astype(float) - low) * (255 / (high - low)), 0, 255))
+    np.testing.assert_array_equal(pixels, expected)
+
+
+def test_a_volume_that_was_scaled_as_a_whole_is_not_scaled_again() -> None:
+    info = PngInfo()
+    info.add_text(SCALED_KEY, SCALED)
+    values = np.full((40, 40), 257 * 100, np.uint16)
+    values[:20] = 257 * 50
+    pixels = np.asarray(read_picture(encoded(Image.fromarray(values), pnginfo=info)))
+    assert sorted(set(pixels.flat)) == [50, 100]
+    assert sorted(set(np.asarray(read_picture(encoded(Image.fromarray(values)))).flat)) == [0, 255]
+
+
+# --- as model folders of 0.1.0 have learned it
+
+
+def old(data: bytes) -> np.ndarray:
+    return np.asarray(read_picture(data, preprocessing=BY_BRIGHTEST)).astype(int)
+
+
+@pytest.mark.parametrize(("dtype", "brightest"), [(np.uint16, 3000), (np.int32, 10**6)])
+def test_the_version_before_scales_to_the_brightest_pixel(dtype: type, brightest: int) -> None:
+    values = np.random.default_rng(1).integers(0, brightest + 1, (64, 64)).astype(dtype)
+    values[0, 0] = brightest
+    pixels = old(encoded(Image.fromarray(values), "TIFF"))
     np.testing.assert_array_equal(pixels, np.rint(values * (255 / brightest)))
+
+
+def test_the_version_before_refuses_what_it_refused() -> None:
+    for data, message in (
+        (tiff(RAMP_16.astype(np.float32), sample_format=3), "floating-point pixels"),
+        (tiff(RAMP_16.astype(np.int16) - 5, sample_format=2), "negative pixels"),
+    ):
+        with pytest.raises(UserError, match=message):
+            old(data)
+
+
+def test_both_versions_agree_about_eight_bits() -> None:
+    for mode in ("L", "RGB", "P", "LA", "1"):
+        data = encoded(ramp(mode))
+        np.testing.assert_array_equal(old(data), np.asarray(read_picture(data)))
 
 
 # --- more than 8 bits per value
@@ -172,6 +245,13 @@ def kinds_of_16_bits() -> Iterator[tuple[str, bytes]]:
             "gray": (RAMP_16, {}),
             "signed": (RAMP_16.astype(np.int16), {"sample_format": 2}),
             "signed 32": (RAMP_16.astype(np.int32), {"sample_format": 2}),
+            "negative": (RAMP_16.astype(np.int16) - 1500, {"sample_format": 2}),
+            "negative 32": (RAMP_16.astype(np.int32) - 10**6, {"sample_format": 2}),
+            "float": (RAMP_16.astype(np.float32) / 3000 - 0.5, {"sample_format": 3}),
+            "float on its side": (
+                np.rot90(RAMP_16).astype(np.float32),
+                {"sample_format": 3, "orientation": 6},
+            ),
             "RGB": (RGB_16, {"photometric": 2}),
             "RGBA": (RGBA_16, {"photometric": 2, "extra": 2}),
             "RGBA premultiplied": (RGBA_16, {"photometric": 2, "extra": 1}),
@@ -197,11 +277,15 @@ def test_the_same_values_in_every_kind_of_file_give_the_same_pixels(data: bytes)
     assert np.abs(colour - expected).max() <= 1
 
 
-def test_colours_of_16_bits_are_scaled_by_the_brightest_channel() -> None:
+@pytest.mark.parametrize("preprocessing", PREPROCESSINGS)
+def test_colours_of_16_bits_are_scaled_alike(preprocessing: str) -> None:
     values = np.zeros((40, 40, 3), dtype=np.uint16)
     values[:] = (4000, 1000, 10)
+    # Percentiles make the darkest channel black.
+    expected = [255, 64, 1] if preprocessing == BY_BRIGHTEST else [255, 63, 0]
     for data in (png_16(values, 2), tiff(values, photometric=2), tiff(values, ">", photometric=2)):
-        assert decode(data, image_size=32, channels=3)[:, 5, 5].tolist() == [255, 64, 1]
+        pixels = decode(data, image_size=32, channels=3, preprocessing=preprocessing)
+        assert pixels[:, 5, 5].tolist() == expected
 
 
 def test_transparent_16_bits_are_black() -> None:
@@ -218,8 +302,8 @@ def test_transparent_16_bits_are_black() -> None:
         (tiff(RGB_16, photometric=2, planar=2), "16 bits per channel, stored in separate planes"),
         (tiff(RAMP_16.astype(np.uint32), ">"), "a kind of TIFF that is not supported, or damaged"),
         (tiff(np.dstack([RAMP_16, OPAQUE]), extra=2), "save it as PNG with 8 or 16 bits per pixel"),
-        (tiff(RAMP_16.astype(np.float32), sample_format=3), "floating-point pixels"),
-        (tiff(RAMP_16.astype(np.int16) - 5, sample_format=2), "negative pixels"),
+        (tiff(RAMP_16 * np.float32("nan"), sample_format=3), "3072 pixels that are no finite num"),
+        (tiff(RAMP_16.astype(np.float64), sample_format=3), "a kind of TIFF that is not supported"),
     ],
 )
 def test_bits_that_cannot_be_had_are_refused_with_what_to_do(data: bytes, message: str) -> None:
@@ -349,7 +433,6 @@ def test_small_pictures_are_enlarged() -> None:
         (b"", "the image is empty"),
         (b"not a picture", "it is none of JPEG, PNG"),
         (encoded(ramp(), "GIF"), "it is none of JPEG, PNG"),
-        (encoded(Image.fromarray(np.zeros((9, 9), np.float32)), "TIFF"), "floating-point"),
         (encoded(ramp(), "JPEG")[:400], "truncated"),
         (encoded(ramp(), "PNG")[:120], "truncated"),
     ],

@@ -1,10 +1,13 @@
 """The network that answers requests: fused, and in the fastest precision that agrees."""
 
+import io
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from alexmri.data.pixels import Pixels
@@ -13,7 +16,7 @@ from alexmri.model.alexnet import AlexNet, build
 from alexmri.model.bundle import load_bundle
 from alexmri.model.forward import Compute, choose_compute, predict_logits
 from alexmri.model.ood import OutOfDistribution
-from alexmri.model.predictor import InferenceNetwork, choose_inference
+from alexmri.model.predictor import InferenceNetwork, Predictor, choose_inference
 
 from . import bundles
 
@@ -115,3 +118,20 @@ def test_a_model_that_fusing_changes_is_refused(tmp_path: Path) -> None:
     bundle.network.forward = lambda images: torch.ones(len(images), 4)  # type: ignore[assignment]
     with pytest.raises(UserError, match="answers its stored example otherwise once"):
         choose_inference(bundle, CPU)
+
+
+def test_a_model_of_the_version_before_scales_16_bits_as_it_has_learned(tmp_path: Path) -> None:
+    """Percentiles came with alexmri.pixels/2; an older network has met the brightest pixel."""
+    folder = save(tmp_path, network_of())
+    document = json.loads((folder / "model.json").read_text())
+    assert document["preprocessing"]["name"] == "alexmri.pixels/2"
+    values = np.linspace(0, 3000, 32 * 32).reshape(32, 32).astype(np.uint16)
+    values[16, 16] = 60_000
+    slice_16 = io.BytesIO()
+    Image.fromarray(values).save(slice_16, "PNG")
+    assert np.median(Predictor.load(folder).pixels(slice_16.getvalue())) == 127
+    document["preprocessing"]["name"] = "alexmri.pixels/1"
+    del document["checksum"]  # version 0.1.0 wrote none
+    (folder / "model.json").write_text(json.dumps(document))
+    older = Predictor.load(folder).pixels(slice_16.getvalue())
+    np.testing.assert_array_equal(older[0], np.rint(values * (255 / 60_000)))

@@ -140,6 +140,7 @@ def export(bundle: Path, onnx: bool, out: Path | None) -> None:
         classes=model.classes,
         temperature=model.temperature,
         pixels_NCHW=model.golden_NCHW,
+        preprocessing=model.preprocessing,
     )
     click.echo(f"{path}: onnxruntime and PyTorch agree about it")
 

@@ -101,6 +101,7 @@ def open_cache(
     workers: int,
     terminal: Terminal,
     bad_images: BadImages = "fail",
+    preprocessing: str = PREPROCESSING,
 ) -> DecodedCache:
     """Return the decoded images of `folder`, from the cache where no file has changed since.
 
@@ -114,7 +115,7 @@ def open_cache(
     """
     state = [_state(image) for image in folder.images]
     description = json.dumps(
-        [SCHEMA, PREPROCESSING, image_size, channels, str(folder.root.resolve()), state]
+        [SCHEMA, preprocessing, image_size, channels, str(folder.root.resolve()), state]
     )
     key = f"decoded-{hashlib.sha256(description.encode()).hexdigest()[:32]}"
     try:
@@ -127,11 +128,11 @@ def open_cache(
         ) from None
     lock = root / f"{key}.lock"
     with locked(lock, terminal, alone=False):
-        found = _open_entry(root, key, folder)
+        found = _open_entry(root, key, folder, preprocessing)
     if isinstance(found, str):
         with locked(lock, terminal, alone=True) as is_alone:
             # Another process may have decoded the images meanwhile.
-            found = _open_entry(root, key, folder)
+            found = _open_entry(root, key, folder, preprocessing)
             if isinstance(found, str):
                 if found:
                     terminal.warn(
@@ -148,6 +149,7 @@ def open_cache(
                     root / f"{key}.npy",
                     image_size=image_size,
                     channels=channels,
+                    preprocessing=preprocessing,
                     workers=workers,
                     terminal=terminal,
                     bad_images=bad_images,
@@ -192,7 +194,7 @@ def _state(image: ImageFile) -> tuple[str, int, int, int, int]:
     return image.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
-def _open_entry(root: Path, key: str, folder: Folder) -> DecodedCache | str:
+def _open_entry(root: Path, key: str, folder: Folder, preprocessing: str) -> DecodedCache | str:
     """Return what was decoded earlier where that still holds; else what is damaged, or nothing."""
     array_path, index_path = root / f"{key}.npy", root / f"{key}.json"
     if not index_path.exists():  # an array alone is from a process that was stopped before
@@ -206,7 +208,7 @@ def _open_entry(root: Path, key: str, folder: Folder) -> DecodedCache | str:
             return "its pixels are not as they were written"
         # A file that could not be opened may be readable today though nothing in it has changed.
         left_out = [image.path for image in folder.images if image.name in index["skipped"]]
-        if not all(isinstance(read_image(path), str) for path in left_out):
+        if not all(isinstance(read_image(path, preprocessing), str) for path in left_out):
             return ""
         cache = _cache_of(root, key, index, None)
     except OSError as error:

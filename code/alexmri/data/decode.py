@@ -18,7 +18,7 @@ from PIL import Image
 from alexmri.contract.resources import free_disk_bytes, size_text, usable_memory_bytes
 from alexmri.contract.signals import die_with_parent
 from alexmri.data.folders import Folder
-from alexmri.data.pixels import count_frames, fit, read_bytes, read_picture
+from alexmri.data.pixels import PREPROCESSING, count_frames, fit, read_bytes, read_picture
 from alexmri.errors import UserError, option
 from alexmri.files import appearing
 from alexmri.terminal import Terminal
@@ -40,6 +40,7 @@ def decode_all(
     *,
     image_size: int,
     channels: int,
+    preprocessing: str,
     workers: int,
     terminal: Terminal,
     bad_images: BadImages,
@@ -69,7 +70,11 @@ def decode_all(
         with temporary.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
         decode_chunk = partial(
-            _decode_chunk, array_path=temporary, image_size=image_size, channels=channels
+            _decode_chunk,
+            array_path=temporary,
+            image_size=image_size,
+            channels=channels,
+            preprocessing=preprocessing,
         )
         starts = range(0, images, CHUNK)
         paths = ([image.path for image in folder.images[i : i + CHUNK]] for i in starts)
@@ -149,7 +154,13 @@ class _Decoded(NamedTuple):
 
 
 def _decode_chunk(
-    start: int, paths: Sequence[Path], *, array_path: Path, image_size: int, channels: int
+    start: int,
+    paths: Sequence[Path],
+    *,
+    array_path: Path,
+    image_size: int,
+    channels: int,
+    preprocessing: str,
 ) -> list[_Decoded | str]:
     """Decode `paths` into the rows of the array from `start` on.
 
@@ -159,7 +170,7 @@ def _decode_chunk(
     pixels_NCHW = np.load(array_path, mmap_mode="r+")
     results: list[_Decoded | str] = []
     for row, path in enumerate(paths, start):
-        read = read_image(path)
+        read = read_image(path, preprocessing)
         if isinstance(read, str):
             results.append(read)
             continue
@@ -170,11 +181,11 @@ def _decode_chunk(
     return results
 
 
-def read_image(path: Path) -> tuple[bytes, Image.Image] | str:
+def read_image(path: Path, preprocessing: str = PREPROCESSING) -> tuple[bytes, Image.Image] | str:
     """Return the bytes of a file and the image in them, or why it cannot be read."""
     try:
         data = read_bytes(path)
-        return data, read_picture(data)
+        return data, read_picture(data, preprocessing=preprocessing)
     except UserError as error:
         return str(error).removeprefix(f"{path} ").removeprefix("the image ")
 

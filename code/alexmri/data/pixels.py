@@ -18,9 +18,20 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.PngImagePlugin import MAX_TEXT_CHUNK, MAX_TEXT_MEMORY
 
+from alexmri.data.intensities import (
+    Bounds,
+    percentile_bounds,
+    percentile_bounds_of_counts,
+    scale,
+)
 from alexmri.errors import UserError
 
-PREPROCESSING = "alexmri.pixels/1"
+# Until version 0.2 the brightest of more than 8 bits became white, and floats were refused.
+BY_BRIGHTEST, BY_PERCENTILES = "alexmri.pixels/1", "alexmri.pixels/2"
+PREPROCESSINGS = (BY_BRIGHTEST, BY_PERCENTILES)
+PREPROCESSING = BY_PERCENTILES
+# A text in a PNG of 16 bits by which `alexmri slices` says that a whole volume was scaled already.
+SCALED_KEY, SCALED = "Intensities", "scaled to 0-65535"
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 # A slice has 0.04 megapixels, a scanned film 20; what is larger is a mistake or an attack.
 MAX_PIXELS = 64_000_000
@@ -40,7 +51,7 @@ UNSIGNED, SEPARATE_PLANES = 1, 2
 # Pillow's layouts that have 16 bits in the file and lose the lower 8 when they are decoded.
 CUT_TO_8_BITS = re.compile(r"(LA|RGB|RGBA|RGBX|RGBa);16[BLN]")
 NATIVE = "L" if sys.byteorder == "little" else "B"
-SWAPPED = {"I;16BS": "I;16S", "I;32BS": "I;32S"} if NATIVE == "L" else {}
+SWAPPED = {"I;16BS": "I;16S", "I;32BS": "I;32S", "F;32BF": "F;32F"} if NATIVE == "L" else {}
 # Rows of a large image that are put together at a time.
 ROWS = 256
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -78,30 +89,36 @@ def decode(
     channels: int,
     admit: Callable[[int, int], None] | None = None,
     reader: Callable[[bytes], io.BytesIO] = io.BytesIO,
+    preprocessing: str = PREPROCESSING,
 ) -> Pixels:
     """Decode one image to `uint8` pixels of shape (channels, image_size, image_size).
 
     One channel is ITU-R 601 luma. The image is stretched to the square by an antialiased bilinear
     filter. What `read_picture` says holds here too.
     """
-    return fit(read_picture(source, admit, reader), image_size=image_size, channels=channels)
+    picture = read_picture(source, admit, reader, preprocessing)
+    return fit(picture, image_size=image_size, channels=channels)
 
 
 def read_picture(
     source: bytes | Path,
     admit: Callable[[int, int], None] | None = None,
     reader: Callable[[bytes], io.BytesIO] = io.BytesIO,
+    preprocessing: str = PREPROCESSING,
 ) -> Image.Image:
     """Return one image, upright, with 8 bits per value, gray or in colour (mode L or RGB).
 
     EXIF rotation is applied; transparency lies on black; palettes and CMYK become RGB. Images with
-    more than 8 bits per value, gray or in colour, are scaled so that their brightest value becomes
-    255, because MR intensities have no unit. Of several frames or pages the first counts. `admit`
-    is called with width and height before there are pixels, and refuses by an exception of its own.
-    So may the files that `reader` makes of the bytes, from which Pillow reads.
+    more than 8 bits per value (also negative or floating point) are scaled from their percentiles
+    0.5 and 99.5 to 0 and 255, all channels alike, because MR intensities have no unit. A 16-bit PNG
+    that `alexmri slices` has scaled is taken as it is. With `preprocessing` BY_BRIGHTEST, 0 stays 0
+    and the brightest value becomes 255. Of several frames or pages the first counts. `admit` is
+    called with width and height before there are pixels, and refuses by an exception of its own. So
+    may the files that `reader` makes of the bytes, from which Pillow reads.
 
     Raises:
-        UserError: not an image in one of FORMATS, truncated, too large, or floating point.
+        UserError: not an image in one of FORMATS, truncated, too large, or with values that are no
+            numbers; with BY_BRIGHTEST, floating-point or negative values.
     """
     name = str(source) if isinstance(source, Path) else "the image"
     # Pillow decodes some TIFF files differently by name: bytes are the one door.
@@ -119,7 +136,8 @@ def read_picture(
                 )
             if admit is not None:
                 admit(width, height)
-            return _upright(_to_eight_bit(image, lambda: reader(data), name), image)
+            eight_bit = _to_eight_bit(image, lambda: reader(data), name, preprocessing)
+            return _upright(eight_bit, image)
     except FAULTS as error:
         raise UserError(
             f"{name} cannot be read as an image: {_reason(error, name, data)}"
@@ -169,15 +187,13 @@ def _upright(decoded: Image.Image, image: Image.Image) -> Image.Image:
 
 
 def _to_eight_bit(
-    image: ImageFile.ImageFile, reopened: Callable[[], io.BytesIO], name: str
+    image: ImageFile.ImageFile, reopened: Callable[[], io.BytesIO], name: str, preprocessing: str
 ) -> Image.Image:
     """Load an opened image and return it in mode L or RGB."""
-    if image.mode == "F":
-        raise UserError(f"{name} has floating-point pixels; save it with 8 or 16 bits per pixel")
     if layout := _cut_to_8_bits(image, name):
-        return _wide_colour(image, reopened, layout)
-    if image.mode.startswith("I"):
-        return _wide_gray(image, name)
+        return _wide_colour(image, reopened, layout, preprocessing)
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _wide_gray(image, name, preprocessing)
     image.load()
     if image.has_transparency_data:
         return _on_black(image)
@@ -200,34 +216,46 @@ def _on_black(image: Image.Image) -> Image.Image:
     return flat
 
 
-def _wide_gray(image: ImageFile.ImageFile, name: str) -> Image.Image:
-    """Scale a gray image with 16 or 32 bits per pixel."""
+def _wide_gray(image: ImageFile.ImageFile, name: str, preprocessing: str) -> Image.Image:
+    """Scale a gray image with 16 or 32 bits per pixel, whole numbers or floating point."""
+    if preprocessing == BY_BRIGHTEST and image.mode == "F":
+        raise UserError(f"{name} has floating-point pixels; save it with 8 or 16 bits per pixel")
     layout = _layout(image)
     if image.tile and image.tile[0].codec_name == "libtiff" and layout in SWAPPED:
         # libtiff gives this machine's order of bytes; Pillow takes it for that of the file.
         layout = SWAPPED[layout]
-    values: NDArray[np.integer] = _loaded_as(image, image.mode, layout)
+    values: NDArray[Any] = _loaded_as(image, image.mode, layout)
     tags = getattr(image, "tag_v2", {})
-    if values.dtype.itemsize == 4 and tags.get(SAMPLE_FORMAT, (UNSIGNED,))[0] == UNSIGNED:
+    is_unsigned = tags.get(SAMPLE_FORMAT, (UNSIGNED,))[0] == UNSIGNED
+    if values.dtype == np.int32 and is_unsigned:
         values = values.view(np.uint32)
-    if int(values.min()) < 0:
-        raise UserError(f"{name} has negative pixels; save it with 8 or 16 bits per pixel")
-    if values.dtype.itemsize == 2 and tags.get(PHOTOMETRIC) == 0:
-        # Pillow inverts 8 bits where 0 is white, not 16; of these often 12 are used.
-        values = values.max() - values
+    white_is_0 = tags.get(PHOTOMETRIC) == 0
+    if preprocessing == BY_BRIGHTEST:
+        if int(values.min()) < 0:
+            raise UserError(f"{name} has negative pixels; save it with 8 or 16 bits per pixel")
+        white_is_0 = white_is_0 and values.dtype.itemsize == 2
+    elif values.dtype.kind == "f" and (strange := _count_strange(values)):
+        raise UserError(
+            f"{name} has {strange} pixels that are no finite numbers (NaN or infinite); replace"
+            " them, for example by 0"
+        )
+    if white_is_0:
+        # Pillow inverts 8 bits where 0 is white, not more; of 16 often 12 are used.
+        wide = values if values.dtype.kind in "fu" else values.astype(np.int64)
+        values = wide.max() - wide
     if "transparency" in image.info:
         values = np.where(values == image.info["transparency"], 0, values).astype(values.dtype)
-    max_value = int(values.max())
-    if max_value < 2**16:
-        # A table of the values there may be: the same numbers, in a tenth of the memory.
-        return Image.fromarray(_scaled_to_255(np.arange(max_value + 1), max_value)[values])
-    return Image.fromarray(_scaled_to_255(values, max_value))
+    if preprocessing == BY_BRIGHTEST:
+        bounds: Bounds = (0, float(values.max()))
+    elif image.info.get(SCALED_KEY) == SCALED:
+        bounds = (0, 2**16 - 1)
+    else:
+        bounds = percentile_bounds(values)
+    return Image.fromarray(scale(values, bounds))
 
 
-def _scaled_to_255(values: NDArray[np.integer], max_value: int) -> Pixels:
-    scaled = values * (255 / max(max_value, 1))
-    eight_bit: Pixels = np.rint(scaled, out=scaled).astype(np.uint8)
-    return eight_bit
+def _count_strange(values: NDArray[Any]) -> int:
+    return values.size - int(np.count_nonzero(np.isfinite(values)))
 
 
 def _layout(image: ImageFile.ImageFile) -> str:
@@ -255,9 +283,12 @@ def _cut_to_8_bits(image: ImageFile.ImageFile, name: str) -> str | None:
 
 
 def _wide_colour(
-    image: ImageFile.ImageFile, reopened: Callable[[], io.BytesIO], layout: str
+    image: ImageFile.ImageFile,
+    reopened: Callable[[], io.BytesIO],
+    layout: str,
+    preprocessing: str,
 ) -> Image.Image:
-    """Scale an image of several channels with 16 bits each, by the brightest of them.
+    """Scale an image of several channels with 16 bits each, all channels alike.
 
     Pillow keeps the higher byte of each value; told that the bytes come the other way round, it
     keeps the lower one.
@@ -288,8 +319,12 @@ def _wide_colour(
                 values[(values == transparent).all(axis=2)] = 0
             yield rows, values
 
-    max_value = max(int(values.max()) for _, values in blocks())
-    table = _scaled_to_255(np.arange(max_value + 1), max_value)
+    if preprocessing == BY_BRIGHTEST:
+        bounds: Bounds = (0, max(float(values.max()) for _, values in blocks()))
+    else:
+        counts_V = sum(np.bincount(values.reshape(-1), minlength=2**16) for _, values in blocks())
+        bounds = percentile_bounds_of_counts(np.asarray(counts_V))
+    table = scale(np.arange(2**16), bounds)
     channels = high_HWC.shape[2] - (high_HWC.shape[2] in (2, 4))
     eight_bit = np.empty((*high_HWC.shape[:2], channels), dtype=np.uint8)
     for rows, values in blocks():

@@ -61,6 +61,7 @@ def evaluate_folder(
         folder,
         image_size=bundle.image_size,
         channels=bundle.channels,
+        preprocessing=bundle.preprocessing,
         workers=workers,
         terminal=terminal,
         bad_images="list" if on_bad_image == "skip" else "fail",
@@ -88,7 +89,9 @@ def evaluate_folder(
     predictions = _predict(predictor, folder, groups, cache)
     compared = None
     if against:
-        compared = _compare_with(against, predictions, folder, groups, cache, workers, terminal)
+        same_pixels = _kind_of_pixels(bundle) == _kind_of_pixels(against.bundle)
+        known = cache if same_pixels else None
+        compared = _compare_with(against, predictions, folder, groups, known, workers, terminal)
     trained_on = _trained_on(bundle, folder, cache, terminal, "the model")
     counts = Counter(image.label for image in folder.images)
     subjects = None
@@ -180,17 +183,21 @@ def _compare_with(
     predictions: Predictions,
     folder: Folder,
     groups: Subjects | None,
-    cache: DecodedCache,
+    cache: DecodedCache | None,
     workers: int,
     terminal: Terminal,
 ) -> dict[str, Any]:
-    """Return what evaluation.json says of the other model, on the images that were measured."""
+    """Return what evaluation.json says of the other model, on the images that were measured.
+
+    `cache` is None where that model takes other pixels.
+    """
     other = against.bundle
-    if cache.pixels_NCHW.shape[1:] != (other.channels, other.image_size, other.image_size):
+    if cache is None:
         cache = open_cache(
             folder,
             image_size=other.image_size,
             channels=other.channels,
+            preprocessing=other.preprocessing,
             workers=workers,
             terminal=terminal,
         )
@@ -199,6 +206,10 @@ def _compare_with(
         **_trained_on(other, folder, cache, terminal, "the other model"),
         **compare(predictions, _predict(against, folder, groups, cache)),
     }
+
+
+def _kind_of_pixels(bundle: Bundle) -> tuple[str, int, int]:
+    return bundle.preprocessing, bundle.channels, bundle.image_size
 
 
 def _trained_on(

@@ -33,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from alexmri.data.pixels import PREPROCESSING, Pixels
+from alexmri.data.pixels import PREPROCESSING, PREPROCESSINGS, Pixels
 from alexmri.errors import UserError
 from alexmri.files import (
     appearing,
@@ -133,6 +133,11 @@ class Bundle:
     @property
     def channels(self) -> int:
         return int(self.document["preprocessing"]["channels"])
+
+    @property
+    def preprocessing(self) -> str:
+        """How images become pixels: one of PREPROCESSINGS."""
+        return str(self.document["preprocessing"]["name"])
 
     @property
     def temperature(self) -> float:
@@ -252,9 +257,10 @@ def _checked(folder: Path, document: Mapping[str, Any]) -> _ModelJson:
         )
     preprocessing = document.get("preprocessing")
     name = preprocessing.get("name") if isinstance(preprocessing, dict) else None
-    if name is not None and name != PREPROCESSING:
+    if name is not None and name not in PREPROCESSINGS:
         raise UserError(
-            f"{folder} was trained with preprocessing {name}; this version has {PREPROCESSING}"
+            f"{folder} was trained with preprocessing {name}; this version has"
+            f" {' and '.join(PREPROCESSINGS)}"
         )
     try:
         return _ModelJson.model_validate(document)

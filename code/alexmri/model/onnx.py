@@ -50,12 +50,13 @@ def export_onnx(
     classes: Sequence[str],
     temperature: float,
     pixels_NCHW: Pixels,
+    preprocessing: str = PREPROCESSING,
 ) -> None:
     """Write `network` to `path`; the file appears once it agrees with PyTorch about `pixels_NCHW`.
 
     `network` is on the CPU in evaluation mode; `pixels_NCHW` (N, channels, size, size) are `uint8`
     images as it takes them, N >= 1. Both are asked in batches of 1, 3 and 64 images, repeated where
-    there are fewer.
+    there are fewer. `preprocessing` is how they were made, for those who use the file.
 
     Raises:
         UserError: a package is not installed, or onnxruntime and PyTorch disagree.
@@ -74,7 +75,7 @@ def export_onnx(
     )
     assert program is not None  # noqa: S101 - without `f` there always is one
     program.model.metadata_props.update(
-        classes=json.dumps(list(classes)), preprocessing=PREPROCESSING
+        classes=json.dumps(list(classes)), preprocessing=preprocessing
     )
     for node in program.model.graph:
         # The exporter notes the lines of Python behind each node, with the paths of this machine.

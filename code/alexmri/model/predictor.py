@@ -68,7 +68,13 @@ class Predictor:
         Raises:
             UserError: it cannot be read, as by `decode`.
         """
-        return decode(source, image_size=self.bundle.image_size, channels=self.bundle.channels)
+        bundle = self.bundle
+        return decode(
+            source,
+            image_size=bundle.image_size,
+            channels=bundle.channels,
+            preprocessing=bundle.preprocessing,
+        )
 
     def logits(self, pixels_NCHW: PixelRows) -> NDArray[np.float32]:
         """Return the network's logits (N, K) of `uint8` images, before calibration."""

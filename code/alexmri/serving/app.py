@@ -191,6 +191,7 @@ def invoke(app: Flask, engine: Engine) -> tuple[Answer, str]:
             budget,
             image_size=bundle.image_size,
             channels=bundle.channels,
+            preprocessing=bundle.preprocessing,
             tolerated=tolerated,
         )
     if len(pixels_NCHW):

@@ -14,7 +14,7 @@ from types import TracebackType
 import numpy as np
 from PIL import Image
 
-from alexmri.data.pixels import Pixels, decode, fit
+from alexmri.data.pixels import PREPROCESSING, Pixels, decode, fit
 from alexmri.errors import UserError
 from alexmri.serving.arrays import MAX_IMAGES, NPY_MAGIC, check_count, from_npy
 from alexmri.serving.records import Record, from_form, from_json, from_lines
@@ -251,6 +251,7 @@ def to_pixels(
     *,
     image_size: int,
     channels: int,
+    preprocessing: str = PREPROCESSING,
     tolerated: Container[int] = (),
 ) -> tuple[Pixels, list[RequestError | None]]:
     """Return the good images as `uint8` (N, C, S, S), and for every record its error or None.
@@ -263,7 +264,7 @@ def to_pixels(
     for number, record in enumerate(records, start=1):
         budget.check_time()
         try:
-            pixels.append(_decode(record, budget, image_size, channels))
+            pixels.append(_decode(record, budget, image_size, channels, preprocessing))
             errors.append(None)
         except RequestError as error:
             if len(records) > 1:
@@ -276,7 +277,9 @@ def to_pixels(
     return np.stack(pixels), errors
 
 
-def _decode(record: Record, budget: PixelBudget, image_size: int, channels: int) -> Pixels:
+def _decode(
+    record: Record, budget: PixelBudget, image_size: int, channels: int, preprocessing: str
+) -> Pixels:
     if isinstance(record, RequestError):
         raise record
     if isinstance(record, np.ndarray):
@@ -292,6 +295,7 @@ def _decode(record: Record, budget: PixelBudget, image_size: int, channels: int)
             channels=channels,
             admit=budget.take,
             reader=budget.reader,
+            preprocessing=preprocessing,
         )
     except UserError as error:
         raise unreadable(str(error)) from None
