@@ -129,7 +129,7 @@ def test_a_model_of_the_version_before_scales_16_bits_as_it_has_learned(tmp_path
     values[16, 16] = 60_000
     slice_16 = io.BytesIO()
     Image.fromarray(values).save(slice_16, "PNG")
-    assert np.median(Predictor.load(folder).pixels(slice_16.getvalue())) == 127
+    assert 126 <= np.median(Predictor.load(folder).pixels(slice_16.getvalue())) <= 128
     document["preprocessing"]["name"] = "alexmri.pixels/1"
     del document["checksum"]  # version 0.1.0 wrote none
     (folder / "model.json").write_text(json.dumps(document))

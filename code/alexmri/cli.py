@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from alexmri.aws.cli import aws
-from alexmri.commands.data import audit, demo_data
+from alexmri.commands.data import audit, demo_data, slices
 from alexmri.commands.model import evaluate, export, predict, serve
 from alexmri.commands.training import config, crossval, train
 from alexmri.errors import UserError
@@ -27,7 +27,7 @@ def cli() -> None:
 
 
 for command in (
-    *(demo_data, audit, train, crossval, config),
+    *(demo_data, slices, audit, train, crossval, config),
     *(evaluate, predict, export, serve, aws),
 ):
     cli.add_command(command)

@@ -26,6 +26,8 @@ SWITCHES = {
     "ALEXMRI_CACHE_DIR": "folder for decoded images (default: ~/.cache/alexmri)",
     "ALEXMRI_CACHE_GB": "how much decoded images may take there; those used least recently go"
     " (default: 20, or a tenth of the disk where that is less)",
+    "ALEXMRI_SUBJECT_SALT": "secret by which `slices` hashes PatientID (default: one of this user's"
+    " own, in ~/.config/alexmri/subject-salt)",
     "ALEXMRI_DEMO_DATA": "1: `train` makes demo data where the data folder is empty",
     "ALEXMRI_STOP_GRACE_SECONDS": "how long a stopped `train` waits for the platform to fetch"
     " checkpoints (default: 10 where the folder was there before, else 0)",

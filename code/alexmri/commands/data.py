@@ -1,13 +1,29 @@
-"""`alexmri demo-data, audit`: what is done with images before a training."""
+"""`alexmri demo-data, slices, audit`: what is done with images before a training."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
+from alexmri.errors import UserError
 from alexmri.options import read_settings, settings_options
 
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+class Millimetres(click.ParamType[float]):
+    """A length: `2`, `2mm` or `2 mm`."""
+
+    name = "mm"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        try:
+            return float(str(value).lower().removesuffix("mm"))
+        except ValueError:
+            self.fail(f"{value!r} is no length; write it as in '2 mm'", param, ctx)
+
+
+MILLIMETRES = Millimetres()
 
 
 @click.command("demo-data")
@@ -64,3 +80,126 @@ def audit(
             html_file, render_audit(found.document, found.paths, title=f"Audit of {data.name}")
         )
     show_audit(found.document)
+
+
+@click.command()
+@click.argument("scans", type=EXISTING_FOLDER)
+@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--plane",
+    type=click.Choice(["axial", "coronal", "sagittal"]),
+    default="axial",
+    show_default=True,
+    help="plane of the slices",
+)
+@click.option("--every", "every_mm", type=MILLIMETRES, help="distance between slices, as in '2 mm'")
+@click.option("--center", type=click.IntRange(min=1), help="only so many slices around the middle")
+@click.option(
+    "--spacing", "spacing_mm", type=MILLIMETRES, help="side of a pixel (default: the finest)"
+)
+@click.option(
+    "--percentiles",
+    type=(float, float),
+    help="of all voxels of a volume, what becomes black and white (default: 0.5 99.5)",
+)
+@click.option("--window", type=(float, float), help="center and width, in the unit of the scan")
+@click.option("--voi-lut", is_flag=True, help="the window that the scan itself names")
+@click.option("--bits", type=click.Choice(["8", "16"]), default="8", show_default=True)
+@click.option("--include", help="only files whose path matches, as in '*_T1w.nii.gz'")
+@click.option(
+    "--labels",
+    "labels_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="CSV or TSV file with the class of each scan (default: a folder per class)",
+)
+@click.option("--label-column", help="its column of classes")
+@click.option("--id-column", help="its column that names scans (default: participant_id, ID, …)")
+@click.option("--label-map", help="classes by value, as in 0=NonDemented,0.5=VeryMildDemented")
+@click.option("--workers", type=click.IntRange(min=1), help="processes (default: one per core)")
+def slices(
+    scans: Path,
+    out: Path,
+    plane: Any,
+    every_mm: float | None,
+    center: int | None,
+    spacing_mm: float | None,
+    percentiles: tuple[float, float] | None,
+    window: tuple[float, float] | None,
+    voi_lut: bool,
+    bits: str,
+    include: str | None,
+    labels_file: Path | None,
+    label_column: str | None,
+    id_column: str | None,
+    label_map: str | None,
+    workers: int | None,
+) -> None:
+    """Cut the DICOM series and NIfTI files below SCANS into slices that `train` takes, in OUT.
+
+    The same command again goes on where it was interrupted. See docs/scans.md.
+    """
+    if sum((percentiles is not None, window is not None, voi_lut)) > 1:
+        raise UserError("--percentiles, --window and --voi-lut exclude one another; pass one")
+    if (labels_file is None) != (label_column is None):
+        raise UserError("--labels FILE and --label-column COLUMN belong together")
+    if labels_file is None and (id_column or label_map):
+        raise UserError("--id-column and --label-map belong to --labels FILE")
+    mapping = _mapping(label_map or "")
+    from pydantic import ValidationError
+
+    from alexmri.contract.resources import cpu_cores
+    from alexmri.data.scan_labels import read_table
+    from alexmri.data.slicing import Slicing
+    from alexmri.data.write_slices import write_slices
+    from alexmri.terminal import choose_terminal
+
+    chosen: dict[str, Any] = {"percentiles": percentiles} if percentiles else {}
+    if window:
+        chosen = {"intensity": "window", "window": window}
+    elif voi_lut:
+        chosen = {"intensity": "voi"}
+    try:
+        slicing = Slicing(
+            plane=plane,
+            every_mm=every_mm,
+            center=center,
+            spacing_mm=spacing_mm,
+            bits=16 if bits == "16" else 8,
+            **chosen,
+        )
+    except ValidationError as error:
+        raise UserError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+    table = None
+    if labels_file and label_column:
+        table = read_table(
+            labels_file, label_column=label_column, id_column=id_column, mapping=mapping
+        )
+    written = write_slices(
+        scans,
+        out,
+        slicing,
+        table=table,
+        include=include,
+        workers=workers or cpu_cores(),
+        terminal=choose_terminal(),
+    )
+    click.echo(f"{out} holds {written.slices} slices of {written.scans} scans")
+    if faults := written.unreadable:
+        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise UserError(
+            f"{len(faults)} scans could not be used: {'; '.join(faults[:5])}{more}. Mend or remove"
+            f" them and run the same command again, or train on what is in {out}"
+        )
+
+
+def _mapping(text: str) -> dict[str, str]:
+    """Return value -> class of `0=NonDemented,0.5=VeryMildDemented`."""
+    mapping: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        value, equals, name = (each.strip() for each in part.partition("="))
+        if not (value and equals and name) or "/" in name or name.startswith("."):
+            raise UserError(f"--label-map has {part!r}; write VALUE=CLASS,VALUE=CLASS")
+        if value in mapping:
+            raise UserError(f"--label-map names the value {value!r} twice")
+        mapping[value] = name
+    return mapping

@@ -15,6 +15,7 @@ from alexmri.data.decode import shortened
 from alexmri.data.folders import Folder, discover_channels
 from alexmri.data.nearest import unit_vectors
 from alexmri.data.pixels import PixelRows, Pixels
+from alexmri.data.slicing import Slicing, read_slicing
 from alexmri.data.split import (
     SPLITS,
     Fold,
@@ -64,7 +65,8 @@ class Part:
 class Dataset:
     """All images of a run in a fixed order, with who is on them and where each belongs.
 
-    `synthetic` is true where alexmri itself has drawn images of it.
+    `synthetic` is true where alexmri itself has drawn images of it. `slicing` is how `alexmri
+    slices` has cut them, None for other images.
     """
 
     folder: Folder
@@ -72,6 +74,7 @@ class Dataset:
     cache: DecodedCache
     split: Split
     synthetic: bool = False
+    slicing: Slicing | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -232,7 +235,19 @@ def load_dataset(
                 f"{folder.root} has too few images: none of its {len(folder.images)} is left for"
                 f" {name}; add more"
             )
-    return Dataset(folder, groups, cache, split, synthetic)
+    return Dataset(folder, groups, cache, split, synthetic, _slicing(channels))
+
+
+def _slicing(channels: Mapping[str, Path]) -> Slicing | None:
+    """Return how `alexmri slices` has cut the images; UserError where folders differ in it."""
+    found = {name: read_slicing(folder) for name, folder in channels.items()}
+    first = next(iter(found.values()))
+    if other := next((name for name, slicing in found.items() if slicing != first), None):
+        raise UserError(
+            f"the slices in {channels[next(iter(found))]} and {channels[other]} were not made in"
+            " the same way (slices.json); make them anew with the same options of alexmri slices"
+        )
+    return first
 
 
 def unknown_subjects(folder: Folder, subjects: Subjects | None) -> list[str]:

@@ -136,10 +136,10 @@ def _pool(workers: int, images: int) -> Executor:
         return ThreadPoolExecutor(workers)
     # A fork would copy the locks of torch's threads as they happen to stand.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, context, initializer=_stay_with_parent)
+    return ProcessPoolExecutor(workers, context, initializer=stay_with_parent)
 
 
-def _stay_with_parent() -> None:
+def stay_with_parent() -> None:
     """Leave Ctrl-C to the parent, and do not outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()

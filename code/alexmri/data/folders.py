@@ -359,7 +359,7 @@ def _no_images(folder: Path, others: Counter[str]) -> str:
 def _reason(kinds: Iterable[str]) -> str:
     """Say what to do with files that are not read."""
     if SCAN_SUFFIXES.intersection(kinds):
-        return "scans are not read; convert their slices to PNG"
+        return "scans are not trained on; `alexmri slices` cuts them into slices"
     return "only JPEG, PNG, BMP, TIFF and WebP are read; convert them to PNG"
 
 

@@ -12,6 +12,8 @@ from alexmri.errors import UserError
 
 # From this share of fitting names on, the others are strays; below it the pattern is not believed.
 MIN_FITTING_SHARE = 0.95
+# Found beside the class folders it is used: `alexmri slices` writes it.
+GROUPS_FILE = "groups.csv"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class Subjects:
 def find_subjects(
     images: Sequence[ImageFile], root: Path, *, regex: str | None, csv_file: str | None
 ) -> Subjects | None:
-    """Return who is on each image: by CSV if given, else by regex if given, else by file names.
+    """Return who is on each image: by CSV if given, by regex if given, by groups.csv, or by names.
 
     Returns None where neither is given and the names of the images follow no known pattern. A few
     names that do not fit it are strays. A stray with the same bytes as another image shows the
@@ -87,6 +89,8 @@ def find_subjects(
         return _by_csv(images, root, csv_file)
     if regex:
         return _by_regex(images, regex)
+    if (root / GROUPS_FILE).is_file():
+        return _by_csv(images, root, str(root / GROUPS_FILE))
     return _by_name(images)
 
 

@@ -2,8 +2,9 @@
 
     model.safetensors   the weights
     model.json          schema alexmri.model/1: architecture, classes, preprocessing, temperature,
-                        settings, split, fingerprints, metrics, checksums of the other files, and
-                        its own (`checksum`, over the rest; version 0.1.0 wrote none)
+                        settings, split, how scans were cut (`slicing`), fingerprints, metrics,
+                        checksums of the other files, and its own (`checksum`, over the rest;
+                        version 0.1.0 wrote none)
     golden.npz          a few made-up inputs and the logits the network gave for them
     ood.safetensors     what training slices look like, to find images that are unusual (see
                         model/ood.py); absent from a training that stopped early. Version 0.1.0
@@ -34,6 +35,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from alexmri.data.pixels import PREPROCESSING, PREPROCESSINGS, Pixels
+from alexmri.data.slicing import UNSTATED, Slicing
 from alexmri.errors import UserError
 from alexmri.files import (
     appearing,
@@ -103,6 +105,7 @@ class _ModelJson(_Strict):
     data: _Data = _Data()
     code: dict[str, Any] = {}
     leak_probe: dict[str, Any] = {}
+    slicing: Slicing | None = None
     metrics: dict[str, Any] = {}
 
 
@@ -140,6 +143,12 @@ class Bundle:
         return str(self.document["preprocessing"]["name"])
 
     @property
+    def slicing(self) -> Slicing:
+        """How volumes are cut into slices like those of the training; UNSTATED without such."""
+        stored = self.document.get("slicing")
+        return UNSTATED if stored is None else Slicing.model_validate(stored)
+
+    @property
     def temperature(self) -> float:
         return float(self.document["temperature"])
 
@@ -166,7 +175,7 @@ def save_bundle(
 ) -> None:
     """Write the model directory; model.json comes last, so where it stands the rest is whole.
 
-    `facts` (settings, split, data, code, metrics) are stored in model.json as they are.
+    `facts` (settings, split, data, code, slicing, metrics) are stored in model.json as they are.
     `training_images` are the SHA-256 of the training images' files. `also`
     names files that stand in `folder` already and belong to the model. What an earlier model left
     there and this one does not have is removed.

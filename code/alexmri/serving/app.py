@@ -31,6 +31,7 @@ from alexmri.serving.decode import (
 from alexmri.serving.engine import Engine, Predictions
 from alexmri.serving.request_error import RequestError, bad_request, too_large
 from alexmri.serving.responses import Answer, choose_type
+from alexmri.serving.scans import expand
 from alexmri.serving.schemas import ACCEPT_TYPES, ExecutionParameters, Info, Limits, openapi
 
 # Requests that may hold a thread; gunicorn_config has more threads, for /ping and refusals.
@@ -186,6 +187,7 @@ def invoke(app: Flask, engine: Engine) -> tuple[Answer, str]:
             if error.status not in tolerated:
                 raise
             records = [error]
+        records, sources = expand(records, budget, bundle.slicing)
         pixels_NCHW, errors = to_pixels(
             records,
             budget,
@@ -204,6 +206,7 @@ def invoke(app: Flask, engine: Engine) -> tuple[Answer, str]:
         classes=bundle.classes,
         predictions=predictions,
         errors=errors,
+        sources=sources,
         overlays=engine.explain(pixels_NCHW, predictions, deadline) if explained else (),
     )
     return answer, media
@@ -272,6 +275,7 @@ def info_of(engine: Engine) -> Info:
         model_version=predictor.bundle.version,
         image_size=predictor.bundle.image_size,
         channels=predictor.bundle.channels,
+        slicing=predictor.bundle.slicing.model_dump(mode="json"),
         trained_on=data.get("counts", {}).get("train"),
         synthetic=bool(data.get("synthetic")),
         intended_use=document["intended_use"],

@@ -5,6 +5,7 @@ is ever written to a disk.
 """
 
 import io
+import math
 import re
 import threading
 import time
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from alexmri.data.pixels import PREPROCESSING, Pixels, decode, fit
+from alexmri.data.scans import is_scan
 from alexmri.errors import UserError
 from alexmri.serving.arrays import MAX_IMAGES, NPY_MAGIC, check_count, from_npy
 from alexmri.serving.records import Record, from_form, from_json, from_lines
@@ -58,17 +60,21 @@ IMAGE_TYPES = (
     "application/x-image",
     "application/octet-stream",
 )
+SCAN_TYPES = ("application/dicom", "application/x-nifti")
 NPY_TYPE = "application/x-npy"
 JSON_TYPE = "application/json"
 LINES_TYPE = "application/jsonlines"
 FORM_TYPE = "multipart/form-data"
-CONTENT_TYPES = (*IMAGE_TYPES, NPY_TYPE, JSON_TYPE, LINES_TYPE, FORM_TYPE)
+CONTENT_TYPES = (*IMAGE_TYPES, *SCAN_TYPES, NPY_TYPE, JSON_TYPE, LINES_TYPE, FORM_TYPE)
 # Other names that clients send, beside every image/*. The bytes say what these hold.
 BYTES_TYPES = {
     "application/x-image",
     "application/octet-stream",
     "binary/octet-stream",
     "file-path/raw-bytes",
+    *SCAN_TYPES,
+    "application/gzip",
+    "application/x-gzip",
 }
 # What a client sends that was not told a type: requests.post(data=bytes), curl --data-binary.
 UNSTATED_TYPES = {"", "application/x-www-form-urlencoded"}
@@ -129,6 +135,22 @@ class PixelBudget:
                 " decoded for one request"
             )
         self._taken += width * height
+        if self._taken > MANY_PIXELS:
+            self.be_alone()
+
+    def take_volume(self, *sides: int) -> None:
+        """Count the voxels of a scan.
+
+        Raises:
+            RequestError: 413 it has too many, alone or with what came before it; 503 as `take`.
+        """
+        voxels = math.prod(sides)
+        if self._taken + voxels > MAX_PIXELS:
+            raise too_large(
+                f"the scan has {' x '.join(map(str, sides))} voxels; at most"
+                f" {MAX_PIXELS // 10**6} million are read for one request"
+            )
+        self._taken += voxels
         if self._taken > MANY_PIXELS:
             self.be_alone()
 
@@ -231,7 +253,7 @@ def _kind_of(content_type: str, body: bytes) -> str:
     if media.startswith("image/") or media in BYTES_TYPES | UNSTATED_TYPES:
         if body.startswith(NPY_MAGIC):
             return NPY_TYPE
-        if IMAGE_STARTS.match(body):
+        if IMAGE_STARTS.match(body) or is_scan(body):
             return ""
         if JSON_START.match(body):
             return JSON_TYPE

@@ -6,14 +6,17 @@ import functools
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
+from alexmri.data.slicing import as_png
 from alexmri.serving.engine import Predictions
 from alexmri.serving.request_error import RequestError
+from alexmri.serving.scans import Source
 from alexmri.serving.schemas import (
     ACCEPT_TYPES,
     CSV,
@@ -22,6 +25,7 @@ from alexmri.serving.schemas import (
     ErrorDocument,
     InvocationAnswer,
     Prediction,
+    SliceSource,
     Subject,
 )
 
@@ -35,6 +39,8 @@ class Answer:
     classes: Sequence[str]
     predictions: Predictions
     errors: Sequence[RequestError | None]
+    sources: Sequence[Source] = ()
+    """Where each record is from, where one of them is a scan."""
     overlays: Sequence[bytes] = ()
     """A PNG for each row of the predictions, where they were asked for."""
 
@@ -72,22 +78,37 @@ class Answer:
         """Return one model per record, in their order."""
         rows = iter(range(len(self.predictions.probabilities_NK)))
         return [
-            self._prediction(next(rows))
+            self._prediction(next(rows), number)
             if error is None
             else ErrorDocument.model_validate(error.document(self.request_id))
-            for error in self.errors
+            for number, error in enumerate(self.errors)
         ]
 
-    def _prediction(self, row: int) -> Prediction:
+    def _prediction(self, row: int, number: int) -> Prediction:
         row_K, ood_N = self.predictions.probabilities_NK[row], self.predictions.ood_percentile_N
-        overlay = (
-            {"gradcam_png": base64.b64encode(self.overlays[row]).decode()} if self.overlays else {}
-        )
+        more: dict[str, Any] = {}
+        if self.overlays:
+            more["gradcam_png"] = base64.b64encode(self.overlays[row]).decode()
+        if self.sources:
+            more["source"] = self._source(self.sources[number])
         return Prediction(
             label=self.classes[int(row_K.argmax())],
             probabilities=_ranked(self.classes, row_K),
             ood_percentile=None if ood_N is None else float(ood_N[row]),
-            **overlay,
+            **more,
+        )
+
+    def _source(self, source: Source) -> SliceSource:
+        pixels_HW = source.pixels_HW
+        if pixels_HW is None:
+            return SliceSource(file=source.file)
+        png = {"png": base64.b64encode(as_png(pixels_HW)).decode()} if self.overlays else {}
+        return SliceSource(
+            file=source.file,
+            plane=source.plane,
+            index=source.index,
+            position_mm=source.position_mm,
+            **png,
         )
 
     def _subject(self) -> Subject | None:

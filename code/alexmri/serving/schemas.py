@@ -87,6 +87,21 @@ class ErrorDocument(_Model):
     error: Error
 
 
+class SliceSource(_Model):
+    """Which file of the request (from 0) an image is from, and which slice of a scan.
+
+    The index counts from 0 at the foot, back or left end; the position is from the middle.
+    """
+
+    file: Annotated[int, Field(ge=0)]
+    plane: str | None = None
+    index: int | None = None
+    position_mm: float | None = None
+    png: Annotated[
+        Base64 | None, Field(description="the slice itself; only with explain=gradcam")
+    ] = None
+
+
 class Prediction(_Model):
     """What the model says about one image."""
 
@@ -102,6 +117,9 @@ class Prediction(_Model):
     gradcam_png: Annotated[
         Base64 | None,
         Field(None, description="where the label was seen; only with explain=gradcam"),
+    ]
+    source: Annotated[
+        SliceSource | None, Field(None, description="only where the request holds a scan")
     ]
 
 
@@ -121,7 +139,10 @@ class InvocationAnswer(_Model):
     request_id: str
     predictions: Annotated[
         list[Prediction | ErrorDocument],
-        Field(description="one per image, in their order; an error only in a batch transform"),
+        Field(
+            description="one per image or slice of a scan, in their order; an error only in a batch"
+            " transform"
+        ),
     ]
     subject: Annotated[Subject | None, Field(description="null where there is one image")]
 
@@ -148,6 +169,7 @@ class Info(BaseModel):
     image_size: Annotated[int, Field(ge=32)]
     channels: Literal[1, 3]
     trained_on: Annotated[dict[str, int] | None, Field(description="class -> training images")]
+    slicing: Annotated[Any, Field(description="how scans are cut into slices")]
     synthetic: Annotated[bool, Field(description="whether alexmri has drawn the training images")]
     intended_use: str
     card: Annotated[str, Field(description="the model card as Markdown")]
@@ -198,7 +220,7 @@ ROUTES = (
     Route(
         "post",
         "/invocations",
-        "Classify one slice, or the slices of one subject",
+        "Classify one slice, the slices of one subject, or a scan (DICOM, NIfTI)",
         {
             200: InvocationAnswer,
             **dict.fromkeys((400, 406, 408, 413, 415, 422, 429, 500, 503), ErrorDocument),

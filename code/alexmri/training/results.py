@@ -183,6 +183,7 @@ def write_model(
             "best_epoch": facts["best_epoch"],
             "epochs_trained": len(facts["history"]),
             "leak_probe": facts["leak_probe"],
+            "slicing": dataset.slicing.model_dump(mode="json") if dataset.slicing else None,
             "metrics": {"validation": facts["validation"], "test": facts["test"]},
         },
         card=model_card(facts),

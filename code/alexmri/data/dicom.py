@@ -1,0 +1,465 @@
+"""Read a series of DICOM files into one volume: limits first, then pixels.
+
+Decoders: pydicom's own for uncompressed and RLE, openjpeg for JPEG 2000, GDCM for JPEG, JPEG
+Lossless and JPEG-LS. No tag leaves this module but the identifiers in `Identity`.
+"""
+
+import io
+import re
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alexmri.data.intensities import Bounds
+from alexmri.data.orientation import MAX_VOXELS, Admit, canonical, refuse_strange
+from alexmri.data.slicing import NotAScanError, Volume
+from alexmri.errors import UserError
+
+MARK_AT, MARK = 128, b"DICM"
+# Without the mark, as from very old scanners: a first element of group 2 or 8, in either encoding.
+UNMARKED = re.compile(rb"[\x02\x08]\0.\0(?:[A-Z]{2}|.\0\0\0)", re.DOTALL)
+DEFLATED, PLAIN = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1\0\0\0"
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+# pydicom parses in Python: 3 reads an element, 10 microseconds each.
+MAX_READS = 500_000
+MAX_FUNCTIONAL_GROUPS_BYTES = 16 << 20
+MAX_INFLATED = 1 << 30
+MAX_FRAMES = 20_000
+MAX_SIDE = 16_384
+# pydicom unpacks a run-length encoded frame whatever its size: 64 times as much at most.
+MAX_RLE_FRAME = 8 << 20
+# Slices whose directions differ by less are parallel; places nearer than this (mm) are the same.
+SAME_DIRECTION, SAME_PLACE = 0.02, 0.01
+# Of the distance between slices; more is a missing slice.
+MAX_UNEVENNESS = 0.1
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+NOT_DICOM = "it is no DICOM file: it has no mark DICM, or is damaged from its start"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the header of a file says about where it belongs; empty where it does not."""
+
+    series: str
+    study: str
+    patient: str
+    may_be_burned_in: bool
+
+
+class _Frame(NamedTuple):
+    """One image of a file: how it lies (LPS, mm), and how its values are meant."""
+
+    file: int
+    number: int
+    order: tuple[float, ...]
+    orientation: tuple[float, ...] | None
+    position: tuple[float, ...] | None
+    spacing: tuple[float, float]
+    thickness: float
+    slope: float
+    intercept: float
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether the bytes of a file begin as those of DICOM do."""
+    return data[MARK_AT : MARK_AT + 4] == MARK or UNMARKED.match(data) is not None
+
+
+def identify(data: bytes) -> Identity:
+    """Return where a file belongs.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    with _one_sentence():
+        header = _parse(data, with_pixels=False)
+        burned_in = str(header.get("BurnedInAnnotation") or "").upper()
+        captured = str(header.get("SOPClassUID") or "").startswith(SECONDARY_CAPTURE)
+        return Identity(
+            series=str(header.get("SeriesInstanceUID") or ""),
+            study=str(header.get("StudyInstanceUID") or ""),
+            patient=str(header.get("PatientID") or "").strip(),
+            may_be_burned_in=burned_in == "YES" or (captured and burned_in != "NO"),
+        )
+
+
+def read_series(
+    files: Sequence[Callable[[], bytes]], *, voi: bool = False, admit: Admit | None = None
+) -> Volume:
+    """Return the volume in the files of one series, which may come in any order.
+
+    Each of `files` returns the bytes of a file; it is called twice, and one file is in memory at a
+    time. Rescale slope and intercept are applied. With `voi`, so is the window of each image (VOI
+    LUT); values then go from 0 to 1. Colours become luma. Of several images at one place, as of
+    several echoes or directions, the first is taken. Images that do not say how they lie are
+    stacked as they are, as if their rows ran from the subject's right to the left.
+
+    `admit` is called with the sides of the volume (X, Y, Z) before there are pixels, and refuses by
+    an exception of its own.
+
+    Raises:
+        NotAScanError: it holds no image, or images in several directions.
+        UserError: a file is damaged, or compressed in a way that no decoder here reads; images of
+            several sizes; too many voxels.
+    """
+    frames: list[_Frame] = []
+    shapes: set[tuple[int, int]] = set()
+    for number, file in enumerate(files):
+        with _one_sentence():
+            header = _parse(file(), with_pixels=False)
+            shapes.add(_require_image(header))
+            frames += _frames(header, number)
+            inverted = header.PhotometricInterpretation == "MONOCHROME1"
+        if len(frames) > MAX_FRAMES:
+            raise UserError(f"it has more than {MAX_FRAMES} images")
+    if len(shapes) > 1:
+        sizes = " and ".join(f"{columns} x {rows}" for rows, columns in sorted(shapes)[:2])
+        raise NotAScanError(f"it holds images of several sizes ({sizes})")
+    stack = _stack(frames)
+    rows, columns = shapes.pop()
+    shape = (columns, rows, len(stack.frames))
+    if columns * rows * len(stack.frames) > MAX_VOXELS:
+        raise UserError(
+            f"it has {columns} x {rows} x {len(stack.frames)} voxels; at most"
+            f" {MAX_VOXELS // 10**6} million are read"
+        )
+    if admit is not None:
+        admit(*shape)
+    voxels = np.empty(shape, np.float32)
+    place = {(frame.file, frame.number): k for k, frame in enumerate(stack.frames)}
+    for number, file in enumerate(files):
+        wanted = [frame for frame in stack.frames if frame.file == number]
+        if not wanted:
+            continue
+        with _one_sentence():
+            for frame, values_HW in _decoded(file(), wanted, voi=voi):
+                voxels[:, :, place[number, frame.number]] = values_HW.T
+    refuse_strange(voxels)
+    bounds: Bounds | None = (0.0, 1.0) if voi else None
+    volume = canonical(voxels, stack.affine, stack.notes, uneven=stack.is_uneven)
+    return Volume(
+        volume.voxels_XYZ, volume.spacing_mm, bounds, inverted, volume.uneven, volume.notes
+    )
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Turn whatever pydicom and its decoders say to a damaged file into one sentence."""
+    try:
+        with warnings.catch_warnings():
+            # Of what is unusual in a file, and does no harm.
+            warnings.simplefilter("ignore")
+            yield
+    except UserError:
+        raise
+    except RecursionError:
+        raise UserError("its header is nested too deeply") from None
+    except MemoryError:
+        raise UserError("its images do not fit into memory") from None
+    except Exception as error:
+        text = str(error)
+        if "less than expected" in text or "unexpected end" in text.lower():
+            raise UserError("it ends too early; it was probably not copied whole") from None
+        raise UserError("it is damaged, or no decoder here reads its pixels") from None
+
+
+class _Counted(io.BytesIO):
+    """The bytes of a file, of which pydicom may read so many pieces."""
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        if self.reads > MAX_READS:
+            raise UserError(f"its header has more than {MAX_READS // 3:,} elements")
+        return super().read(size)
+
+
+def _parse(data: bytes, *, with_pixels: bool) -> Any:
+    """Return the header of a file as pydicom's Dataset, and with `with_pixels` all of it."""
+    from pydicom import dcmread
+
+    if not is_dicom(data):
+        raise UserError(NOT_DICOM)
+    return dcmread(_Counted(_inflated(data)), stop_before_pixels=not with_pixels, force=True)
+
+
+def _inflated(data: bytes) -> bytes:
+    """Return a file that is deflated as a whole as a plain one: pydicom would know no limit."""
+    if DEFLATED not in data:
+        return data
+    start = MARK_AT + 16 + int.from_bytes(data[MARK_AT + 12 : MARK_AT + 16], "little")
+    inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data[start:], MAX_INFLATED + 1)
+    if len(inflated) > MAX_INFLATED:
+        raise UserError(f"it unpacks to more than {MAX_INFLATED >> 20} MB")
+    whole = data[:start].replace(DEFLATED, PLAIN) + inflated
+    if DEFLATED in whole[: start + 132]:
+        raise UserError(NOT_DICOM)
+    return whole
+
+
+def _require_image(header: Any) -> tuple[int, int]:
+    """Return rows and columns of the images of a file."""
+    if not all(name in header for name in ("Rows", "Columns", "BitsAllocated")):
+        what = str(header.get("Modality") or "")
+        raise NotAScanError(
+            f"it holds no image{f' (modality {what[:16]})' if what.isalnum() else ''}"
+        )
+    rows, columns = int(header.Rows), int(header.Columns)
+    if not (0 < rows <= MAX_SIDE and 0 < columns <= MAX_SIDE):
+        raise UserError(
+            f"its images have {columns} x {rows} pixels; a side has 1 to {MAX_SIDE:,} pixels"
+        )
+    return rows, columns
+
+
+def _frames(header: Any, file: int) -> list[_Frame]:
+    """Return how the images of a file lie, from its functional groups where it has any."""
+    count = int(header.get("NumberOfFrames") or 1)
+    if not 0 < count <= MAX_FRAMES:
+        raise UserError(f"it claims {count} images; 1 to {MAX_FRAMES:,} are read")
+    for name in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        raw = header.get_item(name) if name in header else None
+        value = getattr(raw, "value", None)
+        if isinstance(value, bytes) and len(value) > MAX_FUNCTIONAL_GROUPS_BYTES:
+            raise UserError(f"its {name} has {len(value) >> 20} MB")
+    shared = (header.get("SharedFunctionalGroupsSequence") or [None])[0]
+    each = header.get("PerFrameFunctionalGroupsSequence") or []
+    offsets = header.get("GridFrameOffsetVector")
+    frames = []
+    for index in range(count):
+        own = each[index] if index < len(each) else None
+
+        def find(name: str, sequence: str, own: Any = own) -> Any:
+            for item in (own, shared):
+                group = (item.get(sequence) or [None])[0] if item is not None else None
+                if group is not None and group.get(name) is not None:
+                    return group.get(name)
+            return header.get(name)
+
+        orientation = _numbers(find("ImageOrientationPatient", "PlaneOrientationSequence"), 6)
+        position = _numbers(find("ImagePositionPatient", "PlanePositionSequence"), 3)
+        spacing = _numbers(find("PixelSpacing", "PixelMeasuresSequence"), 2)
+        thickness = find("SpacingBetweenSlices", "PixelMeasuresSequence") or find(
+            "SliceThickness", "PixelMeasuresSequence"
+        )
+        if not each and count > 1:
+            position = _shifted(position, orientation, offsets, index)
+        temporal = find("TemporalPositionIndex", "FrameContentSequence")
+        frames.append(
+            _Frame(
+                file,
+                index,
+                tuple(
+                    float(value or 0)
+                    for value in (
+                        *(
+                            header.get("AcquisitionNumber"),
+                            find("EffectiveEchoTime", "MREchoSequence"),
+                        ),
+                        *(header.get("EchoTime"), temporal, header.get("InstanceNumber"), index),
+                    )
+                ),
+                orientation,
+                position,
+                (spacing[0], spacing[1]) if spacing and min(spacing) > 0 else (1.0, 1.0),
+                abs(float(thickness or 0)) or 1.0,
+                float(_or(find("RescaleSlope", "PixelValueTransformationSequence"), 1)),
+                float(_or(find("RescaleIntercept", "PixelValueTransformationSequence"), 0)),
+            )
+        )
+    return frames
+
+
+def _or(value: Any, otherwise: float) -> Any:
+    return otherwise if value is None or value == "" else value
+
+
+def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
+    try:
+        numbers = tuple(float(each) for each in value)
+    except (TypeError, ValueError):
+        return None
+    return numbers if len(numbers) == count and np.isfinite(numbers).all() else None
+
+
+def _shifted(
+    position: tuple[float, ...] | None,
+    orientation: tuple[float, ...] | None,
+    offsets: Any,
+    index: int,
+) -> tuple[float, ...] | None:
+    """Return the place of a frame that is told as a distance along the normal, if at all."""
+    if position is None or orientation is None or not offsets or index >= len(offsets):
+        return None
+    moved = np.array(position) + (float(offsets[index]) - float(offsets[0])) * _normal(orientation)
+    return tuple(moved.tolist())
+
+
+def _normal(orientation: tuple[float, ...]) -> NDArray[np.float64]:
+    return np.cross(orientation[:3], orientation[3:])
+
+
+class _Stack(NamedTuple):
+    """The images of a volume in the order of their places, and where voxels (i, j, k) lie (RAS)."""
+
+    frames: list[_Frame]
+    affine: NDArray[np.float64]
+    is_uneven: bool
+    notes: tuple[str, ...]
+
+
+def _stack(frames: list[_Frame]) -> _Stack:
+    first = frames[0]
+    # pixel (row, column): the second spacing is that between columns
+    row_mm, column_mm = first.spacing
+    if any(frame.orientation is None or frame.position is None for frame in frames):
+        frames = sorted(frames, key=lambda frame: (frame.order[-2], frame.file, frame.number))
+        # As if columns ran to the left and rows to the back, as those of an axial slice do.
+        affine = np.diag([-column_mm, -row_mm, first.thickness, 1.0])
+        note = "it does not say how it lies in the scanner; its images are taken as they are"
+        return _Stack(frames, affine, False, (note,))
+    orientation = np.array([frame.orientation for frame in frames])
+    if np.abs(orientation - orientation[0]).max() > SAME_DIRECTION:
+        raise NotAScanError("it holds slices in several directions, as localizers do")
+    normal = _normal(first.orientation or ())
+    if not (np.abs(np.linalg.norm(normal) - 1) < 0.1):
+        raise UserError("it does not say how it lies in the scanner: its directions are no axes")
+    places = np.array([frame.position for frame in frames]) @ normal
+    by_place: list[tuple[float, _Frame]] = []
+    for place, frame in sorted(
+        zip(places.tolist(), frames, strict=True), key=lambda pair: (pair[0], pair[1].order)
+    ):
+        if by_place and place - by_place[-1][0] < SAME_PLACE:
+            if frame.order < by_place[-1][1].order:
+                by_place[-1] = (by_place[-1][0], frame)
+            continue
+        by_place.append((place, frame))
+    steps = np.diff([place for place, _ in by_place])
+    step = float(np.median(steps)) if len(steps) else first.thickness
+    is_uneven = bool(len(steps) and np.abs(steps - step).max() > MAX_UNEVENNESS * step)
+    notes = []
+    if len(by_place) < len(frames):
+        notes.append(
+            f"it holds {len(frames)} images of {len(by_place)} places; the first of each is used"
+        )
+    if is_uneven:
+        notes.append("its slices are not evenly spaced: some seem to be missing")
+    kept = [frame for _, frame in by_place]
+    affine = np.eye(4)
+    affine[:3, 0] = np.array((first.orientation or ())[:3]) * column_mm
+    affine[:3, 1] = np.array((first.orientation or ())[3:]) * row_mm
+    affine[:3, 2] = normal * step
+    affine[:3, 3] = kept[0].position
+    # DICOM counts to the left and back.
+    return _Stack(kept, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, is_uneven, tuple(notes))
+
+
+def _decoded(
+    data: bytes, wanted: Sequence[_Frame], *, voi: bool
+) -> Iterator[tuple[_Frame, NDArray[np.float32]]]:
+    """Yield the wanted images of a file with their values (H, W)."""
+    from pydicom.pixels import iter_pixels
+
+    dataset = _parse(data, with_pixels=True)
+    if not any(k in dataset for k in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise UserError("its pixels are missing")
+    _check_compressed(dataset)
+    frames = sorted(wanted, key=lambda frame: frame.number)
+    indices = [frame.number for frame in frames]
+    for frame, decoded in zip(frames, iter_pixels(dataset, indices=indices), strict=True):
+        yield frame, _meant(decoded, dataset, frame, voi=voi)
+
+
+def _meant(decoded: NDArray[Any], dataset: Any, frame: _Frame, *, voi: bool) -> NDArray[np.float32]:
+    """Return what decoded values (H, W) or (H, W, 3) stand for."""
+    if dataset.PhotometricInterpretation == "PALETTE COLOR":
+        from pydicom.pixels import apply_color_lut
+
+        decoded = apply_color_lut(decoded, dataset)
+    if decoded.ndim == 3:
+        luma: NDArray[np.float32] = decoded[..., :3].astype(np.float32) @ LUMA
+        return luma
+    values: NDArray[np.float32] = decoded.astype(np.float32) * np.float32(frame.slope)
+    values += np.float32(frame.intercept)
+    return _windowed(values, dataset, frame) if voi else values
+
+
+def _windowed(values: NDArray[np.float32], dataset: Any, frame: _Frame) -> NDArray[np.float32]:
+    """Return values from 0 to 1 as the window of the image wants them (DICOM PS3.3, C.11.2)."""
+    source = dataset
+    each = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    shared = dataset.get("SharedFunctionalGroupsSequence") or []
+    for item in (*each[frame.number : frame.number + 1], *shared[:1]):
+        if group := item.get("FrameVOILUTSequence"):
+            source = group[0]
+            break
+    if "VOILUTSequence" in source:
+        from pydicom.pixels import apply_voi
+
+        bits = int(source.VOILUTSequence[0].LUTDescriptor[2])
+        mapped = apply_voi(np.rint(values).astype(np.int32), source)
+        shown: NDArray[np.float32] = mapped.astype(np.float32) / np.float32(2**bits - 1)
+        return shown
+    center, width = (np.atleast_1d(source.get(f"Window{name}")) for name in ("Center", "Width"))
+    if center[0] is None or width[0] is None or not float(width[0]) >= 1:
+        raise UserError("it names no window of its own (VOI LUT); scale it by percentiles")
+    function = str(source.get("VOILUTFunction") or "LINEAR")
+    c, w = float(center[0]), float(width[0])
+    if function == "SIGMOID":
+        sigmoid: NDArray[np.float32] = (1 / (1 + np.exp(-4 * (values - c) / w))).astype(np.float32)
+        return sigmoid
+    if function == "LINEAR":
+        c, w = c - 0.5, max(w - 1, 1e-6)
+    linear: NDArray[np.float32] = np.clip((values - c) / w + 0.5, 0, 1).astype(np.float32)
+    return linear
+
+
+def _check_compressed(dataset: Any) -> None:
+    """Refuse frames that claim other sizes than the header, before a decoder believes them."""
+    from pydicom.encaps import generate_frames
+    from pydicom.uid import RLELossless
+
+    syntax = dataset.file_meta.get("TransferSyntaxUID") if "file_meta" in dir(dataset) else None
+    if syntax is None or not syntax.is_compressed or "PixelData" not in dataset:
+        return
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    count = int(dataset.get("NumberOfFrames") or 1)
+    for frame in generate_frames(dataset.PixelData, number_of_frames=count):
+        if syntax == RLELossless:
+            if len(frame) > MAX_RLE_FRAME:
+                raise UserError(f"one of its frames has {len(frame) >> 20} MB, run-length encoded")
+            continue
+        size = _codestream_size(frame)
+        if size is not None and size != (rows, columns):
+            raise UserError(
+                f"it is damaged: its header says {columns} x {rows} pixels, its frames"
+                f" {size[1]} x {size[0]}"
+            )
+
+
+def _codestream_size(frame: bytes) -> tuple[int, int] | None:
+    """Return rows and columns as a JPEG, JPEG-LS or JPEG 2000 codestream states them."""
+    at = frame.find(b"\xff\x4f\xff\x51")
+    if 0 <= at < 256:  # JPEG 2000, perhaps within the boxes of a JP2 file
+        width, height, left, top = (
+            int.from_bytes(frame[at + 8 + 4 * i : at + 12 + 4 * i]) for i in range(4)
+        )
+        return height - top, width - left
+    at = 2
+    while at + 9 < len(frame) and frame[at] == 0xFF:
+        kind = frame[at + 1]
+        if kind == 0xFF:
+            at += 1
+            continue
+        # The markers of a frame's start: all SOF, and that of JPEG-LS.
+        if kind == 0xF7 or (0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC)):
+            return int.from_bytes(frame[at + 5 : at + 7]), int.from_bytes(frame[at + 7 : at + 9])
+        at += 2 + int.from_bytes(frame[at + 2 : at + 4])
+    return None
