@@ -191,8 +191,8 @@ def test_files_that_may_be_data_are_named_with_number_and_reason(make_images: Im
     assert folder.ignored_files == 8
     said = "; ".join(folder.left_out)
     assert "3 .gif files in class folders (A 2, B 1): only JPEG, PNG" in said
-    assert "1 .nii.gz file in class folders (B 1): scans are not read" in said
-    assert "1 DICOM file in class folders (A 1): scans are not read" in said
+    assert "1 .nii.gz file in class folders (B 1): scans are not trained on" in said
+    assert "1 DICOM file in class folders (A 1): scans are not trained on" in said
     assert "1 image in the data folder" in said
     assert "txt" not in said
     assert str(root) not in said  # it stands in the model file too

@@ -54,13 +54,15 @@ def is_scan(data: bytes) -> bool:
     return dicom.is_dicom(data) or nifti.is_nifti(data)
 
 
-def group(files: Sequence[bytes]) -> list[list[int]]:
+def group(files: Sequence[bytes], check: Callable[[], None]) -> list[list[int]]:
     """Return the numbers of the files that make a volume each; DICOM files by their series.
 
-    A damaged file stands alone: reading it tells what is wrong.
+    A damaged file stands alone: reading it tells what is wrong. `check` is called before each file
+    and may end the work by an exception of its own.
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for number, data in enumerate(files):
+        check()
         series = ""
         with suppress(UserError):
             series = dicom.identify(data).series if dicom.is_dicom(data) else ""
@@ -68,11 +70,22 @@ def group(files: Sequence[bytes]) -> list[list[int]]:
     return list(groups.values())
 
 
-def read_scan(files: Sequence[bytes], *, voi: bool, admit: Admit) -> Volume:
-    """Return the volume in the files of a group; UserError as by `Scan.read`."""
+def read_scan(
+    files: Sequence[bytes], *, voi: bool, admit: Admit, check: Callable[[], None]
+) -> Volume:
+    """Return the volume in the files of a group; UserError as by `Scan.read`.
+
+    `check` is called before each file is read, as in `group`.
+    """
     if dicom.is_dicom(files[0]):
-        readers: list[Callable[[], bytes]] = [partial(bytes, data) for data in files]
+
+        def checked(data: bytes) -> bytes:
+            check()
+            return data
+
+        readers = [partial(checked, data) for data in files]
         return dicom.read_series(readers, voi=voi, admit=admit)
+    check()
     return nifti.read_nifti(files[0], voi=voi, admit=admit)
 
 

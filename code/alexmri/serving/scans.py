@@ -39,7 +39,10 @@ def expand(
     if not scans:
         return list(records), []
     numbers, files = list(scans), list(scans.values())
-    starts = {numbers[members[0]]: [files[i] for i in members] for members in group(files)}
+    starts = {
+        numbers[members[0]]: [files[i] for i in members]
+        for members in group(files, budget.check_time)
+    }
     later = set(scans) - set(starts)
     expanded: list[Record] = []
     sources: list[Source] = []
@@ -50,7 +53,6 @@ def expand(
             expanded.append(record)
             sources.append(Source(number))
             continue
-        budget.check_time()
         for part, source in _slices(number, starts[number], budget, slicing):
             expanded.append(part)
             sources.append(source)
@@ -62,7 +64,9 @@ def _slices(
     number: int, files: Sequence[bytes], budget: PixelBudget, slicing: Slicing
 ) -> list[tuple[Record, Source]]:
     try:
-        volume = read_scan(files, voi=slicing.intensity == "voi", admit=budget.take_volume)
+        volume = read_scan(
+            files, voi=slicing.intensity == "voi", admit=budget.take_volume, check=budget.check_time
+        )
         slices = cut(volume, slicing)
     except UserError as error:
         return [(unreadable(f"the scan cannot be used: {error}"), Source(number))]
