@@ -148,7 +148,7 @@ def slices(
     from pydantic import ValidationError
 
     from alexmri.contract.resources import cpu_cores
-    from alexmri.data.scan_labels import read_table
+    from alexmri.data.scan_labels import number_of, read_table
     from alexmri.data.slicing import Slicing
     from alexmri.data.write_slices import write_slices
     from alexmri.terminal import choose_terminal
@@ -183,12 +183,13 @@ def slices(
         workers=workers or cpu_cores(),
         terminal=choose_terminal(),
     )
-    click.echo(f"{out} holds {written.slices} slices of {written.scans} scans")
+    found = f"{number_of(written.slices, 'slice')} of {number_of(written.scans, 'scan')}"
+    click.echo(f"{out} holds {found}")
     if faults := written.unreadable:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise UserError(
-            f"{len(faults)} scans could not be used: {'; '.join(faults[:5])}{more}. Mend or remove"
-            f" them and run the same command again, or train on what is in {out}"
+            f"{number_of(len(faults), 'scan')} could not be used: {'; '.join(faults[:5])}{more}."
+            f" Mend or remove them and run the same command again, or train on what is in {out}"
         )
 
 

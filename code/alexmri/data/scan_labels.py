@@ -45,13 +45,17 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of labels: key -> its rows, with the names of its columns in lower case."""
+    """A table of labels: key -> its rows, with the names of its columns in lower case.
+
+    `title` is the column of the labels as its file spells it.
+    """
 
     path: Path
     rows: Mapping[str, Sequence[Mapping[str, str]]]
     id_column: str
     label_column: str
     mapping: Mapping[str, str]
+    title: str
 
     def label(self, row: Mapping[str, str]) -> str | None:
         """Return the class of a row, None where it has none or the mapping leaves it out.
@@ -64,7 +68,7 @@ class Table:
             return next((name for key, name in self.mapping.items() if _equal(key, value)), None)
         if value and not CLASS_NAME.fullmatch(value):
             raise UserError(
-                f"{self.path} has {value!r} as {self.label_column}, which cannot be a folder's"
+                f"{self.path} has {value!r} as {self.title}, which cannot be a folder's"
                 f" name; name the classes by --label-map '{value}=NAME,…'"
             )
         return value or None
@@ -103,7 +107,7 @@ def read_table(
         row = dict(zip(lower, (*(cell.strip() for cell in line), *[""] * len(lower)), strict=False))
         if row[key]:
             rows.setdefault(row[key], []).append(row)
-    return Table(path, rows, key, label_column.lower(), mapping)
+    return Table(path, rows, key, label_column.lower(), mapping, label_column)
 
 
 def label_scans(
@@ -129,7 +133,7 @@ def label_scans(
         label = table.label(row) if table and row is not None else _class_folder(scan)
         if label is None and table and row is not None:
             value = row[table.label_column]
-            left_out[f"{table.label_column} is {repr(value) if value else 'empty'}"] += 1
+            left_out[f"{table.title} is {repr(value) if value else 'empty'}"] += 1
             continue
         subject = _subject(scan, table, row, salt)
         patient = scan.identity.patient if scan.identity else ""
@@ -146,7 +150,14 @@ def label_scans(
             if row and (value := next((row[c] for c in columns if row.get(c)), ""))
         }
         labelled.append(Labelled(scan, label or "", subject, carried))
-    return labelled, [f"{count} scans for which {why}" for why, count in sorted(left_out.items())]
+    return labelled, [
+        f"{number_of(count, 'scan')} for which {why}" for why, count in sorted(left_out.items())
+    ]
+
+
+def number_of(count: int, thing: str) -> str:
+    """Return `1 scan` or `2 scans`."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def _row_of(scan: Scan, table: Table) -> Mapping[str, str] | None:

@@ -25,7 +25,7 @@ from typing import Any
 from alexmri.contract.inputs import is_system_name
 from alexmri.data.decode import shortened, stay_with_parent
 from alexmri.data.dicom import Identity
-from alexmri.data.scan_labels import CARRIED, Labelled, Table, label_scans
+from alexmri.data.scan_labels import CARRIED, Labelled, Table, label_scans, number_of
 from alexmri.data.scans import Scan, find_files, hashed, identify_files, series_of
 from alexmri.data.slicing import SCHEMA, SLICES, NotAScanError, Slicing, as_png, cut
 from alexmri.data.subjects import GROUPS_FILE
@@ -122,7 +122,7 @@ def write_slices(
                 " command again with fewer --workers"
             ) from None
     for note, count in notes.items():
-        terminal.warn(f"of {count} {'scan' if count == 1 else 'scans'}: {note}")
+        terminal.warn(f"{number_of(count, 'scan')}: {note}")
     if not records:
         raise UserError(
             f"none of the scans in {root} could be read: {shortened(broken or left_out)}"
@@ -189,13 +189,13 @@ def _tell(labelled: Sequence[Labelled], left_out: Sequence[str], terminal: Termi
     unknown = [each.scan.name for each in labelled if each.subject is None]
     if unknown:
         terminal.warn(
-            f"who is on {len(unknown)} of {len(labelled)} scans is unknown, such as {unknown[0]};"
+            f"who is on {len(unknown)} of {number_of(len(labelled), 'scan')} is unknown, such as {unknown[0]};"
             " each counts as a subject of its own, so two scans of one subject may be kept apart"
         )
     burned = [s for e in labelled if (s := e.scan).identity and s.identity.may_be_burned_in]
     if burned:
         terminal.warn(
-            f"names may be burned into the pixels of {len(burned)} scans, such as {burned[0].name}:"
+            f"names may be burned into the pixels of {number_of(len(burned), 'scan')}, such as {burned[0].name}:"
             " they say so, or are secondary captures that do not say; look at their slices"
         )
 
@@ -257,7 +257,8 @@ def _refuse_others(out: Path, done: Mapping[str, Record], tasks: Mapping[str, La
     gone = [record["source"] for key, record in done.items() if key not in tasks]
     if gone:
         raise UserError(
-            f"{out} holds slices of {len(gone)} scans that are not among these any more, such as"
+            f"{out} holds slices of {number_of(len(gone), 'scan')} that"
+            f" {'is' if len(gone) == 1 else 'are'} not among these any more, such as"
             f" {gone[0]}; choose another folder"
         )
 
