@@ -189,14 +189,16 @@ def _tell(labelled: Sequence[Labelled], left_out: Sequence[str], terminal: Termi
     unknown = [each.scan.name for each in labelled if each.subject is None]
     if unknown:
         terminal.warn(
-            f"who is on {len(unknown)} of {number_of(len(labelled), 'scan')} is unknown, such as {unknown[0]};"
-            " each counts as a subject of its own, so two scans of one subject may be kept apart"
+            f"who is on {len(unknown)} of {number_of(len(labelled), 'scan')} is unknown, such as"
+            f" {unknown[0]}; each counts as a subject of its own, so one person may be both trained"
+            " on and tested"
         )
     burned = [s for e in labelled if (s := e.scan).identity and s.identity.may_be_burned_in]
     if burned:
         terminal.warn(
-            f"names may be burned into the pixels of {number_of(len(burned), 'scan')}, such as {burned[0].name}:"
-            " they say so, or are secondary captures that do not say; look at their slices"
+            f"names may be burned into the pixels of {number_of(len(burned), 'scan')}, such as"
+            f" {burned[0].name}: they say so, or are secondary captures that do not say; look at"
+            " their slices"
         )
 
 
