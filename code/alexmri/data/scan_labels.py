@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from alexmri.data.find_scans import Scan, hashed
 from alexmri.data.folders import MAX_NAMED
-from alexmri.data.scans import Scan, hashed
 from alexmri.data.subjects import SCHEMES
 from alexmri.errors import UserError
 
