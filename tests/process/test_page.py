@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from selenium import webdriver
@@ -15,6 +16,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
 from ..browser import check_readable, show_as
+from ..scans.phantoms import SPACING, nifti, phantom
 from .conftest import PATIENCE, Tree
 from .serving import Server
 
@@ -104,6 +106,22 @@ def test_several_images_are_one_person(page: Page, slices: list[Path]) -> None:
     (person,) = page.text("#person article")
     assert "All 3 slices as one person" in person
     assert set(person.split("\n")) >= CLASSES
+
+
+def test_a_scan_is_dropped_and_the_slices_that_were_used_are_shown(page: Page) -> None:
+    scan = nifti(phantom(), np.diag([*SPACING, 1.0]))
+    page.browser.execute_script(DROP, base64.b64encode(scan).decode(), "head.nii.gz")
+    page.wait_for_answer()
+    assert "All 12 slices as one person" in page.text("#person article")[0]
+    titles = page.text("#images h3")
+    assert titles[0] == "head.nii.gz, axial slice 0 (-16.5 mm from the middle)"
+    assert len(titles) == 12
+    images = page.find("#images img")
+    page.wait(lambda: all(image.get_property("complete") for image in images))
+    assert len(images) == 24
+    assert images[0].get_property("naturalWidth") == 24
+    assert images[0].get_property("naturalHeight") == 40
+    assert not page.complaints()
 
 
 def test_a_foreign_image_is_warned_about(page: Page, tmp_path: Path, slices: list[Path]) -> None:
