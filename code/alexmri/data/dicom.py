@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from alexmri.data.decoder_process import DecoderProcess
 from alexmri.data.intensities import Bounds
 from alexmri.data.orientation import MAX_VOXELS, Admit, canonical, refuse_strange
 from alexmri.data.slicing import NotAScanError, Volume
@@ -25,12 +26,15 @@ MARK_AT, MARK = 128, b"DICM"
 # Without the mark, as from very old scanners: a first element of group 2 or 8, in either encoding.
 UNMARKED = re.compile(rb"[\x02\x08]\0.\0(?:[A-Z]{2}|.\0\0\0)", re.DOTALL)
 DEFLATED, PLAIN = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1\0\0\0"
+COMPRESSED, HEAD_BYTES = b"1.2.840.10008.1.2.4.", 4096
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 # pydicom parses in Python: 3 reads an element, 10 microseconds each.
 MAX_READS = 300_000
 MAX_FUNCTIONAL_GROUPS_BYTES = 16 << 20
 MAX_INFLATED = 256 << 20
 MAX_FRAMES = 20_000
+# Of processor time for the compressed images of a series; 500 of JPEG 2000 take 10.
+MAX_SECONDS = 600
 MAX_SIDE = 16_384
 # pydicom unpacks a run-length encoded frame whatever its size: 64 times as much at most.
 MAX_RLE_FRAME = 8 << 20
@@ -90,7 +94,12 @@ def identify(data: bytes) -> Identity:
 
 
 def read_series(
-    files: Sequence[Callable[[], bytes]], *, voi: bool = False, admit: Admit | None = None
+    files: Sequence[Callable[[], bytes]],
+    *,
+    voi: bool = False,
+    admit: Admit | None = None,
+    alone: Callable[[], None] | None = None,
+    seconds: int = MAX_SECONDS,
 ) -> Volume:
     """Return the volume in the files of one series, which may come in any order.
 
@@ -101,7 +110,8 @@ def read_series(
     stacked as they are, as if their rows ran from the subject's right to the left.
 
     `admit` is called with the sides of the volume (X, Y, Z) before there are pixels, and refuses by
-    an exception of its own.
+    an exception of its own; so may `alone`, which is called before a process is started that
+    decodes compressed images. That process may cost `seconds` of processor time.
 
     Raises:
         NotAScanError: it holds no image, or images in several directions.
@@ -134,14 +144,17 @@ def read_series(
         admit(*shape)
     voxels = np.empty(shape, np.float32)
     place = {(frame.file, frame.number): k for k, frame in enumerate(stack.frames)}
-    for number, file in enumerate(files):
-        wanted = [frame for frame in stack.frames if frame.file == number]
-        if not wanted:
-            continue
-        data = file()
-        with _one_sentence():
-            for frame, values_HW in _decoded(data, wanted, voi=voi):
-                voxels[:, :, place[number, frame.number]] = values_HW.T
+    with DecoderProcess(seconds) as decoder:
+        for number, file in enumerate(files):
+            wanted = [frame for frame in stack.frames if frame.file == number]
+            if not wanted:
+                continue
+            data = file()
+            if alone is not None and _is_compressed(data):
+                alone()
+            with _one_sentence():
+                for frame, values_HW in _decoded(data, wanted, decoder, voi=voi):
+                    voxels[:, :, place[number, frame.number]] = values_HW.T
     refuse_strange(voxels)
     bounds: Bounds | None = (0.0, 1.0) if voi else None
     volume = canonical(voxels, stack.affine, stack.notes, uneven=stack.is_uneven)
@@ -364,7 +377,7 @@ def _stack(frames: list[_Frame]) -> _Stack:
 
 
 def _decoded(
-    data: bytes, wanted: Sequence[_Frame], *, voi: bool
+    data: bytes, wanted: Sequence[_Frame], decoder: DecoderProcess, *, voi: bool
 ) -> Iterator[tuple[_Frame, NDArray[np.float32]]]:
     """Yield the wanted images of a file with their values (H, W)."""
     from pydicom.pixels import iter_pixels
@@ -372,11 +385,14 @@ def _decoded(
     dataset = _parse(data, with_pixels=True)
     if not any(k in dataset for k in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise UserError("its pixels are missing")
-    _check_compressed(dataset)
     frames = sorted(wanted, key=lambda frame: frame.number)
-    indices = [frame.number for frame in frames]
-    for frame, decoded in zip(frames, iter_pixels(dataset, indices=indices), strict=True):
-        yield frame, _meant(decoded, dataset, frame, voi=voi)
+    numbers = [frame.number for frame in frames]
+    if _check_compressed(dataset):
+        decoded = decoder.frames(data, numbers)
+    else:
+        decoded = iter_pixels(dataset, indices=numbers)
+    for frame, values in zip(frames, decoded, strict=True):
+        yield frame, _meant(values, dataset, frame, voi=voi)
 
 
 def _meant(decoded: NDArray[Any], dataset: Any, frame: _Frame, *, voi: bool) -> NDArray[np.float32]:
@@ -423,14 +439,23 @@ def _windowed(values: NDArray[np.float32], dataset: Any, frame: _Frame) -> NDArr
     return linear
 
 
-def _check_compressed(dataset: Any) -> None:
-    """Refuse frames that claim other sizes than the header, before a decoder believes them."""
+def _is_compressed(data: bytes) -> bool:
+    """Whether a file names one of the transfer syntaxes of JPEG; a plain one hardly does."""
+    return COMPRESSED in data[:HEAD_BYTES]
+
+
+def _check_compressed(dataset: Any) -> bool:
+    """Refuse frames that claim other sizes than the header, before a decoder believes them.
+
+    Returns:
+        Whether a decoder in C++ is needed.
+    """
     from pydicom.encaps import generate_frames
     from pydicom.uid import RLELossless
 
     syntax = dataset.file_meta.get("TransferSyntaxUID") if "file_meta" in dir(dataset) else None
     if syntax is None or not syntax.is_compressed or "PixelData" not in dataset:
-        return
+        return False
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     count = int(dataset.get("NumberOfFrames") or 1)
     for frame in generate_frames(dataset.PixelData, number_of_frames=count):
@@ -444,6 +469,7 @@ def _check_compressed(dataset: Any) -> None:
                 f"it is damaged: its header says {columns} x {rows} pixels, its frames"
                 f" {size[1]} x {size[0]}"
             )
+    return bool(syntax != RLELossless)
 
 
 def _codestream_size(frame: bytes) -> tuple[int, int] | None:

@@ -33,11 +33,18 @@ def group(files: Sequence[bytes], check: Callable[[], None]) -> list[list[int]]:
 
 
 def read_scan(
-    files: Sequence[bytes], *, voi: bool, admit: Admit, check: Callable[[], None]
+    files: Sequence[bytes],
+    *,
+    voi: bool,
+    admit: Admit,
+    check: Callable[[], None],
+    alone: Callable[[], None] | None = None,
+    seconds: int = dicom.MAX_SECONDS,
 ) -> Volume:
     """Return the volume in the files of a group; UserError as by `Scan.read`.
 
-    `check` is called before each file is read, as in `group`.
+    `check` is called before each file is read, as in `group`; `alone` and `seconds` are about
+    compressed DICOM, as in `read_series`.
     """
     if dicom.is_dicom(files[0]):
 
@@ -46,6 +53,6 @@ def read_scan(
             return data
 
         readers = [partial(checked, data) for data in files]
-        return dicom.read_series(readers, voi=voi, admit=admit)
+        return dicom.read_series(readers, voi=voi, admit=admit, alone=alone, seconds=seconds)
     check()
     return nifti.read_nifti(files[0], voi=voi, admit=admit)

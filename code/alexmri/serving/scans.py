@@ -8,7 +8,7 @@ from alexmri.data.scans import group, is_scan, read_scan
 from alexmri.data.slicing import Slicing, cut, eight_bit
 from alexmri.errors import UserError
 from alexmri.serving.arrays import check_count
-from alexmri.serving.decode import PixelBudget
+from alexmri.serving.decode import MAX_SECONDS, PixelBudget
 from alexmri.serving.records import Record
 from alexmri.serving.request_error import RequestError, unreadable
 
@@ -65,7 +65,12 @@ def _slices(
 ) -> list[tuple[Record, Source]]:
     try:
         volume = read_scan(
-            files, voi=slicing.intensity == "voi", admit=budget.take_volume, check=budget.check_time
+            files,
+            voi=slicing.intensity == "voi",
+            admit=budget.take_volume,
+            check=budget.check_time,
+            alone=budget.be_alone,
+            seconds=MAX_SECONDS,
         )
         slices = cut(volume, slicing)
     except UserError as error:

@@ -1,0 +1,75 @@
+"""Compressed frames are decoded in a process of their own: a damaged one can end it.
+
+GDCM and openjpeg are written in C++. Of damaged files, one in some hundred made them abort, which
+would take a server with all its requests along.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+PROGRAM = Path(__file__).with_name("decode_frames.py")
+
+
+class DecoderProcess:
+    """A process that decodes; it starts with the first file and may cost `seconds` of processor."""
+
+    def __init__(self, seconds: int) -> None:
+        self._seconds = seconds
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "DecoderProcess":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    pipe.close()
+
+    def frames(self, data: bytes, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
+        """Yield the frames of a file with these numbers, in their order: (H, W) or (H, W, 3).
+
+        Raises:
+            ValueError: they cannot be decoded, or the process has ended.
+        """
+        if self._process is None:
+            # Isolated, so that nothing in the working folder or beside the program is imported.
+            self._process = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-I", str(PROGRAM), str(self._seconds)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        write, read = self._process.stdin, self._process.stdout
+        if write is None or read is None:
+            raise ValueError("the decoder has no pipes")
+        try:
+            write.write(json.dumps({"bytes": len(data), "indices": list(indices)}).encode() + b"\n")
+            write.write(data)
+            write.flush()
+        except OSError:
+            raise ValueError("the decoder has ended") from None
+        for _ in indices:
+            line = read.readline()
+            head: dict[str, Any] = json.loads(line) if line else {"error": "the decoder has ended"}
+            if "error" in head:
+                raise ValueError(head["error"])
+            dtype = np.dtype(head["dtype"])
+            shape: tuple[int, ...] = tuple(head["shape"])
+            yield np.frombuffer(read.read(dtype.itemsize * math.prod(shape)), dtype).reshape(shape)
