@@ -12,6 +12,7 @@ import pydicom
 import pytest
 from pydicom.encaps import encapsulate
 
+from alexmri.data.dicom import read_series
 from alexmri.data.scans import is_scan, read_scan
 from alexmri.data.slicing import Slicing, Volume, cut
 from alexmri.errors import UserError
@@ -194,3 +195,42 @@ def test_mutated_scans_are_read_or_refused() -> None:
             if not is_scan(data):
                 continue
             assert "\n" not in refusal(data)
+
+
+# Bytes of pydicom's files that were changed, at which GDCM or openjpeg abort the process.
+DEADLY = {
+    "MR_small_jp2klossless.dcm": {1590: 199, 3234: 101, 4433: 53, 4813: 250},
+    "MR_small_jpeg_ls_lossless.dcm": {1554: 38, 2923: 255, 3826: 40, 4983: 193, 6107: 211},
+    "SC_rgb_jpeg_gdcm.dcm": {1358: 117, 1423: 14, 5080: 143},
+    "SC_rgb_jpeg_dcmtk.dcm": {1712: 148, 1769: 197, 2592: 94, 3164: 205},
+}
+
+
+@pytest.mark.parametrize("name", DEADLY)
+def test_a_frame_that_ends_its_decoder_ends_nothing_else(name: str) -> None:
+    original = (PYDICOM / name).read_bytes()
+    data = bytearray(original)
+    for at, value in DEADLY[name].items():
+        data[at] = value
+    assert refusal(bytes(data)) in ("", "it is damaged, or no decoder here reads its pixels")
+    assert read(original).voxels_XYZ.std() > 0
+
+
+def test_a_decoder_that_costs_too_much_is_ended() -> None:
+    data = (PYDICOM / "MR_small_jp2klossless.dcm").read_bytes()
+    with pytest.raises(UserError, match="no decoder here reads its pixels"):
+        read_series([lambda: data], seconds=0)
+
+
+def test_large_requests_wait_for_one_another_before_a_decoder_starts() -> None:
+    class WaitedError(Exception):
+        pass
+
+    def wait() -> None:
+        raise WaitedError
+
+    data = (PYDICOM / "MR_small_jp2klossless.dcm").read_bytes()
+    with pytest.raises(WaitedError):
+        read_series([lambda: data], alone=wait)
+    plain_one = (PYDICOM / "MR_small.dcm").read_bytes()
+    assert read_series([lambda: plain_one], alone=wait).voxels_XYZ.shape == (64, 64, 1)
