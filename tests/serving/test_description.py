@@ -109,5 +109,8 @@ print('ours:', *sorted(name for name in sys.modules if name.startswith("alexmri.
     rooms = {name.split(".")[1] for name in ours.split()}
     assert rooms <= {"errors", "files", "settings", "contract", "data", "model", "serving"}
     data_modules = {name for name in ours.split() if name.startswith("alexmri.data.")}
-    read = ("pixels", "intensities", "scans", "dicom", "nifti", "orientation", "slicing")
+    read = (
+        *("pixels", "intensities", "scans", "slicing", "orientation", "nifti"),
+        *("dicom", "dicom_layout", "decoder_process"),
+    )
     assert data_modules == {f"alexmri.data.{name}" for name in read}

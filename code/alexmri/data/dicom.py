@@ -11,12 +11,13 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alexmri.data.decoder_process import DecoderProcess
+from alexmri.data.dicom_layout import MAX_FRAMES, Frame, frames_of, stack
 from alexmri.data.intensities import Bounds
 from alexmri.data.orientation import MAX_VOXELS, Admit, canonical, refuse_strange
 from alexmri.data.slicing import NotAScanError, Volume
@@ -30,18 +31,12 @@ COMPRESSED, HEAD_BYTES = b"1.2.840.10008.1.2.4.", 4096
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 # pydicom parses in Python: 3 reads an element, 10 microseconds each.
 MAX_READS = 300_000
-MAX_FUNCTIONAL_GROUPS_BYTES = 16 << 20
 MAX_INFLATED = 256 << 20
-MAX_FRAMES = 20_000
 # Of processor time for the compressed images of a series; 500 of JPEG 2000 take 10.
 MAX_SECONDS = 600
 MAX_SIDE = 16_384
 # pydicom unpacks a run-length encoded frame whatever its size: 64 times as much at most.
 MAX_RLE_FRAME = 8 << 20
-# Slices whose directions differ by less are parallel; places nearer than this (mm) are the same.
-SAME_DIRECTION, SAME_PLACE = 0.02, 0.01
-# Of the distance between slices; more is a missing slice.
-MAX_UNEVENNESS = 0.1
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 NOT_DICOM = "it is no DICOM file: it has no mark DICM, or is damaged from its start"
 
@@ -54,20 +49,6 @@ class Identity:
     study: str
     patient: str
     may_be_burned_in: bool
-
-
-class _Frame(NamedTuple):
-    """One image of a file: how it lies (LPS, mm), and how its values are meant."""
-
-    file: int
-    number: int
-    order: tuple[float, ...]
-    orientation: tuple[float, ...] | None
-    position: tuple[float, ...] | None
-    spacing: tuple[float, float]
-    thickness: float
-    slope: float
-    intercept: float
 
 
 def is_dicom(data: bytes) -> bool:
@@ -118,35 +99,35 @@ def read_series(
         UserError: a file is damaged, or compressed in a way that no decoder here reads; images of
             several sizes; too many voxels.
     """
-    frames: list[_Frame] = []
+    frames: list[Frame] = []
     shapes: set[tuple[int, int]] = set()
     for number, file in enumerate(files):
         data = file()
         with _one_sentence():
             header = _parse(data, with_pixels=False)
             shapes.add(_require_image(header))
-            frames += _frames(header, number)
+            frames += frames_of(header, number)
             inverted = header.PhotometricInterpretation == "MONOCHROME1"
         if len(frames) > MAX_FRAMES:
             raise UserError(f"it has more than {MAX_FRAMES} images")
     if len(shapes) > 1:
         sizes = " and ".join(f"{columns} x {rows}" for rows, columns in sorted(shapes)[:2])
         raise NotAScanError(f"it holds images of several sizes ({sizes})")
-    stack = _stack(frames)
+    stacked = stack(frames)
     rows, columns = shapes.pop()
-    shape = (columns, rows, len(stack.frames))
-    if columns * rows * len(stack.frames) > MAX_VOXELS:
+    shape = (columns, rows, len(stacked.frames))
+    if columns * rows * len(stacked.frames) > MAX_VOXELS:
         raise UserError(
-            f"it has {columns} x {rows} x {len(stack.frames)} voxels; at most"
+            f"it has {columns} x {rows} x {len(stacked.frames)} voxels; at most"
             f" {MAX_VOXELS // 10**6} million are read"
         )
     if admit is not None:
         admit(*shape)
     voxels = np.empty(shape, np.float32)
-    place = {(frame.file, frame.number): k for k, frame in enumerate(stack.frames)}
+    place = {(frame.file, frame.number): k for k, frame in enumerate(stacked.frames)}
     with DecoderProcess(seconds) as decoder:
         for number, file in enumerate(files):
-            wanted = [frame for frame in stack.frames if frame.file == number]
+            wanted = [frame for frame in stacked.frames if frame.file == number]
             if not wanted:
                 continue
             data = file()
@@ -157,7 +138,7 @@ def read_series(
                     voxels[:, :, place[number, frame.number]] = values_HW.T
     refuse_strange(voxels)
     bounds: Bounds | None = (0.0, 1.0) if voi else None
-    volume = canonical(voxels, stack.affine, stack.notes, uneven=stack.is_uneven)
+    volume = canonical(voxels, stacked.affine, stacked.notes, uneven=stacked.is_uneven)
     return Volume(
         volume.voxels_XYZ, volume.spacing_mm, bounds, inverted, volume.uneven, volume.notes
     )
@@ -234,151 +215,9 @@ def _require_image(header: Any) -> tuple[int, int]:
     return rows, columns
 
 
-def _frames(header: Any, file: int) -> list[_Frame]:
-    """Return how the images of a file lie, from its functional groups where it has any."""
-    count = int(header.get("NumberOfFrames") or 1)
-    if not 0 < count <= MAX_FRAMES:
-        raise UserError(f"it claims {count} images; 1 to {MAX_FRAMES:,} are read")
-    for name in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        raw = header.get_item(name) if name in header else None
-        value = getattr(raw, "value", None)
-        if isinstance(value, bytes) and len(value) > MAX_FUNCTIONAL_GROUPS_BYTES:
-            raise UserError(f"its {name} has {len(value) >> 20} MB")
-    shared = (header.get("SharedFunctionalGroupsSequence") or [None])[0]
-    each = header.get("PerFrameFunctionalGroupsSequence") or []
-    offsets = header.get("GridFrameOffsetVector")
-    frames = []
-    for index in range(count):
-        own = each[index] if index < len(each) else None
-
-        def find(name: str, sequence: str, own: Any = own) -> Any:
-            for item in (own, shared):
-                group = (item.get(sequence) or [None])[0] if item is not None else None
-                if group is not None and group.get(name) is not None:
-                    return group.get(name)
-            return header.get(name)
-
-        orientation = _numbers(find("ImageOrientationPatient", "PlaneOrientationSequence"), 6)
-        position = _numbers(find("ImagePositionPatient", "PlanePositionSequence"), 3)
-        spacing = _numbers(find("PixelSpacing", "PixelMeasuresSequence"), 2)
-        thickness = find("SpacingBetweenSlices", "PixelMeasuresSequence") or find(
-            "SliceThickness", "PixelMeasuresSequence"
-        )
-        if not each and count > 1:
-            position = _shifted(position, orientation, offsets, index)
-        temporal = find("TemporalPositionIndex", "FrameContentSequence")
-        frames.append(
-            _Frame(
-                file,
-                index,
-                tuple(
-                    float(value or 0)
-                    for value in (
-                        *(
-                            header.get("AcquisitionNumber"),
-                            find("EffectiveEchoTime", "MREchoSequence"),
-                        ),
-                        *(header.get("EchoTime"), temporal, header.get("InstanceNumber"), index),
-                    )
-                ),
-                orientation,
-                position,
-                (spacing[0], spacing[1]) if spacing and min(spacing) > 0 else (1.0, 1.0),
-                abs(float(thickness or 0)) or 1.0,
-                float(_or(find("RescaleSlope", "PixelValueTransformationSequence"), 1)),
-                float(_or(find("RescaleIntercept", "PixelValueTransformationSequence"), 0)),
-            )
-        )
-    return frames
-
-
-def _or(value: Any, otherwise: float) -> Any:
-    return otherwise if value is None or value == "" else value
-
-
-def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
-    try:
-        numbers = tuple(float(each) for each in value)
-    except (TypeError, ValueError):
-        return None
-    return numbers if len(numbers) == count and np.isfinite(numbers).all() else None
-
-
-def _shifted(
-    position: tuple[float, ...] | None,
-    orientation: tuple[float, ...] | None,
-    offsets: Any,
-    index: int,
-) -> tuple[float, ...] | None:
-    """Return the place of a frame that is told as a distance along the normal, if at all."""
-    if position is None or orientation is None or not offsets or index >= len(offsets):
-        return None
-    moved = np.array(position) + (float(offsets[index]) - float(offsets[0])) * _normal(orientation)
-    return tuple(moved.tolist())
-
-
-def _normal(orientation: tuple[float, ...]) -> NDArray[np.float64]:
-    return np.cross(orientation[:3], orientation[3:])
-
-
-class _Stack(NamedTuple):
-    """The images of a volume in the order of their places, and where voxels (i, j, k) lie (RAS)."""
-
-    frames: list[_Frame]
-    affine: NDArray[np.float64]
-    is_uneven: bool
-    notes: tuple[str, ...]
-
-
-def _stack(frames: list[_Frame]) -> _Stack:
-    first = frames[0]
-    # pixel (row, column): the second spacing is that between columns
-    row_mm, column_mm = first.spacing
-    if any(frame.orientation is None or frame.position is None for frame in frames):
-        frames = sorted(frames, key=lambda frame: (frame.order[-2], frame.file, frame.number))
-        # As if columns ran to the left and rows to the back, as those of an axial slice do.
-        affine = np.diag([-column_mm, -row_mm, first.thickness, 1.0])
-        note = "it does not say how it lies in the scanner; its images are taken as they are"
-        return _Stack(frames, affine, False, (note,))
-    orientation = np.array([frame.orientation for frame in frames])
-    if np.abs(orientation - orientation[0]).max() > SAME_DIRECTION:
-        raise NotAScanError("it holds slices in several directions, as localizers do")
-    normal = _normal(first.orientation or ())
-    if not (np.abs(np.linalg.norm(normal) - 1) < 0.1):
-        raise UserError("it does not say how it lies in the scanner: its directions are no axes")
-    places = np.array([frame.position for frame in frames]) @ normal
-    by_place: list[tuple[float, _Frame]] = []
-    for place, frame in sorted(
-        zip(places.tolist(), frames, strict=True), key=lambda pair: (pair[0], pair[1].order)
-    ):
-        if by_place and place - by_place[-1][0] < SAME_PLACE:
-            if frame.order < by_place[-1][1].order:
-                by_place[-1] = (by_place[-1][0], frame)
-            continue
-        by_place.append((place, frame))
-    steps = np.diff([place for place, _ in by_place])
-    step = float(np.median(steps)) if len(steps) else first.thickness
-    is_uneven = bool(len(steps) and np.abs(steps - step).max() > MAX_UNEVENNESS * step)
-    notes = []
-    if len(by_place) < len(frames):
-        notes.append(
-            f"it holds {len(frames)} images of {len(by_place)} places; the first of each is used"
-        )
-    if is_uneven:
-        notes.append("its slices are not evenly spaced: some seem to be missing")
-    kept = [frame for _, frame in by_place]
-    affine = np.eye(4)
-    affine[:3, 0] = np.array((first.orientation or ())[:3]) * column_mm
-    affine[:3, 1] = np.array((first.orientation or ())[3:]) * row_mm
-    affine[:3, 2] = normal * step
-    affine[:3, 3] = kept[0].position
-    # DICOM counts to the left and back.
-    return _Stack(kept, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, is_uneven, tuple(notes))
-
-
 def _decoded(
-    data: bytes, wanted: Sequence[_Frame], decoder: DecoderProcess, *, voi: bool
-) -> Iterator[tuple[_Frame, NDArray[np.float32]]]:
+    data: bytes, wanted: Sequence[Frame], decoder: DecoderProcess, *, voi: bool
+) -> Iterator[tuple[Frame, NDArray[np.float32]]]:
     """Yield the wanted images of a file with their values (H, W)."""
     from pydicom.pixels import iter_pixels
 
@@ -395,7 +234,7 @@ def _decoded(
         yield frame, _meant(values, dataset, frame, voi=voi)
 
 
-def _meant(decoded: NDArray[Any], dataset: Any, frame: _Frame, *, voi: bool) -> NDArray[np.float32]:
+def _meant(decoded: NDArray[Any], dataset: Any, frame: Frame, *, voi: bool) -> NDArray[np.float32]:
     """Return what decoded values (H, W) or (H, W, 3) stand for."""
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         from pydicom.pixels import apply_color_lut
@@ -409,7 +248,7 @@ def _meant(decoded: NDArray[Any], dataset: Any, frame: _Frame, *, voi: bool) -> 
     return _windowed(values, dataset, frame) if voi else values
 
 
-def _windowed(values: NDArray[np.float32], dataset: Any, frame: _Frame) -> NDArray[np.float32]:
+def _windowed(values: NDArray[np.float32], dataset: Any, frame: Frame) -> NDArray[np.float32]:
     """Return values from 0 to 1 as the window of the image wants them (DICOM PS3.3, C.11.2)."""
     source = dataset
     each = dataset.get("PerFrameFunctionalGroupsSequence") or []
