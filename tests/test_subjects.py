@@ -195,3 +195,18 @@ def test_the_real_names_agree_with_the_table_of_people(real_slices: Path) -> Non
     assert from_names.count == from_table.count == 160
     pairs = set(zip(from_names.ids, from_table.ids, strict=True))
     assert len(pairs) == 160
+
+
+def test_groups_csv_is_used_unasked_only_beside_slices_json(tmp_path: Path) -> None:
+    """Another groups.csv may be of other images; `--groups-file` names that one."""
+    for label, name in (("a", "1.png"), ("b", "2.png")):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / name).touch()
+    (tmp_path / "groups.csv").write_text("path,subject,age\na/1.png,x,70\nb/2.png,y,71\n")
+    images = discover(tmp_path).images
+    assert find_subjects(images, tmp_path, regex=None, csv_file=None) is None
+    (tmp_path / "slices.json").touch()
+    found = find_subjects(images, tmp_path, regex=None, csv_file=None)
+    assert found is not None
+    assert found.ids == ("x", "y")
+    assert find_subjects(images, tmp_path, regex="([ab])/", csv_file=None) != found

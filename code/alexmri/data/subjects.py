@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alexmri.data.folders import MAX_NAMED, ImageFile
+from alexmri.data.slicing import SLICES
 from alexmri.errors import UserError
 
 # From this share of fitting names on, the others are strays; below it the pattern is not believed.
 MIN_FITTING_SHARE = 0.95
-# Found beside the class folders it is used: `alexmri slices` writes it.
+# What `alexmri slices` writes beside the class folders, with slices.json, is used unasked.
 GROUPS_FILE = "groups.csv"
 
 
@@ -89,7 +90,7 @@ def find_subjects(
         return _by_csv(images, root, csv_file)
     if regex:
         return _by_regex(images, regex)
-    if (root / GROUPS_FILE).is_file():
+    if (root / GROUPS_FILE).is_file() and (root / SLICES).is_file():
         return _by_csv(images, root, str(root / GROUPS_FILE))
     return _by_name(images)
 
