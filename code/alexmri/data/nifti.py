@@ -36,8 +36,7 @@ def read_nifti(
     Raises:
         UserError: no such file, damaged, voxels that are colours or no numbers, or too many.
     """
-    source = _opened(data)
-    start = _read(source, HEADER_BYTES[2])
+    start = _read(_opened(data), HEADER_BYTES[2])
     header, is_single = _header(start, paired=pair is not None)
     shape = header.get_data_shape()
     offset = float(header.get_data_offset())
@@ -58,22 +57,22 @@ def read_nifti(
         raise UserError(f"its header claims that the voxels begin at byte {offset:.0f}")
     if admit is not None:
         admit(*sides)
-    if pair is not None:
-        source, start = _opened(pair), b""
+    source = _opened(data if pair is None else pair)
     end = int(offset) + count * kind.itemsize
-    raw = start + _read(source, end - len(start))
+    raw = _read(source, end)
     if len(raw) < end:
         raise UserError(
             f"it ends too early, at byte {len(raw):,} of {end:,}; it was probably not copied whole"
         )
     _read(source, 1)  # reaches the checksum of a packed file
     voxels = np.frombuffer(raw, kind, count, int(offset)).reshape(sides, order="F")
-    with np.errstate(over="ignore"):
-        scaled = voxels.astype(np.float32)
     slope, intercept = header.get_slope_inter()
-    if slope is not None and (slope, intercept) != (1.0, 0.0):
-        scaled *= np.float32(slope)
-        scaled += np.float32(intercept or 0.0)
+    with np.errstate(all="ignore"):  # what overflows is refused below
+        scaled = voxels.astype(np.float32)
+        del voxels, raw
+        if slope is not None and (slope, intercept) != (1.0, 0.0):
+            scaled *= np.float32(slope)
+            scaled += np.float32(intercept or 0.0)
     refuse_strange(scaled)
     volume = canonical(scaled, np.asarray(header.get_best_affine()), _notes(header, shape))
     low, high = float(header["cal_min"]), float(header["cal_max"])
