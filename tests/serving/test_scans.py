@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nilearn
 import numpy as np
 import pytest
 from flask.testing import FlaskClient
@@ -24,7 +25,7 @@ from alexmri.serving.engine import Engine
 from alexmri.serving.request_error import RequestError
 from alexmri.serving.scans import expand
 from tests import bundles
-from tests.scans.phantoms import SPACING, dicom, nifti, phantom, series
+from tests.scans.phantoms import NIBABEL, PYDICOM, SPACING, dicom, nifti, phantom, series
 
 from .asking import CLASSES, OPENAPI, encoded, invoke
 
@@ -219,3 +220,37 @@ def test_what_is_no_scan_is_refused_by_its_bytes() -> None:
         assert (expanded, sources) == (records, [])
         with pytest.raises(RequestError, match="cannot be read as an image"):
             to_pixels(expanded, budget, image_size=32, channels=1)
+
+
+REAL = {
+    **{
+        f"MR_small{form}.dcm": 1
+        for form in ("", "_RLE", "_bigendian", "_implicit", "_jp2klossless", "_jpeg_ls_lossless")
+    },
+    "SC_rgb_jpeg_gdcm.dcm": 1,  # JPEG Lossless
+    "MR_truncated.dcm": "it ends too early",
+    "reportsi.dcm": "it holds no image (modality SR)",
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), REAL.items())
+def test_real_dicom_files_are_answered(asked: FlaskClient, name: str, expected: int | str) -> None:
+    answer = invoke(asked, (PYDICOM / name).read_bytes(), "application/dicom")
+    if isinstance(expected, str):
+        assert answer.status_code == 422
+        assert expected in answer.json["error"]["message"]
+    else:
+        assert len(answer.json["predictions"]) == expected
+
+
+@pytest.mark.parametrize("name", ["anatomical.nii", "example4d.nii.gz", "example_nifti2.nii.gz"])
+def test_real_nifti_files_are_answered(asked: FlaskClient, name: str) -> None:
+    data = (NIBABEL / "tests" / "data" / name).read_bytes()
+    answer = invoke(asked, data, "application/octet-stream")
+    assert answer.json["subject"]["slices"] == 5
+
+
+def test_a_real_head_is_answered(asked: FlaskClient) -> None:
+    mni152 = next(Path(nilearn.__file__).parent.glob("datasets/data/mni*_t1_*.nii.gz"))
+    answer = invoke(asked, mni152.read_bytes(), "application/x-nifti")
+    assert [each["source"]["index"] for each in answer.json["predictions"]] == list(range(92, 97))
