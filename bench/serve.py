@@ -46,7 +46,8 @@ Seen = dict[str, Any]
 Knobs = dict[str, Sequence[Any]]
 
 REQUIREMENTS = BENCH.parent / "requirements" / "bench.txt"
-FEWEST, MOST = CONCURRENCY = (1, 64)
+CONCURRENCY = (1, 16, 64)
+FEWEST, MOST = CONCURRENCY[0], CONCURRENCY[-1]
 WORKERS = tuple(dict.fromkeys((cpu_cores(), 1)))
 LITSERVE = "{python} {bench}/peers/serve_litserve.py"
 LITSERVE_KNOBS: Knobs = {"workers": WORKERS, "fast_queue": (False, True), "api_servers": (1, 2)}
@@ -156,7 +157,7 @@ def search(comparison: Comparison, name: str) -> tuple[dict[int, Seen], list[See
     tried: list[Seen] = []
 
     def attempt(settings: Seen) -> None:
-        at = comparison.measure(name, settings, CONCURRENCY, comparison.effort.search)
+        at = comparison.measure(name, settings, (FEWEST, MOST), comparison.effort.search)
         throughput, p50_ms = at[MOST]["throughput"], at[FEWEST]["p50_ms"]
         tried.append({"settings": settings, "throughput": throughput, "p50_ms_at_1": p50_ms})
         say(f"search {name} {settings}: {throughput:.0f}/s")
@@ -171,7 +172,7 @@ def search(comparison: Comparison, name: str) -> tuple[dict[int, Seen], list[See
                 say(f"search {name} {knob}={value}: {error}")
     quickest = min(tried, key=lambda each: each["p50_ms_at_1"])["settings"]
     throughput = max(tried, key=lambda each: each["throughput"])["settings"]
-    return {FEWEST: quickest, MOST: throughput}, tried
+    return {**dict.fromkeys(CONCURRENCY, throughput), FEWEST: quickest}, tried
 
 
 def compare(comparison: Comparison) -> Seen:
