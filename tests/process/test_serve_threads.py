@@ -1,5 +1,7 @@
 """Where the threads of container/serve run."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,20 @@ def cores_of_threads(pid: int) -> set[str]:
     return {line.split()[1] for line in lines if line.startswith("Cpus_allowed_list:")}
 
 
-@pytest.mark.skipif(cpu_cores() < 2, reason="two processes need two cores to share them")
+@pytest.fixture
+def every_core() -> Iterator[None]:
+    """Let this process use every core, as tests that run side by side do not."""
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    try:
+        if cpu_cores() < 2 or cpu_cores() != len(os.sched_getaffinity(0)):
+            pytest.skip("two processes need two cores of their own to share them")
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
+
+
+@pytest.mark.usefixtures("every_core")
 def test_threads_that_answer_stay_on_the_cores_of_their_process(
     trained: Tree, tmp_path: Path
 ) -> None:
