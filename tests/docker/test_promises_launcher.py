@@ -24,7 +24,8 @@ def test_exit_code_0_is_a_model(training: Training) -> None:
     with tarfile.open(training.job.artifact()) as tar:
         names = set(tar.getnames())
     assert names == {
-        *("model.safetensors", "model.json", "golden.npz", "ood.safetensors", "MODEL_CARD.md")
+        *("model.safetensors", "model.json", "golden.npz", "ood.safetensors", "MODEL_CARD.md"),
+        "training_images.sha256",
     }
 
 
