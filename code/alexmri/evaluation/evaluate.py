@@ -230,7 +230,7 @@ def _trained_on(
     if trained_on:
         terminal.warn(
             f"{model} was trained with {count or 'some'} of the {len(folder.images)} images: the"
-            " figures are no test of anything"
+            " figures are not a test"
         )
     return {"trained_on_these_images": trained_on, "images_in_training": count}
 
