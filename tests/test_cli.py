@@ -158,7 +158,7 @@ def test_evaluate_says_when_it_meets_some_of_its_training_images(
     done = run(
         "evaluate", out / "model", tmp_path / "other", "--json", tmp_path / "evaluation.json"
     )
-    assert f"trained with 3 of the {len(copied)} images: the figures are no test" in done.stdout
+    assert f"trained with 3 of the {len(copied)} images: the figures are not a test" in done.stdout
     assert "images in " in done.stdout
     protocol = json.loads((tmp_path / "evaluation.json").read_text())["protocol"]
     assert protocol["trained_on_these_images"] is True
