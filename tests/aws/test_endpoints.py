@@ -33,7 +33,7 @@ def test_the_newest_approved_version_serves(cloud: Cloud, versions: None, run: R
         "alexmri-alexmri-latency",
     }
     assert {alarm["MetricName"] for alarm in alarms} == {"Invocation5XXErrors", "ModelLatency"}
-    assert "alexmri serves. It costs money until: alexmri aws delete alexmri" in done.stdout
+    assert "alexmri serves. To end its costs: alexmri aws delete alexmri" in done.stdout
     # Again: nothing.
     cloud.requests.clear()
     again = run("--data-capture-percent", "10", "deploy", "--gpu")
@@ -46,8 +46,10 @@ def test_the_default_is_a_cpu_and_what_is_paid_for_is_said_first(
 ) -> None:
     cloud.refuse("CreateModel", "AccessDeniedException")
     refused = run("deploy", ok=False)
-    assert "alexmri runs on 1 x ml.m5.large, each paid by the hour" in refused.stdout
-    assert "https://aws.amazon.com/sagemaker/ai/pricing/ has the price" in refused.stdout
+    assert (
+        "alexmri runs on 1 x ml.m5.large, each paid by the hour"
+        " (https://aws.amazon.com/sagemaker/ai/pricing/ has the price), with requests or without"
+    ) in refused.stdout
     cloud.answers.pop("CreateModel")
     run("deploy")
     (settings,) = cloud.sent("CreateEndpointConfig")
@@ -58,6 +60,32 @@ def test_the_default_is_a_cpu_and_what_is_paid_for_is_said_first(
     many = ("--endpoint-instance", "ml.m5.4xlarge", "--endpoint-instances", "2")
     done = run(*many, "deploy", "--endpoint", "alexmri-2")
     assert "2 x ml.m5.4xlarge, each paid by the hour" in done.stdout
+
+
+def product(usage: str, usd: str) -> str:
+    """Return a product of AWS's price list, as far as it matters."""
+    dimension = {"unit": "Hrs", "pricePerUnit": {"USD": usd}}
+    terms = {"OnDemand": {"SKU.T": {"priceDimensions": {"SKU.T.D": dimension}}}}
+    return json.dumps({"product": {"attributes": {"usagetype": usage}}, "terms": terms})
+
+
+def test_the_price_of_an_hour_is_that_of_the_price_list(
+    cloud: Cloud, versions: None, run: Run
+) -> None:
+    listed = [product("USE1-Train:ml.m5.large", "9"), product("USE1-Host:ml.m5.large", "0.115")]
+    cloud.answer("GetProducts", {"PriceList": listed})
+    cloud.refuse("CreateModel", "AccessDeniedException")
+    refused = run("deploy", ok=False)
+    assert "1 x ml.m5.large, each 0.115 USD an hour, with requests or without" in refused.stdout
+    (asked,) = cloud.sent("GetProducts")
+    assert {each["Field"]: each["Value"] for each in asked["Filters"]} == {
+        "regionCode": "us-east-1",
+        "instanceName": "ml.m5.large",
+    }
+    # Two prices, or none that can be read: none is named.
+    for other in ([*listed, product("USE1-Host:ml.m5.large", "0.2")], ["{}"], []):
+        cloud.answer("GetProducts", {"PriceList": other})
+        assert "each paid by the hour (https" in run("deploy", ok=False).stdout
 
 
 def test_an_update_has_a_way_back(cloud: Cloud, versions: None, run: Run) -> None:
@@ -109,7 +137,7 @@ def test_after_ctrl_c_the_same_command_waits_again(
     }
     cloud.answer("DescribeEndpoint", updating, updating, after | {"EndpointConfigName": target})
     sent = len(cloud.sent("UpdateEndpoint"))
-    assert "alexmri serves. It costs money" in run(*arguments).stdout
+    assert "alexmri serves. To end its costs" in run(*arguments).stdout
     assert len(cloud.sent("UpdateEndpoint")) == sent
 
 

@@ -94,6 +94,7 @@ def make_client(
     session: Any,
     service: str,
     *,
+    region: str | None = None,
     attempts: int = ATTEMPTS,
     connect_seconds: float = 10,
     read_seconds: float = 70,
@@ -111,7 +112,7 @@ def make_client(
         read_timeout=read_seconds,
         max_pool_connections=32,
     )
-    return session.client(service, config=config)
+    return session.client(service, region_name=region, config=config)
 
 
 class Aws:
@@ -124,14 +125,14 @@ class Aws:
         with self._translate_errors("signing in"):
             import boto3  # half a second that other commands need not pay
 
-            self._session = boto3.session.Session(region_name=config.region)
-        self.region: str = self._session.region_name or ""
+            self.session = boto3.session.Session(region_name=config.region)
+        self.region: str = self.session.region_name or ""
 
     def client(self, service: str) -> Any:
         """Return the client of `service`; what it raises is the caller's to tell (`told`)."""
         with self._lock, self._translate_errors(f"{service}: signing in"):
             if service not in self._clients:
-                self._clients[service] = make_client(self._session, service)
+                self._clients[service] = make_client(self.session, service)
             return self._clients[service]
 
     def call(self, service: str, method: str, request: Mapping[str, Any]) -> dict[str, Any]:

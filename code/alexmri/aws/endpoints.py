@@ -5,6 +5,7 @@ from typing import Any
 
 from alexmri.aws.client import Aws, Call, ensure, wait_until
 from alexmri.aws.config import AwsConfig
+from alexmri.aws.prices import PAGE, hourly_usd
 from alexmri.aws.requests.endpoints import (
     SERVERLESS,
     Hosting,
@@ -34,7 +35,6 @@ PREVIOUS = "alexmri:previous"
 # On a configuration to which a rollback returned: the one it left. A deployment empties it.
 LEFT = "alexmri:rolled-back-from"
 OWNER = "alexmri:endpoint"
-PRICES = "https://aws.amazon.com/sagemaker/ai/pricing/"
 CONTENT_TYPES = {
     ".png": "image/png",
     ".jpg": "image/jpeg",
@@ -106,7 +106,7 @@ def deploy(
     _require_calm(endpoint, found)
     kept = _wish(aws, endpoint) if found else None
     wish = bounds or kept or DEFAULT_BOUNDS.get(hosting.kind)
-    terminal.say(cost_line(config, endpoint, hosting, wish))
+    terminal.say(cost_line(aws, endpoint, hosting, wish))
     ensure(aws, "model", {"ModelName": model["ModelName"]}, model, terminal)
     ensure(aws, "endpoint_config", {"EndpointConfigName": name}, settings, terminal)
     if found:
@@ -146,18 +146,20 @@ def _require_kind(aws: Aws, found: dict[str, Any], kind: str) -> None:
         )
 
 
-def cost_line(config: AwsConfig, endpoint: str, hosting: Hosting, bounds: Bounds | None) -> str:
-    """Return one sentence about what an endpoint costs, which depends on region and date."""
+def cost_line(aws: Aws, endpoint: str, hosting: Hosting, bounds: Bounds | None) -> str:
+    """Return one sentence about what an endpoint costs."""
     if hosting.kind == SERVERLESS:
         return (
             f"{endpoint} has {hosting.memory_mb} MB and is paid for the time that requests take,"
-            f" and for nothing else ({PRICES} has the price); it has no GPU, and its image must be"
+            f" and for nothing else ({PAGE} has the price); it has no GPU, and its image must be"
             " smaller than 10 GB"
         )
-    count = bounds or config.endpoint_instances
+    instance = aws.config.endpoint_instance
+    usd = hourly_usd(aws, instance)
+    price = f"paid by the hour ({PAGE} has the price)" if usd is None else f"{usd:.3f} USD an hour"
     return (
-        f"{endpoint} runs on {count} x {config.endpoint_instance}, each paid by the hour, with"
-        f" requests or without ({PRICES} has the price)"
+        f"{endpoint} runs on {bounds or aws.config.endpoint_instances} x {instance}, each {price},"
+        " with requests or without"
     )
 
 

@@ -162,7 +162,7 @@ def _wait(account: Account, name: str, wanted: str) -> None:
     except KeyboardInterrupt:
         terminal.say(f"detached; {name} goes on. The same command waits again")
         sys.exit(130)
-    terminal.say(f"{name} serves. It costs money until: alexmri aws delete {name}")
+    terminal.say(f"{name} serves. To end its costs: alexmri aws delete {name}")
 
 
 @click.command()
