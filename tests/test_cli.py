@@ -188,7 +188,7 @@ def test_config_shows_values_sources_and_layers(tmp_path: Path) -> None:
         ("seed", "11", "environment"),
         ("schedule", '"onecycle"', "recipe best"),
     ):
-        assert re.search(rf"{name} +│ {re.escape(value)} +│ {source}", shown), name
+        assert re.search(rf"{name} +{re.escape(value)} +{source}", shown), name
     layers = run("config", "--model", COLUMNS="120").stdout
     assert "24,721,444" in layers
     assert "225.7" in layers

@@ -14,6 +14,7 @@ from alexmri.commands.data import audit, demo_data, slices
 from alexmri.commands.model import evaluate, export, predict, serve
 from alexmri.commands.training import config, crossval, train
 from alexmri.errors import UserError
+from alexmri.options import explain_unknown
 from alexmri.terminal import prepare_output
 
 
@@ -43,7 +44,8 @@ def main() -> NoReturn:
     except click.Abort:
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        shown = explain_unknown(error) if isinstance(error, click.NoSuchOption) else error
+        shown.show()
         sys.exit(error.exit_code)
     except UserError as error:
         click.echo(f"error: {error}", err=True)

@@ -1,10 +1,12 @@
 """Every setting as an option of a command, and the settings that come of those given."""
 
+import difflib
 import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
 
@@ -12,26 +14,135 @@ from alexmri.errors import UserError
 from alexmri.files import require_json_object
 from alexmri.settings import Layer, Resolved, Settings, environment_layer, resolve
 
-Command = Callable[..., Any]
+# The setting that is the first of a section of the help -> the name of the section.
+SECTIONS = {
+    "recipe": "Network",
+    "epochs": "Training",
+    "augment": "Augmentation",
+    "early_stopping_patience": "Early stopping",
+    "split_by": "Data and split",
+    "seed": "Computing",
+    "checkpoint_every_epochs": "Checkpoints and output",
+    "wandb_project": "Weights & Biases",
+}
+# What users of other programs type, and what there is instead.
+FOREIGN_OPTIONS = {
+    "--lr": "--learning-rate",
+    "--bs": "--batch-size",
+    "--wd": "--weight-decay",
+    "--img-size": "--image-size",
+    "--imgsz": "--image-size",
+    "--output": "--out",
+    "--name": "--out",
+    "--amp": "--precision",
+    "--num-workers": "--workers-per-host",
+}
+NO_OPTION = {"--device": "a GPU is used where there is one, and CUDA_VISIBLE_DEVICES hides it"}
 
 
-def settings_options(command: Command) -> Command:
-    """Give `command` one option for each setting; those that were given arrive in `options`."""
-    for name, field in reversed(Settings.model_fields.items()):
-        option = f"--{name.replace('_', '-')}"
-        if field.annotation is bool:
-            declared = click.option(
-                f"{option}/--no-{option[2:]}", name, default=None, help=field.description
+class SettingOption(click.Option):
+    """A setting; its value stays a text, which `resolve` reads as it does that of a variable."""
+
+    section = ""
+
+
+class Command(click.Command):
+    """A command whose help has sections, and which refuses an option that is given twice."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as click does, which takes the last of two in silence."""
+        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        seen: set[click.Parameter] = set()
+        for parameter in given:
+            once = isinstance(parameter, click.Option) and not (
+                parameter.multiple or parameter.is_flag or parameter.count
             )
-        else:
-            declared = click.option(option, name, metavar="VALUE", help=field.description)
-        command = declared(command)
+            if once and parameter in seen:
+                raise click.UsageError(f"{parameter.opts[0]} is given twice; give it once", ctx)
+            seen.add(parameter)
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the settings below the other options, in their sections."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record and isinstance(parameter, click.Option):
+                section = getattr(parameter, "section", "Options")
+                sections.setdefault(section, []).append(record)
+        for section, records in sections.items():
+            with formatter.section(section):
+                formatter.write_dl(records)
+        if len(sections) > 1:
+            formatter.write_paragraph()
+            formatter.write_text(
+                "Defaults are those of the recipe best; `alexmri config --recipe NAME` shows those"
+                " of another one."
+            )
+
+
+command: Callable[..., Callable[[Callable[..., Any]], Command]] = partial(
+    click.command, cls=Command
+)
+
+
+def settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command one option for each setting; those that were given arrive in `options`."""
+    defaults = resolve([]).settings
+    declared, section = [], ""
+    for name, field in Settings.model_fields.items():
+        section = SECTIONS.get(name, section)
+        option = f"--{name.replace('_', '-')}"
+        is_flag = field.annotation is bool
+        if is_flag:
+            option += f"/--no-{option[2:]}"
+        more: dict[str, Any] = {} if is_flag else {"metavar": _metavar(field.annotation)}
+        value = getattr(defaults, name)
+        text = f"{field.description}" + ("" if value is None else f"  [default: {_shown(value)}]")
+        decorate = click.option(option, name, cls=SettingOption, default=None, help=text, **more)
+        declared.append((decorate, section))
+    for decorate, section in reversed(declared):
+        function = decorate(function)
+        function.__click_params__[-1].section = section  # type: ignore[attr-defined]
     return click.option(
         "--config",
         "config_file",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         help="JSON or TOML file of settings; options and ALEXMRI_* variables win over it",
-    )(command)
+    )(function)
+
+
+def _metavar(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return f"[{'|'.join(map(str, get_args(annotation)))}]"
+    names = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
+    return next((names[each] for each in _kinds(annotation) if each in names), "TEXT")
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """Return the types in an annotation, such as that of a number that may be none."""
+    inside = get_args(annotation)
+    return [annotation] if not inside else [each for part in inside for each in _kinds(part)]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "/".join(f"{each:g}" for each in value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def explain_unknown(error: click.NoSuchOption) -> click.UsageError:
+    """Return the error with a likely option in place of click's guess, which is often unlike it."""
+    typed = error.option_name
+    if typed in NO_OPTION:
+        return click.UsageError(f"There is no {typed}: {NO_OPTION[typed]}.", error.ctx)
+    known = [name for each in error.ctx.command.params for name in each.opts] if error.ctx else []
+    instead = FOREIGN_OPTIONS.get(typed, "")
+    near = [instead] if instead in known else difflib.get_close_matches(typed, known, 1, 0.75)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return click.UsageError(f"There is no option {typed}.{hint}", error.ctx)
 
 
 def read_settings(
@@ -58,7 +169,7 @@ def read_settings(
     return resolve([*layers, *fallback])
 
 
-@click.command("train", add_help_option=False)
+@command("train", add_help_option=False)
 @settings_options
 def _train(config_file: Path | None, **options: Any) -> None:
     """Take the options of `container/train`, which are those of `alexmri train`."""
@@ -75,8 +186,9 @@ def read_settings_of_job(
     try:
         given = _train.make_context("train", list(arguments)).params
     except click.ClickException as error:
+        shown = explain_unknown(error) if isinstance(error, click.NoSuchOption) else error
         raise UserError(
-            f"{error.format_message().rstrip('.')}; settings are given as --epochs 3 or --epochs=3,"
+            f"{shown.format_message().rstrip('.')}; settings are given as --epochs 3 or --epochs=3,"
             " and `alexmri config` lists them"
         ) from None
     config_file = given.pop("config_file")

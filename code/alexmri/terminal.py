@@ -4,7 +4,10 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 T = TypeVar("T")
 
@@ -94,6 +97,20 @@ class RichTerminal(PlainTerminal):
 def choose_terminal() -> Terminal:
     """Return a terminal with progress bars where a person watches, plain lines otherwise."""
     return RichTerminal() if sys.stdout and sys.stdout.isatty() else PlainTerminal()
+
+
+def print_table(table: "Table") -> None:
+    """Print a table whole: cells are folded at a terminal's width, and plain columns elsewhere."""
+    from rich.console import Console
+
+    for column in table.columns:
+        column.overflow = "fold"
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        table.box, table.pad_edge, table.title_justify = None, False, "left"
+        console.width = 10_000
+        console.width = console.measure(table).maximum
+    console.print(table)
 
 
 class _Output(io.TextIOWrapper):

@@ -117,7 +117,7 @@ class LazyGroup(click.Group):
 )
 @click.pass_context
 def aws(context: click.Context, /, config_file: Path | None, **options: str | None) -> None:
-    """Take alexmri to Amazon SageMaker, and back: image, data, jobs, versions, endpoints.
+    """Use SageMaker: image, data, jobs, versions, endpoints.
 
     Options before the command stand for keys of alexmri.toml. Every command is safe to run twice,
     and --dry-run shows what a command would do, without a request to AWS.

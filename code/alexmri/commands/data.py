@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from alexmri.errors import UserError
-from alexmri.options import read_settings, settings_options
+from alexmri.options import command, read_settings, settings_options
 
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -26,11 +26,14 @@ class Millimetres(click.ParamType[float]):
 MILLIMETRES = Millimetres()
 
 
-@click.command("demo-data")
+@command("demo-data")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def demo_data(folder: Path, seed: int) -> None:
-    """Write synthetic slices of 40 made-up people into FOLDER, one folder per class."""
+    """Write synthetic slices of 40 made-up people into FOLDER.
+
+    FOLDER gets a folder for each class.
+    """
     from alexmri.data.phantom import write_demo_data
     from alexmri.terminal import choose_terminal
 
@@ -39,7 +42,7 @@ def demo_data(folder: Path, seed: int) -> None:
     terminal.warn(f"{folder} now holds {count} SYNTHETIC slices: made-up images, not people")
 
 
-@click.command()
+@command()
 @click.argument("data", type=EXISTING_FOLDER)
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="also write the findings"
@@ -53,7 +56,9 @@ def audit(
     config_file: Path | None,
     **options: Any,
 ) -> None:
-    """Look for copies, shared people, misfiled and unreadable images in DATA.
+    """Look for copies, shared people and bad images in DATA.
+
+    Bad ones cannot be read, or stand in the wrong class.
 
     Of the settings only those of people and split matter: --groups, --group-regex, --groups-file,
     --split-by, --split-ratios and --seed.
@@ -82,7 +87,7 @@ def audit(
     show_audit(found.document)
 
 
-@click.command()
+@command()
 @click.argument("scans", type=EXISTING_FOLDER)
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
@@ -134,7 +139,9 @@ def slices(
     label_map: str | None,
     workers: int | None,
 ) -> None:
-    """Cut the DICOM series and NIfTI files below SCANS into slices that `train` takes, in OUT.
+    """Cut the DICOM and NIfTI scans below SCANS into slices in OUT.
+
+    OUT is then a data folder for `train`.
 
     The same command again goes on where it was interrupted. See docs/scans.md.
     """

@@ -7,6 +7,7 @@ from typing import Literal
 import click
 
 from alexmri.errors import UserError
+from alexmri.options import command
 
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 MODEL = click.Path(exists=True, path_type=Path)
@@ -14,7 +15,7 @@ MODEL = click.Path(exists=True, path_type=Path)
 LOOPBACK = "127.0.0.1"
 
 
-@click.command()
+@command()
 @click.argument("bundle", type=MODEL)
 @click.argument("folder", type=EXISTING_FOLDER)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="also write the figures")
@@ -33,10 +34,11 @@ def evaluate(
     against: Path | None,
     on_bad_image: Literal["fail", "skip"],
 ) -> None:
-    """Measure the model BUNDLE, a directory or a model.tar.gz, on the class folders in FOLDER.
+    """Measure the model BUNDLE on the class folders in FOLDER.
 
-    Of a FOLDER that holds train, valid and test folders only test is measured. The figures mean
-    something only for images, and people, that the model was not trained on.
+    BUNDLE is a directory or a model.tar.gz. Of a FOLDER that holds train, valid and test folders
+    only test is measured. The figures mean something only for images, and people, that the model
+    was not trained on.
     """
     _use_gpu()
     from alexmri.commands.tables import show_measured
@@ -63,7 +65,7 @@ def evaluate(
             click.echo(f"{each.finding} {each.difference}")
 
 
-@click.command()
+@command()
 @click.argument("bundle", type=MODEL)
 @click.argument("images", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
@@ -71,7 +73,10 @@ def evaluate(
     "--one-subject", is_flag=True, help="also average over all IMAGES: one person's slices"
 )
 def predict(bundle: Path, images: tuple[Path, ...], as_json: bool, one_subject: bool) -> None:
-    """Print what the model BUNDLE, a directory or a model.tar.gz, says about IMAGES."""
+    """Print what the model BUNDLE says about IMAGES.
+
+    BUNDLE is a directory or a model.tar.gz.
+    """
     if not images:
         raise UserError("no image was given; pass at least one after the model directory")
     _use_gpu()
@@ -98,19 +103,20 @@ def predict(bundle: Path, images: tuple[Path, ...], as_json: bool, one_subject: 
             json.dumps({"model": predictor.bundle.version, "predictions": answers}, indent=2)
         )
         return
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from alexmri.terminal import print_table
 
     table = Table("image", "answer", *(escape(name) for name in classes))
     for image, ranking in rows:
         shown = (f"{ranking[name]:.3f}" for name in classes)
         table.add_row(escape(image), escape(next(iter(ranking))), *shown)
-    Console().print(table)
+    print_table(table)
     click.echo("Calibrated probabilities. Research software, not for diagnosis.")
 
 
-@click.command()
+@command()
 @click.argument("bundle", type=MODEL)
 @click.option("--onnx", is_flag=True, required=True, help="as ONNX, for runtimes without PyTorch")
 @click.option(
@@ -119,10 +125,10 @@ def predict(bundle: Path, images: tuple[Path, ...], as_json: bool, one_subject: 
     help="file to write (default: model.onnx in the model directory)",
 )
 def export(bundle: Path, onnx: bool, out: Path | None) -> None:
-    """Write the model BUNDLE, a directory or a model.tar.gz, in another format.
+    """Write the model BUNDLE in another format.
 
-    The file appears once onnxruntime and PyTorch agree about it. It takes decoded images (uint8)
-    and gives logits and calibrated probabilities.
+    BUNDLE is a directory or a model.tar.gz. The file appears once onnxruntime and PyTorch agree
+    about it. It takes decoded images (uint8) and gives logits and calibrated probabilities.
     """
     from alexmri.contract.archive import model_folder
     from alexmri.model.bundle import ONNX, load_bundle
@@ -145,11 +151,14 @@ def export(bundle: Path, onnx: bool, out: Path | None) -> None:
     click.echo(f"{path}: onnxruntime and PyTorch agree about it")
 
 
-@click.command()
+@command()
 @click.argument("bundle", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True)
 def serve(bundle: Path, port: int) -> None:
-    """Answer HTTP requests on this machine with the model directory BUNDLE."""
+    """Answer HTTP requests with the model directory BUNDLE.
+
+    Only this machine can ask.
+    """
     from alexmri.serving.start import become_gunicorn, check
 
     _use_gpu()

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from alexmri.evaluation.formatting import estimate, figure
+from alexmri.terminal import print_table
 
 
 def show_folds(evaluation: Mapping[str, Any]) -> None:
@@ -31,7 +31,7 @@ def show_folds(evaluation: Mapping[str, Any]) -> None:
     empty = [""] * (3 if people else 2)
     for key, title in (("mean", "mean"), ("standard_deviation", "sd")):
         table.add_row(title, *empty, *(figure(each[key]) for each in over.values()))
-    Console().print(table)
+    print_table(table)
 
 
 def show_pooled(evaluation: Mapping[str, Any]) -> None:
@@ -50,7 +50,7 @@ def show_pooled(evaluation: Mapping[str, Any]) -> None:
         for name, figures in (("the network", measured), *_baselines(measured)):
             shown = (estimate(figures[key]) for key in ("accuracy", "macro_f1"))
             table.add_row(name, *shown)
-    Console().print(table)
+    print_table(table)
     by_person = test["subject_level"]
     if by_person and by_person["demented"]:
         print(
@@ -78,4 +78,4 @@ def show_measured(measured: Mapping[str, Any], what: str) -> None:
         table.add_row(name, str(measured["images"]), "", "", estimate(measured[key]))
         for title, figures in _baselines(measured):
             table.add_row(f"  {title}", "", "", "", estimate(figures[key]))
-    Console().print(table)
+    print_table(table)

@@ -12,7 +12,7 @@ import click
 from alexmri.contract.gpu import use_gpu
 from alexmri.contract.launcher import is_launched
 from alexmri.errors import UserError
-from alexmri.options import read_settings, settings_options
+from alexmri.options import command, read_settings, settings_options
 from alexmri.settings import Layer, Settings
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
-@click.command()
+@command()
 @click.option("--data", type=EXISTING_FOLDER, required=True, help="folder of class folders")
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="output folder"
@@ -29,7 +29,10 @@ EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--overwrite", is_flag=True, help="replace the run that is in the output folder")
 @settings_options
 def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **options: Any) -> None:
-    """Train and measure a model; the same command resumes a run that was stopped."""
+    """Train and measure a model, or resume a run that was stopped.
+
+    The same command resumes it.
+    """
     from alexmri.contract.signals import Stopped, StopRequest, die_with_parent
     from alexmri.terminal import SilentTerminal, choose_terminal
     from alexmri.training.worker import exit_code_of_worker
@@ -76,7 +79,7 @@ def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **op
     terminal.say(f"report: {outcome.report}")
 
 
-@click.command()
+@command()
 @click.option("--data", type=EXISTING_FOLDER, required=True, help="folder of class folders")
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="output folder"
@@ -96,10 +99,10 @@ def crossval(
     config_file: Path | None,
     **options: Any,
 ) -> None:
-    """Train and test a model per fold, so that every image is tested once, and pool the figures.
+    """Train and test a model per fold, and pool the figures.
 
-    People are kept together where they are known; --split-by slice deals slices instead. The same
-    command goes on where it was stopped.
+    So every image is tested once. People are kept together where they are known; --split-by slice
+    deals slices instead. The same command goes on where it was stopped.
     """
     resolved = read_settings(config_file, options)
     _check_folders(data, out, overwrite)
@@ -127,15 +130,16 @@ def crossval(
     terminal.say(f"report: {out / 'report.html'}")
 
 
-@click.command()
+@command()
 @click.option("--show-sources", is_flag=True, help="say where each value comes from")
 @click.option("--model", "show_model", is_flag=True, help="show the layers of the network instead")
 @settings_options
 def config(show_sources: bool, show_model: bool, config_file: Path | None, **options: Any) -> None:
     """Show the settings a training with these options would have."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from alexmri.terminal import print_table
 
     resolved = read_settings(config_file, options)
     if show_model:
@@ -146,15 +150,15 @@ def config(show_sources: bool, show_model: bool, config_file: Path | None, **opt
         source = [escape(resolved.sources[name])] if show_sources else []
         meaning = Settings.model_fields[name].description or ""
         table.add_row(name, escape(json.dumps(value)), *source, escape(meaning))
-    Console().print(table)
+    print_table(table)
 
 
 def _show_layers(settings: Settings) -> None:
     """Print the layers of the network with output shapes, parameters and multiply-adds."""
-    from rich.console import Console
     from rich.table import Table
 
     from alexmri.model.alexnet import summarise
+    from alexmri.terminal import print_table
 
     layers = summarise(
         classes=settings.num_classes or 4,
@@ -175,7 +179,7 @@ def _show_layers(settings: Settings) -> None:
             f"{layer.parameters:,}" if layer.parameters else "",
             f"{2 * layer.multiply_adds / 1e6:,.1f}" if layer.multiply_adds else "",
         )
-    Console().print(table)
+    print_table(table)
     click.echo("A multiplication and an addition count as two FLOPs; forward pass only.")
 
 

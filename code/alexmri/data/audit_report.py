@@ -129,6 +129,8 @@ def show_audit(found: Mapping[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from alexmri.terminal import print_table
+
     console = Console(highlight=False)
     if found["synthetic"]:
         console.print(NOTICE, markup=False, style="bold", soft_wrap=True)
@@ -139,13 +141,13 @@ def show_audit(found: Mapping[str, Any]) -> None:
         more = f" and {len(sizes) - 3} more" if len(sizes) > 3 else ""
         numbers = (str(split[label]) for split in counts.values())
         table.add_row(escape(label), *numbers, shown + more)
-    console.print(table)
+    print_table(table)
     findings = list(_rows(found))
     if findings:
         table = Table("images", "finding", "where", title="findings", show_lines=True)
         for row in findings[:MAX_PRINTED]:
             table.add_row(*map(escape, row))
-        console.print(table)
+        print_table(table)
     if len(findings) > MAX_PRINTED:
         console.print(f"and {len(findings) - MAX_PRINTED} more: see --json and --html")
     for note in _notes(found):

@@ -10,6 +10,7 @@ import click
 
 from alexmri.aws.cli import Account, dry_run_option, show_dry_run
 from alexmri.errors import UserError
+from alexmri.options import command
 
 if TYPE_CHECKING:
     from alexmri.aws.requests.endpoints import Hosting
@@ -20,7 +21,7 @@ MEMORY = tuple(str(1024 * number) for number in range(1, 7))
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.command()
+@command()
 @click.argument("version", required=False)
 @click.option("--endpoint", help="name of the endpoint (default: name in alexmri.toml)")
 @click.option("--unapproved", is_flag=True, help="also a version that nobody approved")
@@ -61,11 +62,11 @@ def deploy(
     dry_run: bool,
     **options: Any,
 ) -> None:
-    """Serve VERSION (default: the newest approved one); an update is undone when alarms go off.
+    """Serve VERSION, or the newest approved one.
 
-    What it costs is said before anything is made. An endpoint answers at once, on instances, unless
-    --serverless or --async says otherwise. It keeps its number of instances unless --max-instances
-    is given, or was given before.
+    An update is undone when alarms go off. What it costs is said before anything is made. An
+    endpoint answers at once, on instances, unless --serverless or --async says otherwise. It keeps
+    its number of instances unless --max-instances is given, or was given before.
     """
     from alexmri.aws.endpoints import deploy as do_deploy
     from alexmri.aws.endpoints import deploy_calls, rests
@@ -165,7 +166,7 @@ def _wait(account: Account, name: str, wanted: str) -> None:
     terminal.say(f"{name} serves. To end its costs: alexmri aws delete {name}")
 
 
-@click.command()
+@command()
 @click.argument("files", type=FILE, nargs=-1, required=True)
 @click.option("--endpoint", help="name of the endpoint (default: name in alexmri.toml)")
 @click.option("--async", "asynchronous", is_flag=True, help="the endpoint is one of deploy --async")
@@ -178,9 +179,10 @@ def invoke(
     asynchronous: bool,
     dry_run: bool,
 ) -> None:
-    """Print what the endpoint says about FILES, one line of JSON for each.
+    """Print what the endpoint says about FILES.
 
-    With --async, print where in S3 its answer or its failure will be.
+    Each file has one line of JSON. With --async, it says where in S3 its answer or its failure will
+    be.
     """
     from alexmri.aws.client import Call
     from alexmri.aws.endpoints import invoke as do_invoke
@@ -208,7 +210,7 @@ def invoke(
             click.echo(json.dumps({"file": str(file), "answer": told}, ensure_ascii=False))
 
 
-@click.command()
+@command()
 @click.argument("source", metavar="S3")
 @click.option("--version", help="version of the model (default: the newest approved one)")
 @click.option("--content-type", default="image/jpeg", show_default=True)
@@ -225,7 +227,7 @@ def transform(
     detach: bool,
     dry_run: bool,
 ) -> None:
-    """Classify every image below the S3 address, without an endpoint."""
+    """Classify all images below S3, without an endpoint."""
     from alexmri.aws.jobs import transform as do_transform
     from alexmri.aws.jobs import transform_calls, wait_transformed
     from alexmri.aws.registry import choose_version, cuda_of
@@ -252,7 +254,7 @@ def transform(
         sys.exit(130)
 
 
-@click.command()
+@command()
 @click.option("--endpoint", help="name of the endpoint (default: name in alexmri.toml)")
 @click.option("--detach", is_flag=True, help="do not wait until it serves")
 @dry_run_option
@@ -278,15 +280,15 @@ def rollback(account: Account, endpoint: str | None, detach: bool, dry_run: bool
         _wait(account, name, previous)
 
 
-@click.command()
+@command()
 @click.argument("endpoint")
 @click.option("--yes", is_flag=True, help="remove without a confirmation")
 @dry_run_option
 @click.pass_obj
 def delete(account: Account, endpoint: str, yes: bool, dry_run: bool) -> None:
-    """Remove ENDPOINT and all that goes with it, after saying what that is and what it costs.
+    """Remove ENDPOINT and all that goes with it.
 
-    Versions, training jobs and what is in S3 stay.
+    What that is, and what it costs, is said first. Versions, training jobs and what is in S3 stay.
     """
     from alexmri.aws.client import Call
     from alexmri.aws.requests.endpoints import alarm_names
@@ -320,13 +322,13 @@ def delete(account: Account, endpoint: str, yes: bool, dry_run: bool) -> None:
         click.echo(f"what remains: {captured} (where requests were captured), versions, jobs")
 
 
-@click.command()
+@command()
 @click.argument("endpoint")
 @click.option("--json", "as_json", is_flag=True, help="print JSON instead of lines")
 @dry_run_option
 @click.pass_obj
 def trace(account: Account, endpoint: str, as_json: bool, dry_run: bool) -> None:
-    """Say where the answers of ENDPOINT come from: version, image digest, git revision, data.
+    """Trace ENDPOINT back to version, code and data.
 
     Exit code 1: two accounts of a link disagree, or a link is missing.
     """

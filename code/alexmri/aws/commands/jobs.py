@@ -10,13 +10,13 @@ import click
 
 from alexmri.aws.cli import Account, dry_run_option, show_dry_run
 from alexmri.errors import UserError
-from alexmri.options import read_settings, settings_options
+from alexmri.options import command, read_settings, settings_options
 
 
-@click.command("metric-definitions")
+@command("metric-definitions")
 @click.option("--tuning", is_flag=True, help="also the objective of a tuning job")
 def metric_definitions(tuning: bool) -> None:
-    """Print as JSON how SageMaker finds the metrics in a training's log.
+    """Print how SageMaker finds the metrics in a log.
 
     This is MetricDefinitions in the AlgorithmSpecification of training and tuning jobs; with
     --tuning the HyperParameterTuningJobObjective stands beside it.
@@ -54,7 +54,7 @@ def _channels(data: str, validation: str | None, test: str | None) -> dict[str, 
     return {"training": data} if list(channels) == ["train"] else channels
 
 
-@click.command()
+@command()
 @data_options
 @click.option("--name", help="name of the job (default: a digest of the request)")
 @click.option("--detach", is_flag=True, help="start it and do not wait")
@@ -74,10 +74,10 @@ def train(
     config_file: Path | None,
     **options: Any,
 ) -> None:
-    """Train on SageMaker, and watch until it ends; Ctrl-C leaves the job running.
+    """Train on SageMaker and watch until it ends.
 
-    The same command attaches to the job while it runs, and goes on from its checkpoints after a
-    failure or a stop. Options are those of `alexmri train`.
+    Ctrl-C leaves the job running. The same command attaches to the job while it runs, and goes on
+    from its checkpoints after a failure or a stop. Options are those of `alexmri train`.
     """
     from alexmri.aws.client import Call
     from alexmri.aws.jobs import start
@@ -105,7 +105,7 @@ def train(
     watch(account, job)
 
 
-@click.command()
+@command()
 @click.option(
     "--range",
     "ranges",
@@ -150,10 +150,11 @@ def tune(
     config_file: Path | None,
     **options: Any,
 ) -> None:
-    """Search for the settings with the best val_macro_f1, by at most --max-jobs trainings.
+    """Search for the settings with the best val_macro_f1.
 
-    Each of them costs what `train` costs. The same command attaches to the search while it runs,
-    and builds on its trials after a failure or a stop. `register` takes the best one.
+    It takes at most --max-jobs trainings. Each of them costs what `train` costs. The same command
+    attaches to the search while it runs, and builds on its trials after a failure or a stop.
+    `register` takes the best one.
     """
     from alexmri.aws.client import Call
     from alexmri.aws.requests.training import hyperparameters
@@ -245,12 +246,15 @@ def watch(account: Account, job: str) -> None:
     terminal.say(f"to fetch model and report: alexmri aws download {job}")
 
 
-@click.command()
+@command()
 @click.argument("job")
 @dry_run_option
 @click.pass_obj
 def status(account: Account, job: str, dry_run: bool) -> None:
-    """Say how JOB is, what it costs, what it measured; of a tuning job list the trials."""
+    """Show state, cost and metrics of JOB.
+
+    Of a tuning job the trials are listed.
+    """
     from alexmri.aws.client import Call
     from alexmri.aws.jobs import status_lines
     from alexmri.aws.tuning import describe_either, is_tuning, tuning_lines
@@ -263,7 +267,7 @@ def status(account: Account, job: str, dry_run: bool) -> None:
         click.echo(line)
 
 
-@click.command()
+@command()
 @click.argument("job")
 @click.option("--follow", "following", is_flag=True, help="go on until the job ends")
 @dry_run_option
@@ -288,12 +292,15 @@ def logs(account: Account, job: str, following: bool, dry_run: bool) -> None:
         click.echo(line)
 
 
-@click.command()
+@command()
 @click.argument("job")
 @dry_run_option
 @click.pass_obj
 def stop(account: Account, job: str, dry_run: bool) -> None:
-    """Stop JOB: it saves a checkpoint and the best model so far; a tuning job stops its trials."""
+    """Stop JOB, which saves its checkpoint and best model.
+
+    A tuning job stops its trials.
+    """
     from alexmri.aws.client import Call
     from alexmri.aws.jobs import RUNNING
     from alexmri.aws.tuning import describe_either, is_tuning
@@ -318,15 +325,15 @@ def stop(account: Account, job: str, dry_run: bool) -> None:
         click.echo(f"{job} is being stopped; the same `{again}` command goes on from there")
 
 
-@click.command()
+@command()
 @click.argument("job")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="default: runs/JOB")
 @dry_run_option
 @click.pass_obj
 def download(account: Account, job: str, out: Path | None, dry_run: bool) -> None:
-    """Fetch model, report and figures of JOB, as `alexmri train` would have left them.
+    """Fetch model, report and figures of JOB.
 
-    Of a tuning job, those of its best trial.
+    They lie as `alexmri train` leaves them. Of a tuning job, those of its best trial.
     """
     from alexmri.aws.client import Call
     from alexmri.aws.jobs import download as do_download

@@ -13,7 +13,7 @@ from alexmri.options import read_settings, settings_options
 
 @click.group()
 def pipeline() -> None:
-    """Audit, train, evaluate, and register what is good enough, as a SageMaker pipeline."""
+    """Audit, train, evaluate and register, as a pipeline."""
 
 
 @pipeline.command()

@@ -3,16 +3,17 @@
 import click
 
 from alexmri.aws.cli import Account, dry_run_option, show_dry_run
+from alexmri.options import command
 
 
-@click.command()
+@command()
 @click.argument("job")
 @dry_run_option
 @click.pass_obj
 def register(account: Account, job: str, dry_run: bool) -> None:
-    """Make a version of the model that the training JOB left; it waits for an approval.
+    """Register the model of JOB as a version.
 
-    Of a tuning job, that of its best trial.
+    The version waits for an approval. Of a tuning job, that of its best trial.
 
     With it are kept: figures and report, image digest, git revision, data and its fingerprint.
     """
@@ -32,17 +33,17 @@ def register(account: Account, job: str, dry_run: bool) -> None:
     click.echo(f"to approve it: alexmri aws approve {version}")
 
 
-@click.command()
+@command()
 @dry_run_option
 @click.pass_obj
 def versions(account: Account, dry_run: bool) -> None:
     """List the versions of the model, newest first."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from alexmri.aws.client import Call
     from alexmri.aws.registry import describe_package, packages
+    from alexmri.terminal import print_table
 
     if dry_run:
         request = {"ModelPackageGroupName": account.config.name}
@@ -62,10 +63,10 @@ def versions(account: Account, dry_run: bool) -> None:
             known.get("training_job", "-"),
         )
         table.add_row(*(escape(each) for each in shown))
-    Console().print(table)
+    print_table(table)
 
 
-@click.command()
+@command()
 @click.argument("version")
 @click.option("--reason", help="kept with the decision")
 @dry_run_option
@@ -75,7 +76,7 @@ def approve(account: Account, version: str, reason: str | None, dry_run: bool) -
     _decide(account, version, "Approved", reason, dry_run)
 
 
-@click.command()
+@command()
 @click.argument("version")
 @click.option("--reason", help="kept with the decision")
 @dry_run_option

@@ -7,18 +7,19 @@ import click
 
 from alexmri.aws.cli import Account, dry_run_option, show_dry_run
 from alexmri.errors import UserError
+from alexmri.options import command
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
-@click.command()
+@command()
 @dry_run_option
 @click.pass_obj
 def setup(account: Account, dry_run: bool) -> None:
-    """Create or update bucket, repository and roles, and write them to alexmri.toml.
+    """Create or update bucket, repository and roles.
 
-    All of it is one CloudFormation stack, named by `name`. Bucket and repository stay when the
-    stack is removed.
+    Their names are written to alexmri.toml. All of it is one CloudFormation stack, named by `name`.
+    Bucket and repository stay when the stack is removed.
     """
     from alexmri.aws.client import Call
     from alexmri.aws.stack import deploy_stack, stack_request, write_keys
@@ -40,7 +41,7 @@ def setup(account: Account, dry_run: bool) -> None:
         terminal.say(f"written to {account.file}")
 
 
-@click.command()
+@command()
 @click.argument("folder", type=FOLDER, default=".")
 @click.option("--image", help="push this image of this machine; build nothing")
 @click.option("--build-arg", "build_arguments", multiple=True, metavar="NAME=VALUE")
@@ -55,8 +56,9 @@ def push(
     allow_dirty: bool,
     dry_run: bool,
 ) -> None:
-    """Build the image of FOLDER (default: here), push it to ECR, print its name with its digest.
+    """Build the image of FOLDER and push it to ECR.
 
+    FOLDER is the working directory if left out. The name of the image is printed with its digest.
     The tag is the git revision. A revision that is there already is neither built nor pushed.
     """
     from alexmri.aws.image import Source, push_calls, revision_of
@@ -74,15 +76,15 @@ def push(
     click.echo(do_push(account.aws, source, choose_terminal()))
 
 
-@click.command()
+@command()
 @click.argument("folder", type=FOLDER)
 @dry_run_option
 @click.pass_obj
 def upload(account: Account, folder: Path, dry_run: bool) -> None:
-    """Bring FOLDER to S3, below a prefix named by its content; print the address.
+    """Copy FOLDER to S3 and print its address.
 
-    Only what is missing is sent, each file with a checksum that S3 compares. What an earlier upload
-    holds is copied within S3. Hidden files are left out.
+    The address is named by the content. Only what is missing is sent, each file with a checksum
+    that S3 compares. What an earlier upload holds is copied within S3. Hidden files are left out.
     """
     from alexmri.aws.upload import read_folder, upload_calls
     from alexmri.aws.upload import upload as do_upload
