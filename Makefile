@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # The two generations of SageMaker's SDK exclude each other and some of our own packages.
 SDK2 := .venv-sdk2
 SDK3 := .venv-sdk3
-DEMO := data/demo
+DEMO := data/.demo
 # Asked only where needed, since the answers take a moment.
 RUNTIME ?= $(shell docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1 && echo docker || echo venv)
 GPU = $(shell nvidia-smi -L >/dev/null 2>&1 && docker info --format '{{json .Runtimes}}' | grep -o nvidia | head -1)
@@ -60,12 +60,10 @@ base-image:
 	    "BASE_IMAGE=, or do without Docker with RUNTIME=venv" >&2; exit 1; }
 
 # Without DATA=, as under compose: ./data where it holds anything of yours, else made-up data.
-OWN := $(filter-out $(DEMO),$(wildcard data/*))
+OWN := $(wildcard data/*)
 SOURCE := $(or $(DATA),$(if $(OWN),data,$(DEMO)))
 train-venv: $(VENV)/.installed $(filter $(DEMO),$(SOURCE))
 	@echo "make: training in the virtual environment $(VENV); RUNTIME=docker uses Docker"
-	@test "$(SOURCE)" != data -o ! -e $(DEMO) || { \
-	  echo "data/ holds the synthetic demo data ($(DEMO)) beside other data; remove $(DEMO)" >&2; exit 1; }
 ifeq ($(SOURCE),$(DEMO))
 	@echo "############################################################################"
 	@echo "#  There is no data in data/ and no DATA= was given: training on SYNTHETIC"

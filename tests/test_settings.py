@@ -95,9 +95,13 @@ def test_old_spellings_still_work_and_platform_keys_are_ignored() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"epoch": 3}, "unknown setting 'epoch' in command line; did you mean 'epochs'"),
-        ({"zzz": 3}, r"unknown setting 'zzz' in command line \("),
-        ({"epochs": "0"}, "setting 'epochs' is '0' in command line: .*greater than or equal to 1"),
+        ({"epoch": 3}, "unknown setting 'epoch' on the command line; did you mean 'epochs'"),
+        ({"zzz": 3}, r"unknown setting 'zzz' on the command line \("),
+        (
+            {"epochs": "0"},
+            "setting 'epochs' is '0' on the command line: .*greater than or equal to 1",
+        ),
+        ({"epochs": "two"}, "'epochs' is 'two' on the command line: it must be a whole number;"),
         ({"epochs": "3.5"}, "'epochs' is '3.5' .*Integer range, not a Continuous"),
         ({"epochs": 3.5}, "'epochs' is 3.5 .*Integer range, not a Continuous"),
         ({"epochs": "1.65e1"}, "'epochs' is 16.5 .*Integer range, not a Continuous"),
@@ -140,8 +144,8 @@ NO_LIMITS = {"shift_limit": 0, "scale_limit": 0, "rotate_limit": 0}
     [
         (
             {"shift_limit": 0.03},
-            r"'shift_limit' is 0\.03 in command line, which does nothing: shifts are cut to whole"
-            r" pixels, and the side has 32; give 0, or more than 0\.03125 \(1/image_size\)",
+            r"'shift_limit' is 0\.03 on the command line, which does nothing: shifts are cut to"
+            r" whole pixels, and the side has 32; give 0, or more than 0\.03125 \(1/image_size\)",
         ),
         ({"shift_limit": 0.004, "image_size": 224}, r"224; give 0, or more than 0\.004464"),
         ({"augment": "none", "shift_limit": 0.1}, "'shift_limit' is 0.1 .* augment is none; give"),
@@ -168,7 +172,7 @@ def test_a_setting_without_effect_is_refused(values: dict[str, object], message:
     with pytest.raises(UserError, match=message) as refused:
         settings_of(**values)
     assert "\n" not in str(refused.value)
-    with pytest.raises(UserError, match="in environment, which does nothing"):
+    with pytest.raises(UserError, match="in the environment, which does nothing"):
         resolve([environment_layer({f"ALEXMRI_{k.upper()}": str(v) for k, v in values.items()})])
 
 
@@ -192,7 +196,7 @@ def test_models_of_earlier_versions_name_a_shift_that_moves_nothing() -> None:
 
 
 def test_an_unknown_variable_is_refused() -> None:
-    with pytest.raises(UserError, match="unknown setting 'epocs' in environment"):
+    with pytest.raises(UserError, match="unknown setting 'epocs' in the environment"):
         resolve([environment_layer({"ALEXMRI_EPOCS": "3"})])
 
 

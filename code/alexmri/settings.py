@@ -318,8 +318,8 @@ def _refuse_without_effect(resolved: Resolved, given: Set[str]) -> None:
 
     def refuse(key: str, why: str) -> NoReturn:
         raise UserError(
-            f"setting '{key}' is {getattr(chosen, key)!r} in {resolved.sources[key]}, which does"
-            f" nothing: {why}"
+            f"setting '{key}' is {getattr(chosen, key)!r} {_where(resolved.sources[key])}, which"
+            f" does nothing: {why}"
         )
 
     for key in ("group_regex", "groups_file"):
@@ -359,7 +359,7 @@ def _known_keys(layer: Layer) -> dict[str, Any]:
             continue
         if key not in Settings.model_fields:
             raise UserError(
-                f"unknown setting '{original}' in {layer.name}{_hint(key)}"
+                f"unknown setting '{original}' {_where(layer.name)}{_hint(key)}"
                 " (`alexmri config` lists all settings)"
             )
         if key in known:
@@ -404,20 +404,32 @@ def _decode(key: str, value: Any) -> Any:
     return choices.get(text.removesuffix(".0"), text)
 
 
+def _where(source: str) -> str:
+    places = {"command line": "on the command line", "environment": "in the environment"}
+    return places.get(source, f"in {source}")
+
+
+# What pydantic says in words for programmers.
+WISHES = {
+    "int_parsing": "it must be a whole number",
+    "int_from_float": "it must be a whole number",
+    "float_parsing": "it must be a number",
+    "bool_parsing": "it must be true or false",
+}
+
+
 def _explain(error: ValidationError, sources: Mapping[str, str]) -> str:
     """Turn the first of pydantic's findings into one sentence with the value's origin."""
     finding = error.errors()[0]
-    if not finding["loc"]:
-        return finding["msg"].removeprefix("Value error, ")
-    key = str(finding["loc"][0])
     message = finding["msg"].removeprefix("Value error, ")
-    wish = message[0].lower() + message[1:]
-    hint = ""
-    if finding["type"] == "int_from_float" or (
-        finding["type"] == "int_parsing" and "." in str(finding["input"])
-    ):
-        hint = " (in a tuning job, give it an Integer range, not a Continuous one)"
+    if not finding["loc"]:
+        return message
+    key = str(finding["loc"][0])
+    wish = re.sub(r"^input should be", "it must be", message[0].lower() + message[1:])
+    wish = WISHES.get(finding["type"], wish)
+    if wish == WISHES["int_parsing"] and "." in str(finding["input"]):
+        wish += " (in a tuning job, give it an Integer range, not a Continuous one)"
     return (
-        f"setting '{key}' is {finding['input']!r} in {sources[key]}: {wish}{hint};"
+        f"setting '{key}' is {finding['input']!r} {_where(sources[key])}: {wish};"
         f" it means: {Settings.model_fields[key].description}"
     )

@@ -94,6 +94,11 @@ class RichTerminal(PlainTerminal):
                 progress.advance(task)
 
 
+def number_of(count: int, thing: str) -> str:
+    """Return `1 scan` or `2 scans`."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
 def choose_terminal() -> Terminal:
     """Return a terminal with progress bars where a person watches, plain lines otherwise."""
     return RichTerminal() if sys.stdout and sys.stdout.isatty() else PlainTerminal()

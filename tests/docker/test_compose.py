@@ -74,7 +74,7 @@ def test_without_data_it_trains_on_demo_data_and_says_so(compose: Compose) -> No
     environment = ("--env", "ALEXMRI_EPOCHS=1", "--env", "ALEXMRI_BATCH_SIZE=256")
     trained = compose("run", "--rm", *environment, "train")
     assert "SYNTHETIC" in trained.stdout
-    assert len(list((compose.folder / "data" / "demo").glob("*/*.jpg"))) == 1280
+    assert len(list((compose.folder / "data" / ".demo").glob("*/*.jpg"))) == 1280
     model = json.loads((compose.folder / "runs" / "model" / "model.json").read_text("utf-8"))
     assert len(model["classes"]) == 4
 

@@ -173,4 +173,4 @@ def test_arguments_alone_replace_train(image: str, tmp_path: Path) -> None:
     with job:
         end = job.wait()
     assert (end.status, list(end.codes)) == ("Failed", [2]), end.log
-    assert "setting 'epochs' is '0' in command line" in end.reason
+    assert "setting 'epochs' is '0' on the command line" in end.reason

@@ -62,6 +62,6 @@ def test_a_bucket_that_cannot_be_used_ends_the_job_before_it_begins(
     assert "Traceback" not in result.stdout + result.stderr
     tree.extra = {"ALEXMRI_CHECKPOINT_S3": "bucket/run"}
     assert tree.run("train").returncode == 2
-    assert "setting 'checkpoint_s3' is 'bucket/run' in environment: it must look like" in (
+    assert "setting 'checkpoint_s3' is 'bucket/run' in the environment: it must look like" in (
         tree.failure
     )

@@ -138,8 +138,11 @@ def test_a_refusal_is_told_in_the_servers_words(
     (tmp_path / "notes.png").write_bytes(b"no image at all")
     page.choose(tmp_path / "notes.png")
     _, content = server.ask("/invocations", b"no image at all", "image/png")
-    assert page.text("[role=alert]") == [json.loads(content)["error"]["message"]]
+    refusal = json.loads(content)["error"]["message"]
+    assert page.text("[role=alert]") == [f"notes.png: {refusal}"]
     assert not page.text("#answers")
+    page.choose(slices[0], tmp_path / "notes.png")
+    assert page.text("[role=alert]") == [f"notes.png: {refusal}"]
     page.choose(slices[0])
     assert not page.text("[role=alert]")
 
@@ -149,6 +152,8 @@ def test_it_tells_what_the_model_is(page: Page, server: Server) -> None:
     facts = " ".join(page.text("#facts tr"))
     for fact in (info["model_version"], *CLASSES, "32 × 32 pixels", "Accuracy", "Trained on"):
         assert fact in facts
+    baseline = info["metrics"]["test"]["baselines"]["nearest_neighbour"]["accuracy"]["value"]
+    assert f"1-NN baseline {baseline:.3f}" in facts
     assert any("not a diagnostic device" in line for line in page.text(".notice"))
     page.find("summary")[0].click()
     card = page.text("#card")[0]

@@ -182,11 +182,14 @@ def test_demo_data_is_made_only_when_asked_for_and_never_mixed(tree: Tree) -> No
     printed = stop_after(process, "data: ", signal.SIGTERM)
     assert process.returncode == 0, printed
     assert "SYNTHETIC" in printed
-    assert {path.name for path in channel.iterdir()} == {"demo"}
+    assert {path.name for path in channel.iterdir()} == {".demo"}
 
-    shutil.copytree(own / "NonDemented", channel / "NonDemented")
-    assert tree.run("train").returncode == 2
-    assert "holds the synthetic demo data (demo/) beside other data" in tree.failure
+    shutil.rmtree(tree.root / "checkpoints")
+    shutil.copytree(own, channel, dirs_exist_ok=True)
+    trained = tree.run("train", "--epochs", "1", "--resume", "never")
+    assert trained.returncode == 0, trained.stderr
+    assert f"{len(list(own.glob('*/*')))} images in 2 classes" in trained.stdout
+    assert "uses SYNTHETIC images" not in trained.stdout
 
 
 def test_a_folder_that_cannot_be_written_is_named(tree: Tree) -> None:

@@ -155,10 +155,10 @@ def slices(
     from pydantic import ValidationError
 
     from alexmri.contract.resources import cpu_cores
-    from alexmri.data.scan_labels import number_of, read_table
+    from alexmri.data.scan_labels import read_table
     from alexmri.data.slicing import Slicing
     from alexmri.data.write_slices import write_slices
-    from alexmri.terminal import choose_terminal
+    from alexmri.terminal import choose_terminal, number_of
 
     chosen: dict[str, Any] = {"percentiles": percentiles} if percentiles else {}
     if window:

@@ -11,6 +11,7 @@ from alexmri.data.find_scans import Scan, hashed
 from alexmri.data.folders import MAX_NAMED
 from alexmri.data.subjects import SCHEMES
 from alexmri.errors import UserError
+from alexmri.terminal import number_of
 
 BIDS_SUBJECT = re.compile(r"(?:^|[/_])sub-([A-Za-z0-9]+)")
 # Columns that name a scan, the first found wins: BIDS, ADNI, OASIS, others.
@@ -153,11 +154,6 @@ def label_scans(
     return labelled, [
         f"{number_of(count, 'scan')} for which {why}" for why, count in sorted(left_out.items())
     ]
-
-
-def number_of(count: int, thing: str) -> str:
-    """Return `1 scan` or `2 scans`."""
-    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def _row_of(scan: Scan, table: Table) -> Mapping[str, str] | None:

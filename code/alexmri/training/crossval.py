@@ -77,7 +77,7 @@ def choose_split_by(data: Path, settings: Settings, terminal: Terminal) -> str:
         terminal.warn(
             "the file names do not tell who is on an image, so the folds are dealt slice by slice:"
             " people may be in training and test at once; pass group_regex, groups_file"
-            " or groups=inferred"
+            " or --groups inferred"
         )
     return "subject" if groups else "slice"
 

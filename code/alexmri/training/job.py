@@ -27,7 +27,7 @@ from alexmri.model.alexnet import build
 from alexmri.model.forward import Compute, choose_compute
 from alexmri.model.onnx import require_onnx
 from alexmri.settings import Settings
-from alexmri.terminal import Terminal
+from alexmri.terminal import Terminal, number_of
 from alexmri.tracking import MetricsFile, WandbSink
 from alexmri.training.checkpoint import Checkpoint, CheckpointWriter, Progress, load_newest
 from alexmri.training.checkpoint_sync import CheckpointSync, open_checkpoint_sync
@@ -297,7 +297,7 @@ def _prepare_run(
             terminal.warn(f"resuming although {change}")
         run.restore(checkpoint)
         terminal.say(f"resuming at epoch {run.progress.epoch}, step {run.progress.step_in_epoch}")
-    terminal.say(f"{settings.epochs} epochs of {len(train)} images")
+    terminal.say(f"{number_of(settings.epochs, 'epoch')} of {number_of(len(train), 'image')}")
     return run
 
 

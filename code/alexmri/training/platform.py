@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 WORKER = "alexmri.training.worker"
 DEMO_SWITCH = "ALEXMRI_DEMO_DATA"
-DEMO = "demo"
+# Hidden, so that own data beside it is never mixed with it.
+DEMO = ".demo"
 GRACE_VARIABLE = "ALEXMRI_STOP_GRACE_SECONDS"
 # A platform's sync of the checkpoints runs every few seconds, and not once more after the exit.
 GRACE_SECONDS = 10.0
@@ -169,21 +170,10 @@ def forget(told: Path) -> None:
 
 
 def channels_or_demo(data: Path, terminal: Terminal) -> dict[str, Path]:
-    """Return the channels below `data`; where they hold nothing, synthetic data, said loudly.
-
-    The demo data lies in a folder of its own, so that it is never mixed with images of people.
-
-    Raises:
-        UserError: demo data beside other data.
-    """
+    """Return the channels below `data`; where they hold nothing, synthetic data, said loudly."""
     channel = data / "training"
     demo = channel / DEMO
     if _has_data(data):
-        if demo.is_dir():
-            raise UserError(
-                f"{channel} holds the synthetic demo data ({DEMO}/) beside other data; remove"
-                f" {DEMO}/"
-            )
         return find_channels(data)
     terminal.warn("#" * 72)
     terminal.warn(f"There is no data, so this training uses SYNTHETIC images ({demo}).")
@@ -226,11 +216,10 @@ def _channels(
 
 
 def _has_data(data: Path) -> bool:
-    """Whether there is anything below `data` but the demo data."""
+    """Whether there is anything below `data` but hidden files, such as the demo data."""
     channel = data / "training"
     visible = [path for path in _entries(channel) if not path.name.startswith(".")]
-    others = [path for path in _entries(data) if path != channel and path.is_dir()]
-    return bool(others) or any(path != channel / DEMO for path in visible)
+    return bool(visible) or any(path != channel and path.is_dir() for path in _entries(data))
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from alexmri.data.dataset import Dataset
 from alexmri.data.synthetic import NOTICE
 from alexmri.evaluation.interpretation import describe_split
 from alexmri.model.forward import Compute
-from alexmri.terminal import Terminal
+from alexmri.terminal import Terminal, number_of
 from alexmri.training.provenance import version
 from alexmri.training.results import protocol_document
 
@@ -24,13 +24,14 @@ def print_run_banner(
     if dataset.synthetic:
         terminal.warn(NOTICE)
     terminal.say(resources_line(cache_folder()))
+    several = f", {workers} workers" if workers > 1 else ""
     terminal.say(
         f"device: {compute.device.type}, precision {compute.precision},"
-        f" {torch.get_num_threads()} threads{f', {workers} workers' if workers > 1 else ''}"
+        f" {number_of(torch.get_num_threads(), 'thread')}{several}"
     )
     terminal.say(
         f"data: {len(folder.images)} images in {len(folder.classes)} classes{people};"
-        f" {folder.ignored_files} other file{'' if folder.ignored_files == 1 else 's'} ignored;"
+        f" {number_of(folder.ignored_files, 'other file')} ignored;"
         f" {_decoding(dataset)}"
     )
     for split, counts in dataset.counts().items():
