@@ -103,12 +103,13 @@ OWN_REQUESTS := tests/clients/sdk2/test_own_requests.py
 aws-requests: image $(SDK2)/.installed
 	@IMAGE=$${IMAGE:-alexmri} $(SDK2)/bin/python -m pytest -p tests.promises $(OWN_REQUESTS)
 
-lint: $(VENV)/.developing  ## check style, types and which module may import which
+lint: $(VENV)/.developing  ## check style, types, spelling and which module may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy --scripts-are-modules container/train container/serve container/evaluate container/preflight
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 lock:  ## write the lock files anew from requirements.txt (needs uv)
 	uv pip compile $(LOCK) requirements.txt -o requirements.lock
