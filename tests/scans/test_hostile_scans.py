@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+import nibabel
 import numpy as np
 import pydicom
 import pytest
@@ -95,8 +96,11 @@ def long_gzip() -> bytes:
 def hostile() -> Iterator[tuple[str, bytes, str]]:
     good, data = plain(), image()
     floats = phantom().astype(np.float32)
-    strange = floats.copy()
-    strange[3, 3, 3] = np.nan
+    strange = np.full_like(floats, np.nan)
+    strange[3, 3, 3:5] = 1, 2
+    turned = nibabel.Nifti1Image(phantom(), AFFINE)
+    turned.set_sform(None, 0)
+    turned.set_qform(AFFINE, 1)
     yield "NIfTI, truncated", good[:2000], "ends too early, at byte 2,000 of"
     yield "NIfTI, packed and truncated", gzip.compress(good)[:900], "cannot be unpacked"
     yield "NIfTI, wrong checksum", changed(gzip.compress(good), -8, b"\1\2\3\4"), "cannot be unp"
@@ -108,7 +112,13 @@ def hostile() -> Iterator[tuple[str, bytes, str]]:
     )
     yield "NIfTI, negative offset", changed(good, 108, struct.pack("<f", -5.0)), "begin at byte"
     yield "NIfTI, no voxels", changed(good, 42, struct.pack("<h", 0)), "header says|header is dam"
-    yield "NIfTI, NaN voxels", nifti(strange, AFFINE), "1 of its 5760 voxels are no finite numbers"
+    yield "NIfTI, NaN voxels", nifti(strange, AFFINE), "5758 of its 5760 voxels are no finite num"
+    yield "empty", b"", "it is empty"
+    yield (
+        "NIfTI, quaternion that is none",
+        changed(turned.to_bytes(), 256, struct.pack("<3f", 2, 2, 2)),
+        "axes are no axes",
+    )
     yield "NIfTI, no intercept", changed(good, 112, struct.pack("<2f", 1, np.nan)), "damaged"
     yield "NIfTI, too large", gzip_bomb(), "at most 256 million"
     yield (
@@ -122,6 +132,7 @@ def hostile() -> Iterator[tuple[str, bytes, str]]:
     yield "gzip of something", gzip.compress(b"hello" * 99), "it is no NIfTI file"
     yield "DICOM, truncated", data[:-500], "ends too early"
     yield "DICOM, only its mark", data[:140], "holds no image|damaged"
+    yield "DICOM, mosaic", edited(data, ImageType=["ORIGINAL", "M", "MOSAIC"]), "a Siemens mosaic"
     yield "DICOM, pixels missing", edited(data, PixelData=None), "its pixels are missing"
     yield (
         "DICOM, 4 GB in an element",

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from alexmri.data.decoder_process import DecoderProcess
 from alexmri.data.dicom_layout import MAX_FRAMES, Frame, frames_of, stack
 from alexmri.data.intensities import Bounds
-from alexmri.data.orientation import MAX_VOXELS, Admit, canonical, refuse_strange
+from alexmri.data.orientation import MAX_VOXELS, Admit, canonical
 from alexmri.data.slicing import NotAScanError, Volume
 from alexmri.errors import UserError
 
@@ -136,7 +136,6 @@ def read_series(
             with _one_sentence():
                 for frame, values_HW in _decoded(data, wanted, decoder, voi=voi):
                     voxels[:, :, place[number, frame.number]] = values_HW.T
-    refuse_strange(voxels)
     bounds: Bounds | None = (0.0, 1.0) if voi else None
     volume = canonical(voxels, stacked.affine, stacked.notes, uneven=stacked.is_uneven)
     return Volume(
@@ -206,6 +205,10 @@ def _require_image(header: Any) -> tuple[int, int]:
         what = str(header.get("Modality") or "")
         raise NotAScanError(
             f"it holds no image{f' (modality {what[:16]})' if what.isalnum() else ''}"
+        )
+    if "MOSAIC" in (header.get("ImageType") or ()):
+        raise NotAScanError(
+            "it holds all slices in one image (a Siemens mosaic); convert it to NIfTI"
         )
     rows, columns = int(header.Rows), int(header.Columns)
     if not (0 < rows <= MAX_SIDE and 0 < columns <= MAX_SIDE):
