@@ -183,8 +183,10 @@ def slices(
         workers=workers or cpu_cores(),
         terminal=choose_terminal(),
     )
-    found = f"{number_of(written.slices, 'slice')} of {number_of(written.scans, 'scan')}"
-    click.echo(f"{out} holds {found}")
+    count = sum(written.slices.values())
+    found = f"{number_of(count, 'slice')} of {number_of(written.scans, 'scan')}"
+    each = ", ".join(f"{label} {count}" for label, count in sorted(written.slices.items()))
+    click.echo(f"{out} holds {found} ({each})")
     if faults := written.unreadable:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise UserError(
