@@ -26,7 +26,7 @@ MAX_GROWTH = 600 << 20
 
 
 def read(data: bytes) -> Volume:
-    return read_scan([data], voi=False, admit=lambda *sides: None, check=lambda: None)
+    return read_scan([data])
 
 
 def changed(data: bytes, at: int, what: bytes) -> bytes:

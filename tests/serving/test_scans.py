@@ -55,7 +55,7 @@ def form(files: list[bytes]) -> dict[str, Any]:
 def trained_on(files: list[bytes], slicing: Slicing, folder: Path) -> Pixels:
     """Return the pixels of the PNG files that `alexmri slices` would write, as training reads."""
     folder.mkdir(exist_ok=True)
-    volume = read_scan(files, voi=False, admit=lambda *sides: None, check=lambda: None)
+    volume = read_scan(files)
     rows = []
     for each in cut(volume, slicing):
         path = folder / f"{each.index}.png"
@@ -160,7 +160,7 @@ def test_the_page_gets_the_slices_that_were_used(asked: FlaskClient) -> None:
     first, *slices = answer.json["predictions"]
     assert first["source"] == {"file": 0}
     assert {each["source"]["file"] for each in slices} == {1}
-    volume = read_scan(files[1:], voi=False, admit=lambda *sides: None, check=lambda: None)
+    volume = read_scan(files[1:])
     for found, wanted in zip(slices, cut(volume, SLICING), strict=True):
         shown = Image.open(io.BytesIO(base64.b64decode(found["source"]["png"])))
         np.testing.assert_array_equal(np.asarray(shown), wanted.pixels_HW)

@@ -1,4 +1,4 @@
-"""What a server does with scans: which files of a request make one, and the volume in it."""
+"""Scans in bytes, as a server gets them: which files make one, and the volume in it."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -16,7 +16,11 @@ def is_scan(data: bytes) -> bool:
     return dicom.is_dicom(data) or nifti.is_nifti(data)
 
 
-def group(files: Sequence[bytes], check: Callable[[], None]) -> list[list[int]]:
+def _go_on() -> None:
+    """Check nothing."""
+
+
+def group(files: Sequence[bytes], check: Callable[[], None] = _go_on) -> list[list[int]]:
     """Return the numbers of the files that make a volume each; DICOM files by their series.
 
     A damaged file stands alone: reading it tells what is wrong. `check` is called before each file
@@ -35,9 +39,9 @@ def group(files: Sequence[bytes], check: Callable[[], None]) -> list[list[int]]:
 def read_scan(
     files: Sequence[bytes],
     *,
-    voi: bool,
-    admit: Admit,
-    check: Callable[[], None],
+    voi: bool = False,
+    admit: Admit | None = None,
+    check: Callable[[], None] = _go_on,
     alone: Callable[[], None] | None = None,
     seconds: int = dicom.MAX_SECONDS,
 ) -> Volume:
