@@ -41,7 +41,7 @@ def expand(
     numbers, files = list(scans), list(scans.values())
     starts = {
         numbers[members[0]]: [files[i] for i in members]
-        for members in group(files, budget.check_time)
+        for members in group(files, budget.check_time, budget.be_alone)
     }
     later = set(scans) - set(starts)
     expanded: list[Record] = []
@@ -69,7 +69,6 @@ def _slices(
             voi=slicing.intensity == "voi",
             admit=budget.take_volume,
             check=budget.check_time,
-            alone=budget.be_alone,
             seconds=MAX_SECONDS,
         )
         slices = cut(volume, slicing)
