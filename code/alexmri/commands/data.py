@@ -148,7 +148,8 @@ def slices(
     from pydantic import ValidationError
 
     from alexmri.contract.resources import cpu_cores
-    from alexmri.data.scan_labels import number_of, read_table
+    from alexmri.data.folders import number_of
+    from alexmri.data.scan_labels import read_table
     from alexmri.data.slicing import Slicing
     from alexmri.data.write_slices import write_slices
     from alexmri.terminal import choose_terminal

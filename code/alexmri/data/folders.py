@@ -153,7 +153,9 @@ def _beside(root: Path, splits: Mapping[str, Path]) -> list[str]:
         if not files:
             continue
         images = sum(_is_image(path) for path in files)
-        count = _number(images, "image") if images else _number(len(files), "file") + ", no image"
+        count = (
+            number_of(images, "image") if images else number_of(len(files), "file") + ", no image"
+        )
         names = ", ".join(sorted(path.name for path in known))
         sentences.append(
             f"left out: the folder '{folder.name}' ({count}), because it stands beside {names} and"
@@ -329,7 +331,7 @@ def _loose_files(title: str, files: Iterable[Path]) -> list[str]:
     """Name the files beside class folders that may be data."""
     images, others = _split_kinds(files)
     others.pop(NOTE, None)
-    found = [_number(len(images), "image")] if images else []
+    found = [number_of(len(images), "image")] if images else []
     found += [list_kinds(others)] if others else []
     if not found:
         return []
@@ -366,12 +368,13 @@ def _reason(kinds: Iterable[str]) -> str:
 def list_kinds(kinds: Mapping[str, int]) -> str:
     """Return `1 .mgz file and 2 .nrrd files`."""
     return " and ".join(
-        f"{_number(count, 'file')} {kind}" if " " in kind else _number(count, f"{kind} file")
+        f"{number_of(count, 'file')} {kind}" if " " in kind else number_of(count, f"{kind} file")
         for kind, count in sorted(kinds.items())
     )
 
 
-def _number(count: int, thing: str) -> str:
+def number_of(count: int, thing: str) -> str:
+    """Return `1 scan` or `2 scans`."""
     return f"{count} {thing}{'' if count == 1 else 's'}"
 
 

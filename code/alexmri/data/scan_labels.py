@@ -9,7 +9,7 @@ from pathlib import Path
 
 from alexmri.contract.inputs import SPLIT_NAMES
 from alexmri.data.find_scans import Scan, hashed
-from alexmri.data.folders import MAX_NAMED
+from alexmri.data.folders import MAX_NAMED, number_of
 from alexmri.data.subjects import SCHEMES
 from alexmri.errors import UserError
 
@@ -160,11 +160,6 @@ def label_scans(
     return labelled, [
         f"{number_of(count, 'scan')} for which {why}" for why, count in sorted(left_out.items())
     ]
-
-
-def number_of(count: int, thing: str) -> str:
-    """Return `1 scan` or `2 scans`."""
-    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def _row_of(scan: Scan, table: Table) -> Mapping[str, str] | None:

@@ -26,8 +26,8 @@ from alexmri.contract.inputs import is_system_name
 from alexmri.data.decode import shortened, stay_with_parent
 from alexmri.data.dicom import Identity
 from alexmri.data.find_scans import Scan, find_files, hashed, identify_files, series_of
-from alexmri.data.folders import kind_of, list_kinds
-from alexmri.data.scan_labels import CARRIED, Labelled, Table, label_scans, number_of
+from alexmri.data.folders import kind_of, list_kinds, number_of
+from alexmri.data.scan_labels import CARRIED, Labelled, Table, label_scans
 from alexmri.data.slicing import SCHEMA, SLICES, NotAScanError, Slicing, as_png, cut
 from alexmri.data.subjects import GROUPS_FILE
 from alexmri.errors import UserError
