@@ -356,11 +356,14 @@ def test_a_patient_id_that_was_removed_names_nobody(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scans = tmp_path / "scans"
-    for name in ("a", "b"):
-        save_series(scans / "AD" / name, series(phantom(), PatientID="Anonymous"))
+    for name, study in (("a", "1.2.3"), ("b", "1.2.4"), ("c", "1.2.4")):
+        tags = {"PatientID": "Anonymous", "StudyInstanceUID": study}
+        save_series(scans / "AD" / name, series(phantom(), **tags))
     slices(scans, tmp_path / "out")
-    assert "who is on 2 of 2 scans is unknown" in capsys.readouterr().out
-    assert len({row["subject"] for row in groups(tmp_path / "out")}) == 2
+    assert "who is on 3 of 3 scans is unknown" in capsys.readouterr().out
+    rows = groups(tmp_path / "out")
+    assert len({row["scan"] for row in rows}) == 3
+    assert len({row["subject"] for row in rows}) == 2  # series of one study stay together
 
 
 @pytest.mark.parametrize(

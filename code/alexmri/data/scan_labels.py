@@ -31,6 +31,8 @@ CARRIED = {
 }
 # What stands in PatientID where a name was taken out; it tells nobody from anybody.
 NOBODY = re.compile(r"|0+|anon\w*|anonymi[sz]ed|unknown|none|removed|xxx+", re.IGNORECASE)
+# How a subject is named of whom nothing is known but a DICOM study, which may be one of several.
+STUDY = "study-"
 CLASS_NAME = re.compile(r"[\w][\w .,()+-]{0,99}")
 TOKEN = re.compile(r"[A-Za-z0-9]+")
 
@@ -122,7 +124,7 @@ def label_scans(
     """Return the scans that have a class, with their subjects, and what is left out.
 
     A subject is that of a BIDS name (`sub-01`), else of the table, else the PatientID, hashed, else
-    that of a file name of OASIS or ADNI.
+    that of a file name of OASIS or ADNI, else the study of a DICOM series.
 
     Raises:
         UserError: a scan without a class folder, rows or names that contradict one another, or one
@@ -250,7 +252,9 @@ def _subject(
         return shown
     if not NOBODY.fullmatch(patient):
         return f"patient-{hashed(patient, salt)}"
-    return _by_pattern(scan.name)
+    if not (subject := _by_pattern(scan.name)) and scan.identity and scan.identity.study:
+        return f"{STUDY}{hashed(scan.identity.study, salt)}"
+    return subject
 
 
 def _subject_of_row(table: Table, row: Mapping[str, str]) -> str | None:

@@ -27,7 +27,7 @@ from alexmri.data.decode import shortened, stay_with_parent
 from alexmri.data.dicom import Identity
 from alexmri.data.find_scans import Scan, find_files, hashed, identify_files, series_of
 from alexmri.data.folders import kind_of, list_kinds, number_of
-from alexmri.data.scan_labels import CARRIED, Labelled, Table, label_scans
+from alexmri.data.scan_labels import CARRIED, STUDY, Labelled, Table, label_scans
 from alexmri.data.slicing import SCHEMA, SLICES, NotAScanError, Slicing, as_png, cut
 from alexmri.data.subjects import GROUPS_FILE
 from alexmri.errors import UserError
@@ -201,12 +201,13 @@ def _tell(labelled: Sequence[Labelled], left_out: Sequence[str], terminal: Termi
             f"all scans are of one class, '{classes.pop()}', and a training needs two: put the"
             " scans into a folder per class, or pass --labels"
         )
-    unknown = [each.scan.name for each in labelled if each.subject is None]
+    unknown = [e.scan.name for e in labelled if e.subject is None or e.subject.startswith(STUDY)]
     if unknown:
         terminal.warn(
             f"who is on {len(unknown)} of {number_of(len(labelled), 'scan')} is unknown, such as"
-            f" {unknown[0]}; each counts as a subject of its own, so one person may be both trained"
-            " on and tested. Name them as in BIDS (sub-01), or in a column 'subject' of --labels"
+            f" {unknown[0]}; each, or each DICOM study, counts as a subject of its own, so one"
+            " person may be both trained on and tested. Name them as in BIDS (sub-01), or in a column"
+            " 'subject' of --labels"
         )
     burned = [s for e in labelled if (s := e.scan).identity and s.identity.may_be_burned_in]
     if burned:
