@@ -206,8 +206,8 @@ def _tell(labelled: Sequence[Labelled], left_out: Sequence[str], terminal: Termi
         terminal.warn(
             f"who is on {len(unknown)} of {number_of(len(labelled), 'scan')} is unknown, such as"
             f" {unknown[0]}; each, or each DICOM study, counts as a subject of its own, so one"
-            " person may be both trained on and tested. Name them as in BIDS (sub-01), or in a column"
-            " 'subject' of --labels"
+            " person may be both trained on and tested. Name them as in BIDS (sub-01), or in a"
+            " column 'subject' of --labels"
         )
     burned = [s for e in labelled if (s := e.scan).identity and s.identity.may_be_burned_in]
     if burned:
