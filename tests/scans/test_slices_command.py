@@ -23,7 +23,7 @@ from alexmri.data.slicing import Slicing
 from alexmri.errors import UserError
 from alexmri.settings import resolve
 from alexmri.terminal import SilentTerminal
-from tests.command_line import COMMAND, run
+from tests.command_line import run
 
 from .phantoms import NIBABEL, PYDICOM, SPACING, dicom, nifti, phantom, save_series, series
 
@@ -440,24 +440,40 @@ def test_another_folder_is_asked_for_where_slices_would_mix(tmp_path: Path) -> N
         slices(scans, scans / "out")
 
 
-def test_a_killed_run_leaves_whole_files_and_goes_on(tmp_path: Path) -> None:
+# SIGINT is ignored in what a shell runs in the background.
+INTERRUPTIBLE = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from alexmri.cli import main; main()"
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_run_leaves_whole_files_and_goes_on(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     scans, out = tmp_path / "scans", tmp_path / "out"
-    for number in range(12):
+    for number in range(24):
         put(scans / "AD" / f"sub-{number}.nii.gz", nifti(phantom() + np.int16(number), AFFINE))
-    arguments = ["slices", str(scans), str(out), "--workers", "1"]
-    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-c", INTERRUPTIBLE, "slices", scans, out, "--workers", "1"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     journal = out / ".slices.jsonl"
     while not (journal.exists() and journal.read_text().count("\n") > 3):
         assert process.poll() is None
         os.sched_yield()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert "stopped; the same command goes on from here" in said
+        assert "Traceback" not in said
     assert not (out / "slices.json").exists()
     done = {p: p.stat().st_mtime_ns for p in out.rglob("sub-*.png")}
     for path in done:
         Image.open(path).load()
     slices(scans, out)
-    assert len(groups(out)) == 12 * 12
+    assert len(groups(out)) == 24 * 12
     assert not journal.exists()
     kept = sum(p.stat().st_mtime_ns == time for p, time in done.items())
     assert kept >= 3 * 12

@@ -175,15 +175,19 @@ def slices(
         table = read_table(
             labels_file, label_column=label_column, id_column=id_column, mapping=mapping
         )
-    written = write_slices(
-        scans,
-        out,
-        slicing,
-        table=table,
-        include=include,
-        workers=workers or cpu_cores(),
-        terminal=choose_terminal(),
-    )
+    try:
+        written = write_slices(
+            scans,
+            out,
+            slicing,
+            table=table,
+            include=include,
+            workers=workers or cpu_cores(),
+            terminal=choose_terminal(),
+        )
+    except KeyboardInterrupt:
+        click.echo("stopped; the same command goes on from here", err=True)
+        raise
     count = sum(written.slices.values())
     found = f"{number_of(count, 'slice')} of {number_of(written.scans, 'scan')}"
     each = ", ".join(f"{label} {count}" for label, count in sorted(written.slices.items()))
