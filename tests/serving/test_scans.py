@@ -146,6 +146,13 @@ def test_a_scan_is_answered_slice_by_slice_and_as_one_subject(
     ]
 
 
+def test_what_is_unusual_about_a_scan_is_told(asked: FlaskClient) -> None:
+    four = np.stack([phantom(), phantom()], axis=-1)
+    answer = invoke(asked, nifti(four, AFFINE), "application/x-nifti")
+    for each in answer.json["predictions"]:
+        assert each["source"]["notes"] == ["it holds 2 volumes; the first is used"]
+
+
 def test_a_dicom_file_alone_is_one_slice(asked: FlaskClient) -> None:
     answer = invoke(asked, dicom(phantom()[..., 5].T), "application/dicom")
     assert answer.status_code == 200

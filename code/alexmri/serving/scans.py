@@ -22,6 +22,7 @@ class Source:
     index: int | None = None
     position_mm: float | None = None
     pixels_HW: Pixels | None = None
+    notes: tuple[str, ...] = ()
 
 
 def expand(
@@ -79,6 +80,6 @@ def _slices(
     found: list[tuple[Record, Source]] = []
     for each in slices:
         pixels_HW = eight_bit(each.pixels_HW)
-        source = Source(number, slicing.plane, each.index, each.position_mm, pixels_HW)
-        found.append((pixels_HW, source))
+        place = (slicing.plane, each.index, each.position_mm)
+        found.append((pixels_HW, Source(number, *place, pixels_HW, volume.notes)))
     return found
