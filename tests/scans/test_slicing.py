@@ -168,7 +168,7 @@ def test_the_first_image_of_each_place_is_used() -> None:
     files += series(second, EchoTime=80, SeriesInstanceUID="1.2.3")
     volume = volume_of(files)
     np.testing.assert_array_equal(volume.voxels_XYZ, first)
-    assert volume.notes == ("it holds 24 images of 12 places; the first of each is used",)
+    assert volume.notes == ("it holds 24 images in 12 places; the first of each is used",)
 
 
 def test_a_series_with_missing_slices_is_cut_in_its_own_plane_only() -> None:
@@ -296,7 +296,7 @@ def test_scale_factors_and_both_versions_of_nifti_are_read() -> None:
 
 
 def test_voxels_that_are_no_numbers_count_as_0() -> None:
-    """As a background of NaN does, and as nilearn and FSL read them."""
+    """As a background of NaN does, and as nilearn reads them."""
     values = phantom().astype(np.float32)
     values[:14] = np.nan
     values[20, 3, 3] = np.inf

@@ -170,7 +170,7 @@ def stack(frames: list[Frame]) -> Stack:
     is_uneven = bool(len(steps) and np.abs(steps - step).max() > MAX_UNEVENNESS * step)
     if len(by_place) < len(frames):
         notes.append(
-            f"it holds {len(frames)} images of {len(by_place)} places; the first of each is used"
+            f"it holds {len(frames)} images in {len(by_place)} places; the first of each is used"
         )
     if is_uneven:
         notes.append("its slices are not evenly spaced: some seem to be missing")

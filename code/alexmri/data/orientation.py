@@ -58,7 +58,7 @@ def canonical(
 
 
 def _fill(voxels: NDArray[np.float32]) -> tuple[str, ...]:
-    """Put 0 where voxels are no finite numbers, as nilearn and FSL do, and return what to say."""
+    """Put 0 where voxels are no finite numbers, as nilearn does, and return what to say."""
     finite = np.isfinite(voxels)
     count = int(np.count_nonzero(finite))
     if count == voxels.size:
