@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from alexmri.data.pixels import BY_BRIGHTEST, PREPROCESSING
+from alexmri.files import sha256_of_json
+
 from .command_line import COMMAND, TINY, run, train
 
 
@@ -60,6 +63,16 @@ def test_a_killed_run_resumes_and_other_settings_are_refused(demo: Path, tmp_pat
     refused = train(demo, tmp_path / "out", *options, "--seed", "9", check=False)
     assert refused.returncode == 2
     assert "seed was 0, is 9" in refused.stderr
+    kept = {path: path.read_text() for path in (tmp_path / "out").rglob("step-*.json")}
+    for path, text in kept.items():
+        content = json.loads(text)
+        del content["checksum"], content["resume_check"]["preprocessing"]
+        path.write_text(json.dumps(content | {"checksum": sha256_of_json(content)}))
+    refused = train(demo, tmp_path / "out", *options, check=False)
+    assert refused.returncode == 2
+    assert f"(preprocessing was {BY_BRIGHTEST}, is {PREPROCESSING})" in refused.stderr
+    for path, text in kept.items():
+        path.write_text(text)
     resumed = train(demo, tmp_path / "out", *options, "--time-budget-seconds", "1")
     assert "resuming at epoch" in resumed.stdout
 

@@ -7,13 +7,14 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+import nibabel
 import numpy as np
 import pydicom
 import pytest
 from pydicom.encaps import encapsulate
 
 from alexmri.data.dicom import read_series
-from alexmri.data.scans import is_scan, read_scan
+from alexmri.data.scans import group, is_scan, read_scan
 from alexmri.data.slicing import Slicing, Volume, cut
 from alexmri.errors import UserError
 
@@ -25,7 +26,7 @@ MAX_GROWTH = 600 << 20
 
 
 def read(data: bytes) -> Volume:
-    return read_scan([data], voi=False, admit=lambda *sides: None, check=lambda: None)
+    return read_scan([data])
 
 
 def changed(data: bytes, at: int, what: bytes) -> bytes:
@@ -95,8 +96,11 @@ def long_gzip() -> bytes:
 def hostile() -> Iterator[tuple[str, bytes, str]]:
     good, data = plain(), image()
     floats = phantom().astype(np.float32)
-    strange = floats.copy()
-    strange[3, 3, 3] = np.nan
+    strange = np.full_like(floats, np.nan)
+    strange[3, 3, 3:5] = 1, 2
+    turned = nibabel.Nifti1Image(phantom(), AFFINE)
+    turned.set_sform(None, 0)
+    turned.set_qform(AFFINE, 1)
     yield "NIfTI, truncated", good[:2000], "ends too early, at byte 2,000 of"
     yield "NIfTI, packed and truncated", gzip.compress(good)[:900], "cannot be unpacked"
     yield "NIfTI, wrong checksum", changed(gzip.compress(good), -8, b"\1\2\3\4"), "cannot be unp"
@@ -108,7 +112,13 @@ def hostile() -> Iterator[tuple[str, bytes, str]]:
     )
     yield "NIfTI, negative offset", changed(good, 108, struct.pack("<f", -5.0)), "begin at byte"
     yield "NIfTI, no voxels", changed(good, 42, struct.pack("<h", 0)), "header says|header is dam"
-    yield "NIfTI, NaN voxels", nifti(strange, AFFINE), "1 of its 5760 voxels are no finite numbers"
+    yield "NIfTI, NaN voxels", nifti(strange, AFFINE), "5758 of its 5760 voxels are no finite num"
+    yield "empty", b"", "it is empty"
+    yield (
+        "NIfTI, quaternion that is none",
+        changed(turned.to_bytes(), 256, struct.pack("<3f", 2, 2, 2)),
+        "axes are no axes",
+    )
     yield "NIfTI, no intercept", changed(good, 112, struct.pack("<2f", 1, np.nan)), "damaged"
     yield "NIfTI, too large", gzip_bomb(), "at most 256 million"
     yield (
@@ -122,6 +132,7 @@ def hostile() -> Iterator[tuple[str, bytes, str]]:
     yield "gzip of something", gzip.compress(b"hello" * 99), "it is no NIfTI file"
     yield "DICOM, truncated", data[:-500], "ends too early"
     yield "DICOM, only its mark", data[:140], "holds no image|damaged"
+    yield "DICOM, mosaic", edited(data, ImageType=["ORIGINAL", "M", "MOSAIC"]), "a Siemens mosaic"
     yield "DICOM, pixels missing", edited(data, PixelData=None), "its pixels are missing"
     yield (
         "DICOM, 4 GB in an element",
@@ -141,7 +152,7 @@ def hostile() -> Iterator[tuple[str, bytes, str]]:
         edited(data, Rows=16_000, Columns=16_000, NumberOfFrames=9),
         "16000 x 16000 x 9 voxels; at most 256 million",
     )
-    yield "DICOM, deflated bomb", deflated_bomb(), "unpacks to more than 256 MB"
+    yield "DICOM, deflated bomb", deflated_bomb(), "unpacks to more than 128 MB"
     yield "DICOM, JPEG 2000 that lies", lying_codestream("JPEG 2000"), "its frames 60000 x 60000"
     yield "DICOM, JPEG-LS that lies", lying_codestream("JPEG-LS"), "its frames 60000 x 60000"
     yield "DICOM, many elements", data + b"\x09\x00\x10\x00LO\0\0" * 900_000, "more than 100,000 el"
@@ -222,15 +233,15 @@ def test_a_decoder_that_costs_too_much_is_ended() -> None:
         read_series([lambda: data], seconds=0)
 
 
-def test_large_requests_wait_for_one_another_before_a_decoder_starts() -> None:
+def test_large_requests_wait_for_one_another_before_a_file_is_unpacked() -> None:
     class WaitedError(Exception):
         pass
 
     def wait() -> None:
         raise WaitedError
 
-    data = (PYDICOM / "MR_small_jp2klossless.dcm").read_bytes()
-    with pytest.raises(WaitedError):
-        read_series([lambda: data], alone=wait)
-    plain_one = (PYDICOM / "MR_small.dcm").read_bytes()
-    assert read_series([lambda: plain_one], alone=wait).voxels_XYZ.shape == (64, 64, 1)
+    compressed = (PYDICOM / "MR_small_jp2klossless.dcm").read_bytes()
+    for data in (compressed, deflated_bomb()):
+        with pytest.raises(WaitedError):
+            group([data], alone=wait)
+    assert group([(PYDICOM / "MR_small.dcm").read_bytes()], alone=wait) == [[0]]

@@ -23,7 +23,7 @@ from alexmri.data.slicing import Slicing
 from alexmri.errors import UserError
 from alexmri.settings import resolve
 from alexmri.terminal import SilentTerminal
-from tests.command_line import COMMAND, run
+from tests.command_line import run
 
 from .phantoms import NIBABEL, PYDICOM, SPACING, dicom, nifti, phantom, save_series, series
 
@@ -259,15 +259,111 @@ def test_a_conflict_names_both(tmp_path: Path) -> None:
     assert not out.exists() or not contents(out)
 
 
+def test_one_series_belongs_to_one_class_and_one_patient(tmp_path: Path) -> None:
+    files = series(phantom())
+    save_series(tmp_path / "a" / "AD" / "x", files)
+    save_series(tmp_path / "a" / "CN" / "x", files)
+    with pytest.raises(
+        UserError, match="AD/x/IM0000 and CN/x/IM0000 belong to one series .*; keep it in one"
+    ):
+        slices(tmp_path / "a", tmp_path / "out")
+    folder = save_series(tmp_path / "b" / "AD", files)
+    other = pydicom.dcmread(folder / "IM0003")
+    other.PatientID = "P-8"
+    other.save_as(folder / "IM0003")
+    with pytest.raises(UserError, match=r"AD/IM0000 and AD/IM0003 belong to one series and two pa"):
+        slices(tmp_path / "b", tmp_path / "out")
+
+
+def test_a_patient_id_is_hashed_where_the_table_has_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    save_series(scans / "x", series(phantom(), PatientID="12345678"))
+    table = put(tmp_path / "t.csv", b"PatientID,dx\n12345678,AD\n")
+    slices(scans, out, "--labels", table, "--label-column", "dx")
+    save_series(tmp_path / "by folder" / "AD", series(phantom(), PatientID="12345678"))
+    slices(tmp_path / "by folder", tmp_path / "other")
+    everything = b"".join([*contents(out).values(), *(str(p).encode() for p in out.rglob("*"))])
+    assert b"12345678" not in everything
+    assert groups(out)[0]["subject"] == groups(tmp_path / "other")[0]["subject"]
+    put(table, b"PatientID,dx\n12345678,AD\n12345678,CN\n")
+    with pytest.raises(UserError, match="several rows for x/IM0000") as refused:
+        slices(scans, tmp_path / "third", "--labels", table, "--label-column", "dx")
+    assert "12345678" not in str(refused.value) + capsys.readouterr().out
+
+
+def test_the_name_of_a_scan_is_not_that_of_a_subject(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("MR001", "MR002", "OAS1_0001_MR1"):
+        put(tmp_path / "scans" / f"{name}.nii.gz", nifti(phantom(), AFFINE))
+    table = put(tmp_path / "t.csv", b"scan_id,dx\nMR001,AD\nMR002,CN\nOAS1_0001_MR1,CN\n")
+    slices(tmp_path / "scans", tmp_path / "out", "--labels", table, "--label-column", "dx")
+    assert "who is on 2 of 3 scans is unknown" in capsys.readouterr().out
+    assert "OAS1_0001" in {row["subject"] for row in groups(tmp_path / "out")}
+
+
+@pytest.mark.parametrize("subject", [".hidden", "x" * 300, "-ä/../b"])
+def test_every_subject_has_names_of_files_that_train_finds(subject: str, tmp_path: Path) -> None:
+    for name in "ab":
+        put(tmp_path / "scans" / f"{name}.nii.gz", nifti(phantom(), AFFINE))
+    table = put(
+        tmp_path / "t.csv", f"scan_id,subject,dx\na,{subject},AD\nb,{subject},CN\n".encode()
+    )
+    slices(tmp_path / "scans", tmp_path / "out", "--labels", table, "--label-column", "dx")
+    assert len(discover(tmp_path / "out").images) == 24
+    assert {row["subject"] for row in groups(tmp_path / "out")} == {subject}
+
+
+def test_scans_that_came_in_splits_stay_in_them(tmp_path: Path) -> None:
+    for name in ("train/AD/sub-1", "train/CN/sub-2", "Test/AD/sub-3", "val/CN/sub-4"):
+        put(tmp_path / "scans" / f"{name}.nii.gz", nifti(phantom(), AFFINE))
+    out = tmp_path / "out"
+    slices(tmp_path / "scans", out, "--center", 1)
+    slices(tmp_path / "scans", out, "--center", 1)
+    found = {(image.split, image.label) for image in discover(out).images}
+    assert found == {("train", "AD"), ("train", "CN"), ("test", "AD"), ("validation", "CN")}
+    assert {row["label"] for row in groups(out)} == {"AD", "CN"}
+    settings = resolve([]).settings.model_copy(update={"split_by": "subject"})
+    dataset = load_dataset({"train": out}, settings, workers=1, terminal=SilentTerminal())
+    assert dataset.subjects_shared == 0
+    assert dataset.subjects is not None
+    assert dataset.subjects.count == 4
+
+
+def test_what_is_left_out_is_told_with_its_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path / "scans" / "AD" / "sub-1.nii.gz", nifti(phantom(), AFFINE))
+    for name in ("a.mgz", "b.mgz", "c.nrrd", "notes.txt", "._sub-1.nii.gz"):
+        put(tmp_path / "scans" / "AD" / name, b"x")
+    slices(tmp_path / "scans", tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "left out: 2 .mgz files and 1 .nrrd file, neither DICOM nor NIfTI" in said
+    assert "all scans are of one class, 'AD', and a training needs two" in said
+    assert "out holds 12 slices of 1 scan (AD 12)" in said
+
+
+def test_a_name_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:
+    path = put(tmp_path / "scans" / "AD" / "a.nii.gz", nifti(phantom(), AFFINE))
+    os.rename(path, os.fsencode(path.parent) + b"/\xe4.nii.gz")
+    with pytest.raises(UserError, match="is not valid UTF-8; rename it"):
+        slices(tmp_path / "scans", tmp_path / "out")
+
+
 def test_a_patient_id_that_was_removed_names_nobody(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scans = tmp_path / "scans"
-    for name in ("a", "b"):
-        save_series(scans / "AD" / name, series(phantom(), PatientID="Anonymous"))
+    for name, study in (("a", "1.2.3"), ("b", "1.2.4"), ("c", "1.2.4")):
+        tags = {"PatientID": "Anonymous", "StudyInstanceUID": study}
+        save_series(scans / "AD" / name, series(phantom(), **tags))
     slices(scans, tmp_path / "out")
-    assert "who is on 2 of 2 scans is unknown" in capsys.readouterr().out
-    assert len({row["subject"] for row in groups(tmp_path / "out")}) == 2
+    assert "who is on 3 of 3 scans is unknown" in capsys.readouterr().out
+    rows = groups(tmp_path / "out")
+    assert len({row["scan"] for row in rows}) == 3
+    assert len({row["subject"] for row in rows}) == 2  # series of one study stay together
 
 
 @pytest.mark.parametrize(
@@ -344,24 +440,40 @@ def test_another_folder_is_asked_for_where_slices_would_mix(tmp_path: Path) -> N
         slices(scans, scans / "out")
 
 
-def test_a_killed_run_leaves_whole_files_and_goes_on(tmp_path: Path) -> None:
+# SIGINT is ignored in what a shell runs in the background.
+INTERRUPTIBLE = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from alexmri.cli import main; main()"
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_run_leaves_whole_files_and_goes_on(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     scans, out = tmp_path / "scans", tmp_path / "out"
-    for number in range(12):
+    for number in range(24):
         put(scans / "AD" / f"sub-{number}.nii.gz", nifti(phantom() + np.int16(number), AFFINE))
-    arguments = ["slices", str(scans), str(out), "--workers", "1"]
-    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-c", INTERRUPTIBLE, "slices", scans, out, "--workers", "1"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     journal = out / ".slices.jsonl"
     while not (journal.exists() and journal.read_text().count("\n") > 3):
         assert process.poll() is None
         os.sched_yield()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert "stopped; the same command goes on from here" in said
+        assert "Traceback" not in said
     assert not (out / "slices.json").exists()
     done = {p: p.stat().st_mtime_ns for p in out.rglob("sub-*.png")}
     for path in done:
         Image.open(path).load()
     slices(scans, out)
-    assert len(groups(out)) == 12 * 12
+    assert len(groups(out)) == 24 * 12
     assert not journal.exists()
     kept = sum(p.stat().st_mtime_ns == time for p, time in done.items())
     assert kept >= 3 * 12
@@ -372,12 +484,16 @@ def test_scans_that_cannot_be_read_are_named_and_the_others_are_written(tmp_path
     put(scans / "AD" / "good.nii.gz", nifti(phantom(), AFFINE))
     put(scans / "AD" / "cut.nii.gz", nifti(phantom(), AFFINE)[:600])
     put(scans / "AD" / "broken.dcm", b"junk")
+    put(scans / "AD" / "empty.nii", b"")
+    put(scans / "AD" / "half.hdr", b"x")
     put(scans / "AD" / "report.dcm", (PYDICOM / "reportsi.dcm").read_bytes())
     done = run("slices", scans, out, "--workers", 2, check=False)
     assert done.returncode == 2
     assert "out holds 12 slices of 1 scan" in done.stdout
     assert "left out: AD/report.dcm, because it holds no image (modality SR)" in done.stdout
-    assert "2 scans could not be used" in done.stderr
+    assert "4 scans could not be used" in done.stderr
+    assert "AD/empty.nii: it is empty (0 bytes)" in done.stderr
+    assert "AD/half.hdr: it is half of a pair" in done.stderr
     assert "AD/broken.dcm: it is no DICOM file" in done.stderr
     assert "AD/cut.nii.gz: it is damaged, or was not copied whole" in done.stderr
     assert "Traceback" not in done.stderr

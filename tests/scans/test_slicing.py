@@ -168,7 +168,7 @@ def test_the_first_image_of_each_place_is_used() -> None:
     files += series(second, EchoTime=80, SeriesInstanceUID="1.2.3")
     volume = volume_of(files)
     np.testing.assert_array_equal(volume.voxels_XYZ, first)
-    assert volume.notes == ("it holds 24 images of 12 places; the first of each is used",)
+    assert volume.notes == ("it holds 24 images in 12 places; the first of each is used",)
 
 
 def test_a_series_with_missing_slices_is_cut_in_its_own_plane_only() -> None:
@@ -195,10 +195,37 @@ def test_a_localizer_is_no_volume() -> None:
         cut(volume_of(series(phantom())[:1]), Slicing(plane="coronal"))
 
 
+def test_pixels_of_several_sizes_are_no_volume() -> None:
+    files = series(phantom())
+    files[3] = dicom_with(files[3], PixelSpacing=[2, 1.5])
+    with pytest.raises(NotAScanError, match="pixels of several sizes"):
+        volume_of(files)
+
+
+@pytest.mark.parametrize("sizes", [[-2, 1], [2, -1]])
+def test_a_negative_pixel_size_has_lost_its_sign_only(sizes: list[float]) -> None:
+    volume = volume_of(series(phantom(), PixelSpacing=sizes))
+    np.testing.assert_allclose(volume.spacing_mm, SPACING)
+    assert volume.notes == ()
+
+
+def test_a_missing_pixel_size_is_told() -> None:
+    volume = volume_of(series(phantom(), PixelSpacing=None))
+    assert volume.spacing_mm == (1, 1, 3)
+    assert volume.notes == ("it does not say how large its pixels are; 1 mm is assumed",)
+
+
+def dicom_with(data: bytes, **tags: object) -> bytes:
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    return written(dataset)
+
+
 def test_images_that_do_not_say_how_they_lie_are_taken_as_they_are() -> None:
     image = np.arange(600, dtype=np.uint16).reshape(20, 30)
     volume = volume_of([dicom(image)])
-    assert "does not say how it lies" in volume.notes[0]
+    assert "does not say how it lies" in volume.notes[-1]
     found = cut(volume, Slicing())[0].pixels_HW
     assert found.shape == image.shape
     assert found[0, 0] == 0
@@ -266,6 +293,45 @@ def test_scale_factors_and_both_versions_of_nifti_are_read() -> None:
         scaled = kind.from_bytes(data).get_fdata()
         assert scaled[0, 0, 0] == 0.5 * 100 - 20
         np.testing.assert_array_equal(read_nifti(data).voxels_XYZ, scaled)
+
+
+def test_voxels_that_are_no_numbers_count_as_0() -> None:
+    """As a background of NaN does, and as nilearn reads them."""
+    values = phantom().astype(np.float32)
+    values[:14] = np.nan
+    values[20, 3, 3] = np.inf
+    volume = read_nifti(nifti(values, np.diag([*SPACING, 1])))
+    np.testing.assert_array_equal(
+        volume.voxels_XYZ, np.where(np.isfinite(values), values, np.float32(0))
+    )
+    assert volume.notes == (
+        "some of its voxels are no finite numbers (NaN or infinite); they count as 0",
+    )
+
+
+def test_a_qform_that_contradicts_the_sform_is_told() -> None:
+    import nibabel
+
+    image = nibabel.Nifti1Image(phantom(), np.diag([*SPACING, 1]))
+    image.set_qform(np.diag([-SPACING[0], *SPACING[1:], 1]), 1)
+    image.set_sform(np.diag([*SPACING, 1]), 2)
+    volume = read_nifti(image.to_bytes())
+    np.testing.assert_array_equal(volume.voxels_XYZ, phantom())
+    assert volume.notes == ("its qform says that it lies otherwise than its sform, which is used",)
+
+
+@pytest.mark.parametrize(("at", "value"), [(76, -3.0), (80, -1.0), (84, -2.0)])
+def test_signs_of_voxel_sizes_are_mended_as_nibabel_does(at: int, value: float) -> None:
+    import nibabel
+
+    image = nibabel.Nifti1Image(phantom(), np.diag([*SPACING, 1]))
+    image.set_sform(None, 0)
+    image.set_qform(np.diag([*SPACING, 1]), 1)
+    data = bytearray(image.to_bytes())
+    data[at : at + 4] = np.float32(value).tobytes()
+    volume = read_nifti(bytes(data))
+    np.testing.assert_array_equal(volume.voxels_XYZ, phantom())
+    assert volume.spacing_mm == SPACING
 
 
 def test_of_several_volumes_the_first_is_unpacked() -> None:

@@ -55,7 +55,7 @@ def form(files: list[bytes]) -> dict[str, Any]:
 def trained_on(files: list[bytes], slicing: Slicing, folder: Path) -> Pixels:
     """Return the pixels of the PNG files that `alexmri slices` would write, as training reads."""
     folder.mkdir(exist_ok=True)
-    volume = read_scan(files, voi=False, admit=lambda *sides: None, check=lambda: None)
+    volume = read_scan(files)
     rows = []
     for each in cut(volume, slicing):
         path = folder / f"{each.index}.png"
@@ -146,6 +146,13 @@ def test_a_scan_is_answered_slice_by_slice_and_as_one_subject(
     ]
 
 
+def test_what_is_unusual_about_a_scan_is_told(asked: FlaskClient) -> None:
+    four = np.stack([phantom(), phantom()], axis=-1)
+    answer = invoke(asked, nifti(four, AFFINE), "application/x-nifti")
+    for each in answer.json["predictions"]:
+        assert each["source"]["notes"] == ["it holds 2 volumes; the first is used"]
+
+
 def test_a_dicom_file_alone_is_one_slice(asked: FlaskClient) -> None:
     answer = invoke(asked, dicom(phantom()[..., 5].T), "application/dicom")
     assert answer.status_code == 200
@@ -160,7 +167,7 @@ def test_the_page_gets_the_slices_that_were_used(asked: FlaskClient) -> None:
     first, *slices = answer.json["predictions"]
     assert first["source"] == {"file": 0}
     assert {each["source"]["file"] for each in slices} == {1}
-    volume = read_scan(files[1:], voi=False, admit=lambda *sides: None, check=lambda: None)
+    volume = read_scan(files[1:])
     for found, wanted in zip(slices, cut(volume, SLICING), strict=True):
         shown = Image.open(io.BytesIO(base64.b64decode(found["source"]["png"])))
         np.testing.assert_array_equal(np.asarray(shown), wanted.pixels_HW)
@@ -218,7 +225,7 @@ def test_what_is_no_scan_is_refused_by_its_bytes() -> None:
         records = read_records("application/dicom", b"no scan at all", budget)
         expanded, sources = expand(records, budget, SLICING)
         assert (expanded, sources) == (records, [])
-        with pytest.raises(RequestError, match="cannot be read as an image"):
+        with pytest.raises(RequestError, match="cannot be read as an image.*nor is it a scan"):
             to_pixels(expanded, budget, image_size=32, channels=1)
 
 

@@ -181,17 +181,23 @@ def slices(
         table = read_table(
             labels_file, label_column=label_column, id_column=id_column, mapping=mapping
         )
-    written = write_slices(
-        scans,
-        out,
-        slicing,
-        table=table,
-        include=include,
-        workers=workers or cpu_cores(),
-        terminal=choose_terminal(),
-    )
-    found = f"{number_of(written.slices, 'slice')} of {number_of(written.scans, 'scan')}"
-    click.echo(f"{out} holds {found}")
+    try:
+        written = write_slices(
+            scans,
+            out,
+            slicing,
+            table=table,
+            include=include,
+            workers=workers or cpu_cores(),
+            terminal=choose_terminal(),
+        )
+    except KeyboardInterrupt:
+        click.echo("stopped; the same command goes on from here", err=True)
+        raise
+    count = sum(written.slices.values())
+    found = f"{number_of(count, 'slice')} of {number_of(written.scans, 'scan')}"
+    each = ", ".join(f"{label} {count}" for label, count in sorted(written.slices.items()))
+    click.echo(f"{out} holds {found} ({each})")
     if faults := written.unreadable:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise UserError(

@@ -1,13 +1,18 @@
 """`alexmri evaluate, predict, export, serve`: what is done with a trained model."""
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from alexmri.errors import UserError
 from alexmri.options import command
+
+if TYPE_CHECKING:
+    from alexmri.data.pixels import Pixels
+    from alexmri.model.predictor import Predictor
 
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 MODEL = click.Path(exists=True, path_type=Path)
@@ -67,7 +72,7 @@ def evaluate(
 
 @command()
 @click.argument("bundle", type=MODEL)
-@click.argument("images", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1)
+@click.argument("images", type=click.Path(exists=True, path_type=Path), nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
 @click.option(
     "--one-subject", is_flag=True, help="also average over all IMAGES: one person's slices"
@@ -75,7 +80,9 @@ def evaluate(
 def predict(bundle: Path, images: tuple[Path, ...], as_json: bool, one_subject: bool) -> None:
     """Print what the model BUNDLE says about IMAGES.
 
-    BUNDLE is a directory or a model.tar.gz.
+    BUNDLE is a directory or a model.tar.gz. IMAGES are slices, scans (DICOM, NIfTI) or folders of
+    them. A scan is cut as the training data was; its slices are answered one by one and as one
+    person.
     """
     if not images:
         raise UserError("no image was given; pass at least one after the model directory")
@@ -85,15 +92,21 @@ def predict(bundle: Path, images: tuple[Path, ...], as_json: bool, one_subject: 
     from alexmri.model.predictor import Predictor, ranked, subject_mean
 
     predictor = Predictor.load(bundle)
-    pixels_NCHW = np.stack([predictor.pixels(image) for image in images])
-    probabilities_NK = predictor.probabilities(pixels_NCHW)
     classes = predictor.bundle.classes
-    rows = [
-        (str(image), ranked(classes, p)) for image, p in zip(images, probabilities_NK, strict=True)
-    ]
+    found = list(_read(images, predictor))
+    if not found:
+        raise UserError("there is no image in the folders given; pass slices or scans")
+    probabilities_NK = predictor.probabilities(np.concatenate([pixels for *_, pixels in found]))
+    rows: list[tuple[str, dict[str, float]]] = []
+    ends = np.cumsum([len(names) for _, names, _ in found])
+    for (path, names, _), part_NK in zip(found, np.split(probabilities_NK, ends), strict=False):
+        rows += [(name, ranked(classes, p_K)) for name, p_K in zip(names, part_NK, strict=True)]
+        if len(names) > 1:
+            mean = ranked(classes, subject_mean(part_NK))
+            rows.append((f"{path}: all {len(names)} as one person", mean))
     if one_subject:
         mean = ranked(classes, subject_mean(probabilities_NK))
-        rows.append((f"all {len(images)} as one person", mean))
+        rows.append((f"all {len(probabilities_NK)} as one person", mean))
     if as_json:
         answers = [
             {"image": image, "label": next(iter(ranking)), "probabilities": ranking}
@@ -114,6 +127,46 @@ def predict(bundle: Path, images: tuple[Path, ...], as_json: bool, one_subject: 
         table.add_row(escape(image), escape(next(iter(ranking))), *shown)
     print_table(table)
     click.echo("Calibrated probabilities. Research software, not for diagnosis.")
+
+
+def _read(
+    images: Sequence[Path], predictor: "Predictor"
+) -> Iterator[tuple[Path, list[str], "Pixels"]]:
+    """Yield the path of each image or scan, the names of its slices, and their pixels (N, C, H, W).
+
+    DICOM files of one series are one scan, in the place of the first.
+    """
+    import numpy as np
+
+    from alexmri.data.folders import NOTE, files_below, kind_of
+    from alexmri.data.pixels import read_bytes
+    from alexmri.data.scans import group, is_scan, read_scan
+    from alexmri.data.slicing import NotAScanError, as_png, cut, eight_bit
+
+    paths: list[Path] = []
+    for path in images:
+        below = files_below(path) if path.is_dir() else [path]
+        paths += [each for each in below if each == path or kind_of(each) != NOTE]
+    scans = {path: data for path in paths if is_scan(data := read_bytes(path))}
+    names, files = list(scans), list(scans.values())
+    series = {names[members[0]]: [files[i] for i in members] for members in group(files)}
+    slicing = predictor.bundle.slicing
+    for path in paths:
+        if path not in scans:
+            yield path, [str(path)], predictor.pixels(path)[None]
+        elif path in series:
+            try:
+                volume = read_scan(series[path], voi=slicing.intensity == "voi")
+                slices = cut(volume, slicing)
+            except NotAScanError as error:
+                click.echo(f"warning: left out: {path}, because {error}", err=True)
+                continue
+            except UserError as error:
+                raise UserError(f"{path} cannot be used: {error}") from None
+            for note in volume.notes:
+                click.echo(f"warning: {path}: {note}", err=True)
+            pixels = [predictor.pixels(as_png(eight_bit(each.pixels_HW))) for each in slices]
+            yield path, [f"{path}: {slicing.plane} {s.index}" for s in slices], np.stack(pixels)
 
 
 @command()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from alexmri.data.decoder_process import DecoderProcess
 from alexmri.data.dicom_layout import MAX_FRAMES, Frame, frames_of, stack
 from alexmri.data.intensities import Bounds
-from alexmri.data.orientation import MAX_VOXELS, Admit, canonical, refuse_strange
+from alexmri.data.orientation import MAX_VOXELS, Admit, canonical
 from alexmri.data.slicing import NotAScanError, Volume
 from alexmri.errors import UserError
 
@@ -31,7 +31,8 @@ COMPRESSED, HEAD_BYTES = b"1.2.840.10008.1.2.4.", 4096
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 # pydicom parses in Python: 3 reads an element, 10 microseconds each.
 MAX_READS = 300_000
-MAX_INFLATED = 256 << 20
+# A deflated file of 256 KB can hold this much, and reading it takes three times as much memory.
+MAX_INFLATED = 128 << 20
 # Of processor time for the compressed images of a series; 500 of JPEG 2000 take 10.
 MAX_SECONDS = 600
 MAX_SIDE = 16_384
@@ -54,6 +55,11 @@ class Identity:
 def is_dicom(data: bytes) -> bool:
     """Whether the bytes of a file begin as those of DICOM do."""
     return data[MARK_AT : MARK_AT + 4] == MARK or UNMARKED.match(data) is not None
+
+
+def is_compressed(data: bytes) -> bool:
+    """Whether a file names a transfer syntax that compresses; a plain one hardly does."""
+    return DEFLATED in data or COMPRESSED in data[:HEAD_BYTES]
 
 
 def identify(data: bytes) -> Identity:
@@ -79,7 +85,6 @@ def read_series(
     *,
     voi: bool = False,
     admit: Admit | None = None,
-    alone: Callable[[], None] | None = None,
     seconds: int = MAX_SECONDS,
 ) -> Volume:
     """Return the volume in the files of one series, which may come in any order.
@@ -91,8 +96,8 @@ def read_series(
     stacked as they are, as if their rows ran from the subject's right to the left.
 
     `admit` is called with the sides of the volume (X, Y, Z) before there are pixels, and refuses by
-    an exception of its own; so may `alone`, which is called before a process is started that
-    decodes compressed images. That process may cost `seconds` of processor time.
+    an exception of its own. The process that decodes compressed images may cost `seconds` of
+    processor time.
 
     Raises:
         NotAScanError: it holds no image, or images in several directions.
@@ -131,12 +136,9 @@ def read_series(
             if not wanted:
                 continue
             data = file()
-            if alone is not None and _is_compressed(data):
-                alone()
             with _one_sentence():
                 for frame, values_HW in _decoded(data, wanted, decoder, voi=voi):
                     voxels[:, :, place[number, frame.number]] = values_HW.T
-    refuse_strange(voxels)
     bounds: Bounds | None = (0.0, 1.0) if voi else None
     volume = canonical(voxels, stacked.affine, stacked.notes, uneven=stacked.is_uneven)
     return Volume(
@@ -207,6 +209,10 @@ def _require_image(header: Any) -> tuple[int, int]:
         raise NotAScanError(
             f"it holds no image{f' (modality {what[:16]})' if what.isalnum() else ''}"
         )
+    if "MOSAIC" in (header.get("ImageType") or ()):
+        raise NotAScanError(
+            "it holds all slices in one image (a Siemens mosaic); convert it to NIfTI"
+        )
     rows, columns = int(header.Rows), int(header.Columns)
     if not (0 < rows <= MAX_SIDE and 0 < columns <= MAX_SIDE):
         raise UserError(
@@ -276,11 +282,6 @@ def _windowed(values: NDArray[np.float32], dataset: Any, frame: Frame) -> NDArra
         c, w = c - 0.5, max(w - 1, 1e-6)
     linear: NDArray[np.float32] = np.clip((values - c) / w + 0.5, 0, 1).astype(np.float32)
     return linear
-
-
-def _is_compressed(data: bytes) -> bool:
-    """Whether a file names one of the transfer syntaxes of JPEG; a plain one hardly does."""
-    return COMPRESSED in data[:HEAD_BYTES]
 
 
 def _check_compressed(dataset: Any) -> bool:

@@ -12,6 +12,8 @@ MAX_FUNCTIONAL_GROUPS_BYTES = 16 << 20
 MAX_FRAMES = 20_000
 # Slices whose directions differ by less are parallel; places nearer than this (mm) are the same.
 SAME_DIRECTION, SAME_PLACE = 0.02, 0.01
+# Of the side of a pixel.
+SAME_SIZE = 0.01
 # Of the distance between slices; more is a missing slice.
 MAX_UNEVENNESS = 0.1
 
@@ -24,7 +26,7 @@ class Frame(NamedTuple):
     order: tuple[float, ...]
     orientation: tuple[float, ...] | None
     position: tuple[float, ...] | None
-    spacing: tuple[float, float]
+    spacing: tuple[float, float] | None
     thickness: float
     slope: float
     intercept: float
@@ -79,7 +81,7 @@ def frames_of(header: Any, file: int) -> list[Frame]:
                 ),
                 orientation,
                 position,
-                (spacing[0], spacing[1]) if spacing and min(spacing) > 0 else (1.0, 1.0),
+                (abs(spacing[0]), abs(spacing[1])) if spacing and all(spacing) else None,
                 abs(float(thickness or 0)) or 1.0,
                 float(_or(find("RescaleSlope", "PixelValueTransformationSequence"), 1)),
                 float(_or(find("RescaleIntercept", "PixelValueTransformationSequence"), 0)),
@@ -130,18 +132,23 @@ def stack(frames: list[Frame]) -> Stack:
     """Return the volume that images make, in the order of their places along their normal.
 
     Raises:
-        NotAScanError: they lie in several directions.
+        NotAScanError: they lie in several directions, or have pixels of several sizes.
         UserError: their directions are none.
     """
     first = frames[0]
+    if any(frame.spacing != first.spacing for frame in frames):
+        sizes = np.array([frame.spacing or (1.0, 1.0) for frame in frames])
+        if np.abs(sizes / sizes[0] - 1).max() > SAME_SIZE:
+            raise NotAScanError("it holds images with pixels of several sizes (PixelSpacing)")
     # pixel (row, column): the second spacing is that between columns
-    row_mm, column_mm = first.spacing
+    row_mm, column_mm = first.spacing or (1.0, 1.0)
+    notes = [] if first.spacing else ["it does not say how large its pixels are; 1 mm is assumed"]
     if any(frame.orientation is None or frame.position is None for frame in frames):
         frames = sorted(frames, key=lambda frame: (frame.order[-2], frame.file, frame.number))
         # As if columns ran to the left and rows to the back, as those of an axial slice do.
         affine = np.diag([-column_mm, -row_mm, first.thickness, 1.0])
-        note = "it does not say how it lies in the scanner; its images are taken as they are"
-        return Stack(frames, affine, False, (note,))
+        notes.append("it does not say how it lies in the scanner; its images are taken as they are")
+        return Stack(frames, affine, False, tuple(notes))
     orientation = np.array([frame.orientation for frame in frames])
     if np.abs(orientation - orientation[0]).max() > SAME_DIRECTION:
         raise NotAScanError("it holds slices in several directions, as localizers do")
@@ -161,10 +168,9 @@ def stack(frames: list[Frame]) -> Stack:
     steps = np.diff([place for place, _ in by_place])
     step = float(np.median(steps)) if len(steps) else first.thickness
     is_uneven = bool(len(steps) and np.abs(steps - step).max() > MAX_UNEVENNESS * step)
-    notes = []
     if len(by_place) < len(frames):
         notes.append(
-            f"it holds {len(frames)} images of {len(by_place)} places; the first of each is used"
+            f"it holds {len(frames)} images in {len(by_place)} places; the first of each is used"
         )
     if is_uneven:
         notes.append("its slices are not evenly spaced: some seem to be missing")

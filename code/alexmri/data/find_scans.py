@@ -12,7 +12,7 @@ from pathlib import Path
 from alexmri.contract.inputs import is_system_name
 from alexmri.data import dicom, nifti
 from alexmri.data.dicom import Identity
-from alexmri.data.folders import IMAGE_SUFFIXES, NOTE_SUFFIXES, files_below
+from alexmri.data.folders import IMAGE_SUFFIXES, NOTE_SUFFIXES, files_below, refuse_undecodable
 from alexmri.data.pixels import read_bytes
 from alexmri.data.slicing import Volume
 from alexmri.errors import UserError
@@ -37,6 +37,8 @@ class Scan:
         if self.identity is not None:
             files = [partial(read_bytes, path) for path in self.paths]
             return dicom.read_series(files, voi=voi)
+        if len(self.paths) == 1 and self.name.lower().endswith(".hdr"):
+            raise UserError("it is half of a pair: the .img file beside it is missing, or packed")
         header, *pair = (read_bytes(path) for path in self.paths)
         return nifti.read_nifti(header, pair[0] if pair else None, voi=voi)
 
@@ -57,6 +59,7 @@ def find_files(root: Path, include: str | None) -> tuple[list[Scan], list[Path]]
         name = path.relative_to(root).as_posix()
         if is_system_name(path.name) or not fnmatch.fnmatchcase(name, include or "*"):
             continue
+        refuse_undecodable(name)
         lower = path.name.lower()
         if lower.endswith((".nii", ".nii.gz")):
             scans.append(Scan(name, (path,)))
@@ -93,6 +96,9 @@ def series_of(root: Path, found: Iterable[tuple[Path, Identity]]) -> list[Scan]:
     """Return the DICOM series among identified files, each with its files in order of their names.
 
     Files of one series in several folders are one scan. A file without a series is one of its own.
+
+    Raises:
+        UserError: files of one series name two patients.
     """
     series: dict[str, list[tuple[Path, Identity]]] = defaultdict(list)
     for path, identity in found:
@@ -102,6 +108,12 @@ def series_of(root: Path, found: Iterable[tuple[Path, Identity]]) -> list[Scan]:
         members.sort(key=lambda member: member[0])
         paths = tuple(path for path, _ in members)
         first = members[0][1]
+        for path, identity in members:
+            if identity.patient != first.patient:
+                raise UserError(
+                    f"{paths[0].relative_to(root)} and {path.relative_to(root)} belong to one"
+                    " series and two patients (SeriesInstanceUID, PatientID); mend or remove them"
+                )
         burned_in = any(identity.may_be_burned_in for _, identity in members)
         identity = Identity(first.series, first.study, first.patient, burned_in)
         scans.append(Scan(paths[0].relative_to(root).as_posix(), paths, identity))

@@ -9,6 +9,7 @@ from typing import Any
 
 from alexmri.contract.inputs import SPLIT_NAMES, is_system_name
 from alexmri.errors import UserError
+from alexmri.terminal import number_of
 
 IMAGE_SUFFIXES = frozenset(
     {
@@ -153,7 +154,9 @@ def _beside(root: Path, splits: Mapping[str, Path]) -> list[str]:
         if not files:
             continue
         images = sum(_is_image(path) for path in files)
-        count = _number(images, "image") if images else _number(len(files), "file") + ", no image"
+        count = (
+            number_of(images, "image") if images else number_of(len(files), "file") + ", no image"
+        )
         names = ", ".join(sorted(path.name for path in known))
         sentences.append(
             f"left out: the folder '{folder.name}' ({count}), because it stands beside {names} and"
@@ -193,7 +196,7 @@ def _collect(
                 raise UserError(_no_images(folder, left))
             for path in own:
                 name = path.relative_to(root).as_posix()
-                _refuse_undecodable(name)
+                refuse_undecodable(name)
                 images.append(ImageFile(name, label, split, path))
             parents = {path.parent for path in own}
             inner[label] = {parent.relative_to(folder).as_posix() for parent in parents}
@@ -205,7 +208,7 @@ def _collect(
             raise UserError(f"class '{label}' has images, but none in the train folder of {root}")
     if not images:
         kinds = sum(others.values(), Counter[str]())
-        found = f", only {_list_kinds(kinds)}: {_reason(kinds)}" if kinds else ""
+        found = f", only {list_kinds(kinds)}: {_reason(kinds)}" if kinds else ""
         raise UserError(f"{root} holds no images in its class folders{found}")
     sentences += _other_kinds(others)
     return Folder(root, classes, tuple(sorted(images)), ignored, None not in tops, tuple(sentences))
@@ -296,7 +299,7 @@ def _split_kinds(files: Iterable[Path]) -> tuple[list[Path], Counter[str]]:
         if _is_image(path):
             images.append(path)
         else:
-            others[_kind(path)] += 1
+            others[kind_of(path)] += 1
     return images, others
 
 
@@ -304,7 +307,7 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not is_system_name(path.name)
 
 
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
     """Return the suffix of a file that may be data, "DICOM" by its content, or NOTE."""
     name = path.name.lower()
     suffix = ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()
@@ -329,8 +332,8 @@ def _loose_files(title: str, files: Iterable[Path]) -> list[str]:
     """Name the files beside class folders that may be data."""
     images, others = _split_kinds(files)
     others.pop(NOTE, None)
-    found = [_number(len(images), "image")] if images else []
-    found += [_list_kinds(others)] if others else []
+    found = [number_of(len(images), "image")] if images else []
+    found += [list_kinds(others)] if others else []
     if not found:
         return []
     return [f"left out: {' and '.join(found)} in {title}, because they are in no class folder"]
@@ -343,7 +346,7 @@ def _other_kinds(others: Mapping[str, Counter[str]]) -> list[str]:
         places = [f"{name} {counts[kind]}" for name, counts in others.items() if counts[kind]]
         count = Counter({kind: sum(counts[kind] for counts in others.values())})
         sentences.append(
-            f"left out: {_list_kinds(count)} in class folders ({_shortened(places)}):"
+            f"left out: {list_kinds(count)} in class folders ({_shortened(places)}):"
             f" {_reason(count)}"
         )
     return sentences
@@ -351,7 +354,7 @@ def _other_kinds(others: Mapping[str, Counter[str]]) -> list[str]:
 
 def _no_images(folder: Path, others: Counter[str]) -> str:
     if others:
-        return f"class folder {folder} holds {_list_kinds(others)} and no images: {_reason(others)}"
+        return f"class folder {folder} holds {list_kinds(others)} and no images: {_reason(others)}"
     suffixes = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
     return f"class folder {folder} holds no images ({suffixes}); fill or remove it"
 
@@ -363,15 +366,12 @@ def _reason(kinds: Iterable[str]) -> str:
     return "only JPEG, PNG, BMP, TIFF and WebP are read; convert them to PNG"
 
 
-def _list_kinds(kinds: Mapping[str, int]) -> str:
+def list_kinds(kinds: Mapping[str, int]) -> str:
+    """Return `1 .mgz file and 2 .nrrd files`."""
     return " and ".join(
-        f"{_number(count, 'file')} {kind}" if " " in kind else _number(count, f"{kind} file")
+        f"{number_of(count, 'file')} {kind}" if " " in kind else number_of(count, f"{kind} file")
         for kind, count in sorted(kinds.items())
     )
-
-
-def _number(count: int, thing: str) -> str:
-    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -412,7 +412,8 @@ def _refuse_unreadable(error: OSError) -> None:
     raise UserError(f"the folder {error.filename} cannot be read: {error.strerror}")
 
 
-def _refuse_undecodable(name: str) -> None:
+def refuse_undecodable(name: str) -> None:
+    """Refuse a file name that no table or JSON file can hold."""
     try:
         name.encode()
     except UnicodeEncodeError:

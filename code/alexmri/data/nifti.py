@@ -4,11 +4,13 @@ import gzip
 import io
 import math
 import zlib
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from alexmri.data.orientation import MAX_VOXELS, Admit, canonical, refuse_strange
+from alexmri.data.orientation import MAX_VOXELS, NO_AXES, Admit, canonical
 from alexmri.data.slicing import Volume
 from alexmri.errors import UserError
 
@@ -36,6 +38,8 @@ def read_nifti(
     Raises:
         UserError: no such file, damaged, voxels that are colours or no numbers, or too many.
     """
+    if not data or pair == b"":
+        raise UserError("it is empty (0 bytes); it was probably not copied whole")
     start = _read(_opened(data), HEADER_BYTES[2])
     header, is_single = _header(start, paired=pair is not None)
     shape = header.get_data_shape()
@@ -67,14 +71,13 @@ def read_nifti(
     _read(source, 1)  # reaches the checksum of a packed file
     voxels = np.frombuffer(raw, kind, count, int(offset)).reshape(sides, order="F")
     slope, intercept = header.get_slope_inter()
-    with np.errstate(all="ignore"):  # what overflows is refused below
+    with np.errstate(all="ignore"):  # what overflows becomes 0 below
         scaled = voxels.astype(np.float32)
         del voxels, raw
         if slope is not None and (slope, intercept) != (1.0, 0.0):
             scaled *= np.float32(slope)
             scaled += np.float32(intercept or 0.0)
-    refuse_strange(scaled)
-    volume = canonical(scaled, np.asarray(header.get_best_affine()), _notes(header, shape))
+    volume = canonical(scaled, _affine(header), _notes(header, shape))
     low, high = float(header["cal_min"]), float(header["cal_max"])
     bounds = (low, high) if voi and math.isfinite(high - low) and low < high else None
     return Volume(volume.voxels_XYZ, volume.spacing_mm, bounds, notes=volume.notes)
@@ -129,14 +132,34 @@ def _header(start: bytes, *, paired: bool) -> tuple[Any, bool]:
     return header, is_single
 
 
+def _affine(header: Any) -> NDArray[np.float64]:
+    """Return where voxels (i, j, k) lie (RAS); signs of voxel sizes are mended as nibabel does."""
+    from nibabel.spatialimages import HeaderDataError
+
+    sizes = header["pixdim"]
+    sizes[1:4] = np.abs(sizes[1:4])
+    if abs(sizes[0]) != 1:
+        sizes[0] = 1
+    try:
+        return np.asarray(header.get_best_affine(), np.float64)
+    except (HeaderDataError, ValueError):
+        raise UserError(NO_AXES) from None
+
+
 def _notes(header: Any, shape: tuple[int, ...]) -> tuple[str, ...]:
+    from nibabel.orientations import aff2axcodes
+
     notes = []
     volumes = math.prod(shape[3:])
     if volumes > 1:
         notes.append(f"it holds {volumes} volumes; the first is used")
-    keys = header.keys()
-    if "sform_code" not in keys or not (int(header["sform_code"]) or int(header["qform_code"])):
+    forms = [header.get(f"{name}form_code") for name in "sq"] if "sform_code" in header else []
+    if not any(forms):
         notes.append(
             "it does not say which side is left; its first axis is taken to run from right to left"
         )
+    elif all(forms):
+        with suppress(ValueError, np.linalg.LinAlgError):
+            if aff2axcodes(header.get_sform()) != aff2axcodes(header.get_qform()):
+                notes.append("its qform says that it lies otherwise than its sform, which is used")
     return tuple(notes)

@@ -10,6 +10,9 @@ from alexmri.errors import UserError
 
 # Of one volume, as float32 in 1 GB: a head has 7 million voxels of 1 mm, and 60 million of 0.5 mm.
 MAX_VOXELS = 256_000_000
+# A head fills 8 % of a volume of 256 voxels a side; all else may be NaN.
+MIN_FINITE = 0.01
+NO_AXES = "its header does not say how it lies in the scanner: its axes are no axes"
 
 Admit = Callable[[int, int, int], None]
 
@@ -24,24 +27,25 @@ def canonical(
     """Return a volume whose axes run to the subject's right, front and head, as nearly as can be.
 
     `affine` (4, 4) takes indices to millimetres (RAS). Axes are swapped and reversed; nothing is
-    interpolated, so an oblique scan stays oblique. `uneven` is about the last axis.
+    interpolated, so an oblique scan stays oblique. `uneven` is about the last axis. Voxels that are
+    no finite numbers become 0, in `voxels_IJK` too.
 
     Raises:
-        UserError: the affine is none.
+        UserError: the affine is none, or nearly no voxel is a finite number.
     """
     # 0.2 s that serving images does not pay
     from nibabel.affines import voxel_sizes
     from nibabel.orientations import apply_orientation, io_orientation
 
-    broken = UserError("its header does not say how it lies in the scanner: its axes are no axes")
     if not np.isfinite(affine).all() or np.abs(affine[:3, :3]).max() > 1e6:
-        raise broken
+        raise UserError(NO_AXES)
     sizes = voxel_sizes(affine)
     if not (sizes > 1e-6).all():
-        raise broken
+        raise UserError(NO_AXES)
     # Of unit vectors, or a thin voxel would look degenerate.
     if abs(np.linalg.det(affine[:3, :3] / sizes)) < 1e-3:
-        raise broken
+        raise UserError(NO_AXES)
+    notes += _fill(voxels_IJK)
     to_ras = io_orientation(affine)
     spacing = np.empty(3)
     spacing[to_ras[:, 0].astype(int)] = sizes
@@ -53,15 +57,16 @@ def canonical(
     )
 
 
-def refuse_strange(voxels: NDArray[np.float32]) -> None:
-    """Refuse voxels that are no numbers.
-
-    Raises:
-        UserError: some are not.
-    """
-    strange = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
-    if strange:
+def _fill(voxels: NDArray[np.float32]) -> tuple[str, ...]:
+    """Put 0 where voxels are no finite numbers, as nilearn does, and return what to say."""
+    finite = np.isfinite(voxels)
+    count = int(np.count_nonzero(finite))
+    if count == voxels.size:
+        return ()
+    if count < MIN_FINITE * voxels.size:
         raise UserError(
-            f"{strange} of its {voxels.size} voxels are no finite numbers (NaN or infinite);"
-            " replace them, for example by 0"
+            f"{voxels.size - count} of its {voxels.size} voxels are no finite numbers (NaN or"
+            " infinite)"
         )
+    voxels[~finite] = 0
+    return ("some of its voxels are no finite numbers (NaN or infinite); they count as 0",)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from alexmri.contract.inputs import SPLIT_NAMES
 from alexmri.data.find_scans import Scan, hashed
 from alexmri.data.folders import MAX_NAMED
 from alexmri.data.subjects import SCHEMES
@@ -14,13 +15,14 @@ from alexmri.errors import UserError
 from alexmri.terminal import number_of
 
 BIDS_SUBJECT = re.compile(r"(?:^|[/_])sub-([A-Za-z0-9]+)")
-# Columns that name a scan, the first found wins: BIDS, ADNI, OASIS, others.
-ID_COLUMNS = (
-    *("participant_id", "image data id", "image_id", "image id", "imageuid", "mri id", "mri_id"),
-    *("session_id", "scan_id", "id", "subject", "subject_id", "subject id", "ptid", "patientid"),
+# Columns that name a scan and do not tell two scans of one subject from those of two.
+SCAN_COLUMNS = (
+    *("image data id", "image_id", "image id", "imageuid", "mri id", "mri_id", "session_id"),
+    *("scan_id", "filename", "file"),
 )
 SUBJECT_COLUMNS = ("participant_id", "subject", "subject_id", "subject id", "ptid", "patientid")
-IMAGE_ID_COLUMNS = ("image data id", "image_id", "image id", "imageuid")
+# Columns that name a scan or its subject, the first found wins: BIDS, ADNI, OASIS, others.
+ID_COLUMNS = ("participant_id", *SCAN_COLUMNS, "id", *SUBJECT_COLUMNS[1:])
 # What groups.csv carries for subgroups, and what other tables call it.
 CARRIED = {
     "age": ("age", "age_at_scan", "age at visit"),
@@ -30,18 +32,24 @@ CARRIED = {
 }
 # What stands in PatientID where a name was taken out; it tells nobody from anybody.
 NOBODY = re.compile(r"|0+|anon\w*|anonymi[sz]ed|unknown|none|removed|xxx+", re.IGNORECASE)
+# How a subject is named of whom nothing is known but a DICOM study, which may be one of several.
+STUDY = "study-"
 CLASS_NAME = re.compile(r"[\w][\w .,()+-]{0,99}")
 TOKEN = re.compile(r"[A-Za-z0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A scan with its class, its subject (None where nobody tells) and the columns carried."""
+    """A scan with its class, its subject (None where nobody tells) and the columns carried.
+
+    `split` is the folder train, validation or test, or another name of theirs, that it came in.
+    """
 
     scan: Scan
     label: str
     subject: str | None
     carried: Mapping[str, str] = field(default_factory=dict)
+    split: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +125,7 @@ def label_scans(
     """Return the scans that have a class, with their subjects, and what is left out.
 
     A subject is that of a BIDS name (`sub-01`), else of the table, else the PatientID, hashed, else
-    that of a file name of OASIS or ADNI.
+    that of a file name of OASIS or ADNI, else the study of a DICOM series.
 
     Raises:
         UserError: a scan without a class folder, rows or names that contradict one another, or one
@@ -131,7 +139,8 @@ def label_scans(
         if table and row is None:
             left_out[f"{table.path.name} has no row"] += 1
             continue
-        label = table.label(row) if table and row is not None else _class_folder(scan)
+        split, top = _top_folders(scan)
+        label = table.label(row) if table and row is not None else _class_of(scan, top)
         if label is None and table and row is not None:
             value = row[table.label_column]
             left_out[f"{table.title} is {repr(value) if value else 'empty'}"] += 1
@@ -150,7 +159,7 @@ def label_scans(
             for name, columns in CARRIED.items()
             if row and (value := next((row[c] for c in columns if row.get(c)), ""))
         }
-        labelled.append(Labelled(scan, label or "", subject, carried))
+        labelled.append(Labelled(scan, label or "", subject, carried, split))
     return labelled, [
         f"{number_of(count, 'scan')} for which {why}" for why, count in sorted(left_out.items())
     ]
@@ -170,9 +179,8 @@ def _row_of(scan: Scan, table: Table) -> Mapping[str, str] | None:
     labels = sorted({str(table.label(row)) for row in rows})
     if len(labels) > 1:
         raise UserError(
-            f"{table.path} has several rows for {scan.name} ({table.id_column}"
-            f" {' and '.join(keys)}), which say {labels[0]} and {labels[1]}; name the column that"
-            " tells scans apart by --id-column"
+            f"{table.path} has several rows for {scan.name} (by {table.id_column}), which say"
+            f" {labels[0]} and {labels[1]}; name the column that tells scans apart by --id-column"
         )
     return rows[0]
 
@@ -186,14 +194,36 @@ def _names_in(path: str) -> Iterator[str]:
                 yield part[first.start() : last.end()]
 
 
-def _class_folder(scan: Scan) -> str:
-    folder, slash, _ = scan.name.partition("/")
+def _top_folders(scan: Scan) -> tuple[str, str]:
+    """Return the folder of its split, if any, and the first folder below that; empty where none.
+
+    Raises:
+        UserError: the files of a series lie in several of them.
+    """
+    root = scan.paths[0].parents[scan.name.count("/")]
+    found: dict[tuple[str, str], str] = {}
+    for path in scan.paths:
+        name = path.relative_to(root).as_posix()
+        split, slash, rest = name.partition("/")
+        if not slash or split.lower() not in SPLIT_NAMES:
+            split, rest = "", name
+        folder, slash, _ = rest.partition("/")
+        found.setdefault((split, folder if slash else ""), name)
+    if len(found) > 1:
+        first, second, *_ = found.values()
+        raise UserError(
+            f"{first} and {second} belong to one series (SeriesInstanceUID); keep it in one folder"
+        )
+    return next(iter(found))
+
+
+def _class_of(scan: Scan, folder: str) -> str:
     if BIDS_SUBJECT.match(folder):
         raise UserError(
             f"{folder} names a subject and no class (BIDS); tell the classes by --labels"
             " participants.tsv --label-column COLUMN"
         )
-    if not slash:
+    if not folder:
         raise UserError(
             f"{scan.name} is in no class folder; put the scans into a folder per class, or tell the"
             " classes by --labels FILE --label-column COLUMN"
@@ -209,28 +239,31 @@ def _subject(
         raise UserError(
             f"{scan.name} names two subjects, sub-{named[0]} and sub-{named[1]}; rename it"
         )
+    patient = scan.identity.patient if scan.identity else ""
     in_table = _subject_of_row(table, row) if table and row else None
+    shown = f"patient-{hashed(patient, salt)}" if in_table == patient else in_table
     if named and in_table and not _may_be_same(named[0], in_table):
         raise UserError(
-            f"{scan.name} is of sub-{named[0]} by its name, and of {in_table} by"
+            f"{scan.name} is of sub-{named[0]} by its name, and of {shown} by"
             f" {table.path if table else 'the table'}; mend one of them"
         )
     if named:
         return f"sub-{named[0]}"
     if in_table:
-        return in_table
-    patient = scan.identity.patient if scan.identity else ""
+        return shown
     if not NOBODY.fullmatch(patient):
         return f"patient-{hashed(patient, salt)}"
-    return _by_pattern(scan.name)
+    if not (subject := _by_pattern(scan.name)) and scan.identity and scan.identity.study:
+        return f"{STUDY}{hashed(scan.identity.study, salt)}"
+    return subject
 
 
 def _subject_of_row(table: Table, row: Mapping[str, str]) -> str | None:
-    value = next((row[name] for name in SUBJECT_COLUMNS if row.get(name)), "")
-    if not value and table.id_column not in IMAGE_ID_COLUMNS:
-        value = row[table.id_column]
+    value = next((row[name] for name in SUBJECT_COLUMNS if row.get(name)), row[table.id_column])
     # OAS1_0001_MR1 is a session of the subject OAS1_0001.
-    return _by_pattern(value) or value or None
+    if subject := _by_pattern(value):
+        return subject
+    return None if table.id_column in SCAN_COLUMNS and value == row[table.id_column] else value
 
 
 def _by_pattern(name: str) -> str | None:

@@ -26,7 +26,8 @@ from alexmri.contract.inputs import is_system_name
 from alexmri.data.decode import shortened, stay_with_parent
 from alexmri.data.dicom import Identity
 from alexmri.data.find_scans import Scan, find_files, hashed, identify_files, series_of
-from alexmri.data.scan_labels import CARRIED, Labelled, Table, label_scans
+from alexmri.data.folders import kind_of, list_kinds
+from alexmri.data.scan_labels import CARRIED, STUDY, Labelled, Table, label_scans
 from alexmri.data.slicing import SCHEMA, SLICES, NotAScanError, Slicing, as_png, cut
 from alexmri.data.subjects import GROUPS_FILE
 from alexmri.errors import UserError
@@ -45,6 +46,8 @@ SALT_VARIABLE = "ALEXMRI_SUBJECT_SALT"
 ORIENTATION = "RAS+, nearest axes; the subject's left is on the right side (radiological)"
 # DICOM files that a worker looks at before it reports.
 CHUNK = 64
+# Of the name of a subject in those of files, which have 255 letters at most.
+MAX_STEM = 100
 UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 Record = dict[str, Any]
@@ -52,10 +55,10 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What `write_slices` did: how many scans and slices there are now, and what is wrong."""
+    """What `write_slices` did: how many scans and slices (by class) there are, what is wrong."""
 
     scans: int
-    slices: int
+    slices: Mapping[str, int]
     unreadable: tuple[str, ...]
 
 
@@ -88,8 +91,9 @@ def write_slices(
     }
     done = _done(out, about)
     with _pool(workers) as pool:
-        scans, broken = _find(root, include, pool, terminal)
+        scans, broken, others = _find(root, include, pool, terminal)
         labelled, left_out = label_scans(scans, table=table, salt=salt)
+        left_out += others
         if not labelled:
             why = f": {'; '.join((*left_out, *broken[:3]))}" if left_out or broken else ""
             raise UserError(f"{root} holds no scan that could be used{why}")
@@ -128,9 +132,10 @@ def write_slices(
             f"none of the scans in {root} could be read: {shortened(broken or left_out)}"
         )
     _finish(out, about, [records[key] for key in tasks if key in records], tasks, left_out + broken)
-    return Written(
-        len(records), sum(len(record["indices"]) for record in records.values()), tuple(broken)
-    )
+    slices: Counter[str] = Counter()
+    for key, record in records.items():
+        slices[tasks[key].label] += len(record["indices"])
+    return Written(len(records), slices, tuple(broken))
 
 
 def _require_apart(root: Path, out: Path) -> None:
@@ -167,31 +172,42 @@ def _salt() -> str:
 
 def _find(
     root: Path, include: str | None, pool: Executor, terminal: Terminal
-) -> tuple[list[Scan], list[str]]:
-    """Return all scans below `root`, and the DICOM files that are damaged."""
+) -> tuple[list[Scan], list[str], list[str]]:
+    """Return all scans below `root`, DICOM files that are damaged, and what else may be a scan."""
     scans, others = find_files(root, include)
     chunks = [others[i : i + CHUNK] for i in range(0, len(others), CHUNK)]
     looked = terminal.track(pool.map(identify_files, chunks), len(chunks), "looking for scans")
+    found = [each for chunk in looked for each in chunk]
     whole: list[tuple[Path, Identity]] = []
     broken: list[str] = []
-    for path, found in (each for chunk in looked for each in chunk):
-        if isinstance(found, str):
-            broken.append(f"{path.relative_to(root).as_posix()}: {found}")
+    for path, identity in found:
+        if isinstance(identity, str):
+            broken.append(f"{path.relative_to(root).as_posix()}: {identity}")
         else:
-            whole.append((path, found))
-    return sorted(scans + series_of(root, whole), key=lambda scan: scan.name), broken
+            whole.append((path, identity))
+    known = {path for path, _ in found}
+    kinds = Counter(kind_of(path) for path in others if path not in known)
+    left_out = [f"{list_kinds(kinds)}, neither DICOM nor NIfTI"] if kinds else []
+    return sorted(scans + series_of(root, whole), key=lambda scan: scan.name), broken, left_out
 
 
 def _tell(labelled: Sequence[Labelled], left_out: Sequence[str], terminal: Terminal) -> None:
     """Warn of what a reader should know before the work is done."""
     for sentence in left_out:
         terminal.warn(f"left out: {sentence}")
-    unknown = [each.scan.name for each in labelled if each.subject is None]
+    classes = {each.label for each in labelled}
+    if len(classes) == 1:
+        terminal.warn(
+            f"all scans are of one class, '{classes.pop()}', and a training needs two: put the"
+            " scans into a folder per class, or pass --labels"
+        )
+    unknown = [e.scan.name for e in labelled if e.subject is None or e.subject.startswith(STUDY)]
     if unknown:
         terminal.warn(
             f"who is on {len(unknown)} of {number_of(len(labelled), 'scan')} is unknown, such as"
-            f" {unknown[0]}; each counts as a subject of its own, so one person may be both trained"
-            " on and tested"
+            f" {unknown[0]}; each, or each DICOM study, counts as a subject of its own, so one"
+            " person may be both trained on and tested. Name them as in BIDS (sub-01), or in a"
+            " column 'subject' of --labels"
         )
     burned = [s for e in labelled if (s := e.scan).identity and s.identity.may_be_burned_in]
     if burned:
@@ -266,7 +282,8 @@ def _refuse_others(out: Path, done: Mapping[str, Record], tasks: Mapping[str, La
 
 
 def _is_current(out: Path, record: Record, task: Labelled) -> bool:
-    same = (record["label"], record["subject"], record["state"]) == (
+    same = (record.get("split", ""), record["label"], record["subject"], record["state"]) == (
+        task.split,
         task.label,
         task.subject,
         task.scan.state(),
@@ -279,7 +296,8 @@ def _files(out: Path, record: Record) -> list[Path]:
 
 
 def _name(record: Record, index: int) -> str:
-    return f"{record['label']}/{record['stem']}{index:03d}.png"
+    folder = "/".join(filter(None, (record.get("split"), record["label"])))
+    return f"{folder}/{record['stem']}{index:03d}.png"
 
 
 def _remove(out: Path, record: Record) -> None:
@@ -304,13 +322,14 @@ def _write_scan(key: str, task: Labelled, *, out: Path, slicing: Slicing) -> Rec
         "source": scan.name,
         "source_files": len(scan.paths),
         "state": scan.state(),
+        "split": task.split,
         "label": task.label,
         "subject": task.subject,
         "shape": list(volume.voxels_XYZ.shape),
         "spacing_mm": [round(side, 4) for side in volume.spacing_mm],
         "inverted": volume.inverted,
         "notes": list(volume.notes),
-        "stem": f"{UNSAFE.sub('-', subject)}_{key}_{slicing.plane}",
+        "stem": f"{UNSAFE.sub('-', subject).lstrip('.')[:MAX_STEM]}_{key}_{slicing.plane}",
         "indices": [each.index for each in slices],
     }
     for each in slices:

@@ -320,7 +320,8 @@ def _decode(
             preprocessing=preprocessing,
         )
     except UserError as error:
-        raise unreadable(str(error)) from None
+        more = "" if IMAGE_STARTS.match(record) else "; nor is it a scan (DICOM, NIfTI)"
+        raise unreadable(f"{error}{more}") from None
     except RequestError:
         raise
     except Exception:

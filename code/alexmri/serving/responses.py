@@ -102,13 +102,15 @@ class Answer:
         pixels_HW = source.pixels_HW
         if pixels_HW is None:
             return SliceSource(file=source.file)
-        png = {"png": base64.b64encode(as_png(pixels_HW)).decode()} if self.overlays else {}
+        more: dict[str, Any] = {"notes": list(source.notes)} if source.notes else {}
+        if self.overlays:
+            more["png"] = base64.b64encode(as_png(pixels_HW)).decode()
         return SliceSource(
             file=source.file,
             plane=source.plane,
             index=source.index,
             position_mm=source.position_mm,
-            **png,
+            **more,
         )
 
     def _subject(self) -> Subject | None:

@@ -22,6 +22,7 @@ class Source:
     index: int | None = None
     position_mm: float | None = None
     pixels_HW: Pixels | None = None
+    notes: tuple[str, ...] = ()
 
 
 def expand(
@@ -41,7 +42,7 @@ def expand(
     numbers, files = list(scans), list(scans.values())
     starts = {
         numbers[members[0]]: [files[i] for i in members]
-        for members in group(files, budget.check_time)
+        for members in group(files, budget.check_time, budget.be_alone)
     }
     later = set(scans) - set(starts)
     expanded: list[Record] = []
@@ -69,7 +70,6 @@ def _slices(
             voi=slicing.intensity == "voi",
             admit=budget.take_volume,
             check=budget.check_time,
-            alone=budget.be_alone,
             seconds=MAX_SECONDS,
         )
         slices = cut(volume, slicing)
@@ -80,6 +80,6 @@ def _slices(
     found: list[tuple[Record, Source]] = []
     for each in slices:
         pixels_HW = eight_bit(each.pixels_HW)
-        source = Source(number, slicing.plane, each.index, each.position_mm, pixels_HW)
-        found.append((pixels_HW, source))
+        place = (slicing.plane, each.index, each.position_mm)
+        found.append((pixels_HW, Source(number, *place, pixels_HW, volume.notes)))
     return found

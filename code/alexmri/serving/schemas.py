@@ -100,6 +100,10 @@ class SliceSource(_Model):
     png: Annotated[
         Base64 | None, Field(description="the slice itself; only with explain=gradcam")
     ] = None
+    notes: Annotated[
+        list[str] | None,
+        Field(description="what is unusual about the scan, as missing slices"),
+    ] = None
 
 
 class Prediction(_Model):

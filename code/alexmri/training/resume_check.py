@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from alexmri.data.dataset import Dataset
+from alexmri.data.pixels import BY_BRIGHTEST, PREPROCESSING
 from alexmri.errors import UserError
 from alexmri.settings import Settings
 
@@ -35,11 +36,12 @@ FIXED_ON_RESUME = frozenset(
 
 
 def resume_check_of(settings: Settings, dataset: Dataset) -> dict[str, Any]:
-    """Return what a checkpoint says its run was about: settings, images, split."""
+    """Return what a checkpoint says its run was about: settings, images, their pixels, split."""
     values = settings.model_dump(mode="json")
     return {
         "settings": {k: v for k, v in values.items() if k not in FREE_ON_RESUME},
         "data": dataset.fingerprint,
+        "preprocessing": PREPROCESSING,
         "split": dataset.split_fingerprint,
     }
 
@@ -52,7 +54,14 @@ def settings_changed(before: Mapping[str, Any], resume_check: Mapping[str, Any])
 
 
 def images_changed(before: Mapping[str, Any], resume_check: Mapping[str, Any]) -> list[str]:
-    """Return in words whether two runs have other images, or images split otherwise."""
+    """Return in words whether two runs have other images, other pixels of them or another split."""
+    # The first version of the preprocessing did not stand in checkpoints.
+    then = before.get("preprocessing", BY_BRIGHTEST)
+    if then != resume_check["preprocessing"]:
+        return [
+            f"its images became pixels by another version of alexmri (preprocessing was {then}, is"
+            f" {resume_check['preprocessing']})"
+        ]
     if before["data"] != resume_check["data"]:
         return ["the images are not the same"]
     if before["split"] != resume_check["split"]:
