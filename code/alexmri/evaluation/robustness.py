@@ -113,6 +113,7 @@ def measure_robustness(
     return {
         "images": len(found),
         "of": len(images.paths),
+        "image_size": image_size,
         "resampled_by": "image" if measured.subjects_N is None else "subject",
         "changes": rows,
     }
