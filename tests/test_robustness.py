@@ -236,8 +236,9 @@ def test_a_sample_keeps_the_shares_of_the_classes() -> None:
 
 
 def test_a_short_training_measures_fewer_images() -> None:
-    assert sample_size(44 * 3587) == 400
-    assert sample_size(20_000) == 100
+    assert sample_size(44 * 3587) == 394
+    assert sample_size(20_000) == 50
+    assert sample_size(10**7) == 400
     assert sample_size(0) == MIN_IMAGES
 
 

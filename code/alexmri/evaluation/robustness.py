@@ -22,12 +22,12 @@ from alexmri.evaluation.predictions import Floats, Ints
 from alexmri.evaluation.rates import rates, unit_matrices
 from alexmri.evaluation.resampling import estimate, resamples, units_of
 
-# An image under all transforms takes as long as this many steps of training on it: 19 times
-# preprocessing and a forward pass, which is a third of a step.
-COST_OF_IMAGE = 20
+# An image under all changes takes 86 ms of a core at 32 pixels: as long as about so many images
+# take in training.
+COST_OF_IMAGE = 40
 # At most this share of the training's time is spent, but some images are always measured.
 MAX_SHARE, MIN_IMAGES, MAX_IMAGES = 0.1, 32, 400
-# Without a training: an image takes 20 to 60 ms.
+# Without a training, which would set the measure.
 IMAGES_OF_A_FOLDER = 200
 # Images whose transforms are in memory at once.
 CHUNK = 16
