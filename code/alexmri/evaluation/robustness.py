@@ -19,7 +19,7 @@ from PIL import Image
 from alexmri.data.decode import read_image
 from alexmri.data.pixels import Pixels, Preprocessing, fit
 from alexmri.evaluation.predictions import Floats, Ints
-from alexmri.evaluation.rates import rates, unit_matrices
+from alexmri.evaluation.rates import rates, ratio, unit_matrices
 from alexmri.evaluation.resampling import estimate, resamples, units_of
 
 # An image under all changes takes 86 ms of a core at 32 pixels: as long as about so many images
@@ -142,29 +142,23 @@ def _figures(
     images: Labelled, answers_TN: Ints, classes: int, seed: int, replicates: int
 ) -> list[dict[str, Any]]:
     units_N = units_of(images.subjects_N, len(images.labels_N))
-    sampled: list[dict[str, list[Floats]]] = [{} for _ in CHANGES]
-    matrices = [unit_matrices(images.labels_N, each_N, units_N, classes) for each_N in answers_TN]
-    for counts_RU in resamples(units_N, replicates, seed):
-        for figures, matrix_UKK in zip(sampled, matrices, strict=True):
-            summed = counts_RU @ matrix_UKK.reshape(len(matrix_UKK), -1)
-            block = rates(summed.reshape(-1, classes, classes + 1))
-            for name in ("accuracy", "macro_f1"):
-                figures.setdefault(name, []).append(block[name])
-    joined = [{name: np.concatenate(blocks) for name, blocks in each.items()} for each in sampled]
-    clean_R = joined[0]["accuracy"]
-    rows = []
-    for change, figures in zip(CHANGES, joined, strict=True):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            kept_R = np.where(clean_R > 0, figures["accuracy"] / clean_R, np.nan)
-        rows.append(
-            {
-                "change": change.key,
-                "title": change.title,
-                **{name: estimate(values_R) for name, values_R in figures.items()},
-                "kept": estimate(kept_R),
-            }
-        )
-    return rows
+    weights_RU = np.concatenate(list(resamples(units_N, replicates, seed)))
+    measured = []
+    for answers_N in answers_TN:
+        matrix_UKK = unit_matrices(images.labels_N, answers_N, units_N, classes)
+        summed = weights_RU @ matrix_UKK.reshape(len(matrix_UKK), -1)
+        measured.append(rates(summed.reshape(-1, classes, classes + 1)))
+    clean_R = measured[0]["accuracy"]
+    return [
+        {
+            "change": change.key,
+            "title": change.title,
+            "accuracy": estimate(figures["accuracy"]),
+            "macro_f1": estimate(figures["macro_f1"]),
+            "kept": estimate(ratio(figures["accuracy"], clean_R)),
+        }
+        for change, figures in zip(CHANGES, measured, strict=True)
+    ]
 
 
 # --- what is done to an image
