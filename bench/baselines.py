@@ -42,6 +42,8 @@ from alexmri.training.provenance import machine_document
 
 ROWS = ("majority", "nearest_neighbour", "logistic_regression", "resnet18")
 PROTOCOLS = ("slice", "subject")
+# Every row sees whole images, stretched to the square, as the recipes of the seed project do.
+WHOLE_IMAGE = {"center": "none", "intensity": "none"}
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 FIGURES = {
     "accuracy": "accuracy",
@@ -172,7 +174,8 @@ def load_splits(
     """Return the splits of `train --seed S`, or of `crossval --folds N --seed 0`, by name."""
     load = partial(load_dataset, {"train": data}, workers=cpu_cores(), terminal=PlainTerminal())
     if protocol == "slice":
-        chosen = {seed: resolve([Layer("bench", {"seed": seed})]).settings for seed in seeds}
+        layers = {seed: Layer("bench", {"seed": seed, **WHOLE_IMAGE}) for seed in seeds}
+        chosen = {seed: resolve([layer]).settings for seed, layer in layers.items()}
         return {f"seed {seed}": (load(each), each) for seed, each in chosen.items()}
     settings = resolve([Layer("bench", {"seed": 0, "split_by": "subject"})]).settings
     numbers = range(1, folds + 1)

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from engine import Bench, train_command, train_to_the_end
+from engine import WHOLE_IMAGE, Bench, train_command, train_to_the_end
 from measure import ratio, summary
 
 from alexmri.contract.resources import ask_for_large_pages, cpu_cores
@@ -201,7 +201,8 @@ def accuracy(bench: Bench, workers: int) -> dict[str, Any]:
     rows: dict[str, list[dict[str, float]]] = {"engine": [], "textbook": []}
     wishes = {"epochs": bench.settings.epochs, "workers": workers, "precision": "fp32"}
     for seed in FULL_SEEDS:
-        rows["engine"].append(train_to_the_end(bench.data, bench.scratch, "--seed", str(seed)))
+        options = ["--seed", str(seed), *(f"--{key}={value}" for key, value in WHOLE_IMAGE.items())]
+        rows["engine"].append(train_to_the_end(bench.data, bench.scratch, *options))
         seeded = Bench.of(bench.data, bench.scratch, seed=seed)
         rows["textbook"].append(seeded.ask_peer("textbook", **wishes))
         say(f"seed {seed}: {rows['engine'][-1]}, textbook {rows['textbook'][-1]}")

@@ -15,6 +15,8 @@ SETTINGS = {
     "early_stopping_metric": "macro_f1",
     "image_size": 32,
     "channels": 1,
+    "center": "moments",
+    "intensity": "median",
 }
 
 

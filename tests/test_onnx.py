@@ -58,7 +58,8 @@ def test_the_command_writes_a_file_that_answers_as_the_model(bundle: Path) -> No
     assert (pixels.name, pixels.type, pixels.shape) == ("pixels", "tensor(uint8)", ["N", 1, 32, 32])
     facts = session.get_modelmeta().custom_metadata_map
     assert json.loads(facts["classes"]) == list(CLASSES)
-    assert facts["preprocessing"] == PREPROCESSING
+    assert facts["preprocessing"] == PREPROCESSING.name
+    assert (facts["center"], facts["intensity"]) == ("none", "none")
     onnx.checker.check_model(bundle / "model.onnx", full_check=True)
 
 

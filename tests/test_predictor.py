@@ -135,3 +135,17 @@ def test_a_model_of_the_version_before_scales_16_bits_as_it_has_learned(tmp_path
     (folder / "model.json").write_text(json.dumps(document))
     older = Predictor.load(folder).pixels(slice_16.getvalue())
     np.testing.assert_array_equal(older[0], np.rint(values * (255 / 60_000)))
+
+
+def test_a_model_of_the_version_before_stretches_as_it_has_learned(tmp_path: Path) -> None:
+    folder = save(tmp_path, network_of())
+    document = json.loads((folder / "model.json").read_text())
+    for new in ("checksum", "center", "intensity"):
+        (document if new == "checksum" else document["preprocessing"]).pop(new)
+    document["preprocessing"]["name"] = "alexmri.pixels/1"
+    (folder / "model.json").write_text(json.dumps(document))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 99, (208, 176), np.uint8))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(Predictor.load(folder).pixels(buffer.getvalue())[0], expected)

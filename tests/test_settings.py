@@ -50,6 +50,9 @@ def test_the_recipes_are_those_promised() -> None:
     limits = (augmented.shift_limit, augmented.scale_limit, augmented.rotate_limit)
     assert limits == (0.05, 0.05, 15)
     assert augmented.augment_probability == 0.2
+    for published in (baseline, augmented, settings_of(recipe="subjects")):
+        assert (published.center, published.intensity) == ("none", "none")
+    assert (settings_of().center, settings_of().intensity) == ("moments", "median")
 
 
 def test_the_default_recipe_follows_the_split() -> None:

@@ -100,6 +100,14 @@ class Settings(BaseModel):
     )
     image_size: int = Field(32, ge=32, le=1024, description="side of the square input in pixels")
     channels: Literal[1, 3] = Field(1, description="1 = grayscale, 3 = colour")
+    center: Literal["none", "moments"] = Field(
+        "none",
+        description="place of the head: none = the whole image, stretched to the square; moments ="
+        " in the middle and at one size, by the moments of its intensities, with its aspect kept",
+    )
+    intensity: Literal["none", "median"] = Field(
+        "none", description="brightness: none = as it is; median = the same median in every image"
+    )
 
     epochs: int = Field(40, ge=1, le=100_000, description="passes over the training images")
     batch_size: int = Field(128, ge=2, le=65_536, description="images per optimiser step")

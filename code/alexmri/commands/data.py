@@ -71,8 +71,9 @@ def audit(
     from alexmri.files import write_atomically, write_json
     from alexmri.terminal import choose_terminal
 
-    # What the network would see does not matter here: the audit looks at 32 x 32 pixels.
-    settings = settings.model_copy(update={"image_size": 32, "channels": 1})
+    # What the network would see does not matter here: the audit looks at whole images, 32 x 32.
+    plain = {"image_size": 32, "channels": 1, "center": "none", "intensity": "none"}
+    settings = settings.model_copy(update=plain)
     terminal = choose_terminal()
     dataset = load_dataset(
         {"train": data}, settings, workers=cpu_cores(), terminal=terminal, for_audit=True

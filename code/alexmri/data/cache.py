@@ -10,7 +10,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 from alexmri.data.cache_entries import locked, prune, remove_leftovers
 from alexmri.data.decode import BadImages, decode_all, read_image, refuse_unreadable
 from alexmri.data.folders import Folder, ImageFile
-from alexmri.data.pixels import PREPROCESSING, Pixels
+from alexmri.data.pixels import PREPROCESSING, Pixels, Preprocessing
 from alexmri.errors import UserError
 from alexmri.files import write_atomically
 from alexmri.terminal import Terminal
@@ -101,7 +101,7 @@ def open_cache(
     workers: int,
     terminal: Terminal,
     bad_images: BadImages = "fail",
-    preprocessing: str = PREPROCESSING,
+    preprocessing: Preprocessing = PREPROCESSING,
 ) -> DecodedCache:
     """Return the decoded images of `folder`, from the cache where no file has changed since.
 
@@ -115,7 +115,7 @@ def open_cache(
     """
     state = [_state(image) for image in folder.images]
     description = json.dumps(
-        [SCHEMA, preprocessing, image_size, channels, str(folder.root.resolve()), state]
+        [SCHEMA, asdict(preprocessing), image_size, channels, str(folder.root.resolve()), state]
     )
     key = f"decoded-{hashlib.sha256(description.encode()).hexdigest()[:32]}"
     try:
@@ -194,7 +194,9 @@ def _state(image: ImageFile) -> tuple[str, int, int, int, int]:
     return image.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
-def _open_entry(root: Path, key: str, folder: Folder, preprocessing: str) -> DecodedCache | str:
+def _open_entry(
+    root: Path, key: str, folder: Folder, preprocessing: Preprocessing
+) -> DecodedCache | str:
     """Return what was decoded earlier where that still holds; else what is damaged, or nothing."""
     array_path, index_path = root / f"{key}.npy", root / f"{key}.json"
     if not index_path.exists():  # an array alone is from a process that was stopped before

@@ -14,7 +14,7 @@ from alexmri.data.cache import DecodedCache, open_cache
 from alexmri.data.decode import shortened
 from alexmri.data.folders import Folder, discover_channels
 from alexmri.data.nearest import unit_vectors
-from alexmri.data.pixels import PixelRows, Pixels
+from alexmri.data.pixels import PixelRows, Pixels, Preprocessing
 from alexmri.data.slicing import Slicing, read_slicing
 from alexmri.data.split import (
     SPLITS,
@@ -164,6 +164,11 @@ def fingerprint(folder: Folder, cache: DecodedCache) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def preprocessing_of(settings: Settings) -> Preprocessing:
+    """Return how the images of a training become pixels."""
+    return Preprocessing(center=settings.center, intensity=settings.intensity)
+
+
 def load_dataset(
     channels: Mapping[str, Path],
     settings: Settings,
@@ -208,6 +213,7 @@ def load_dataset(
         workers=workers,
         terminal=terminal,
         bad_images="list" if for_audit else settings.on_bad_image,
+        preprocessing=preprocessing_of(settings),
     )
     folder, groups = without(cache.skipped, folder, groups)
     if not folder.images:

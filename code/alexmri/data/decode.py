@@ -18,7 +18,14 @@ from PIL import Image
 from alexmri.contract.resources import free_disk_bytes, size_text, usable_memory_bytes
 from alexmri.contract.signals import die_with_parent
 from alexmri.data.folders import Folder
-from alexmri.data.pixels import PREPROCESSING, count_frames, fit, read_bytes, read_picture
+from alexmri.data.pixels import (
+    PREPROCESSING,
+    Preprocessing,
+    count_frames,
+    fit,
+    read_bytes,
+    read_picture,
+)
 from alexmri.errors import UserError, option
 from alexmri.files import appearing
 from alexmri.terminal import Terminal
@@ -40,7 +47,7 @@ def decode_all(
     *,
     image_size: int,
     channels: int,
-    preprocessing: str,
+    preprocessing: Preprocessing,
     workers: int,
     terminal: Terminal,
     bad_images: BadImages,
@@ -160,7 +167,7 @@ def _decode_chunk(
     array_path: Path,
     image_size: int,
     channels: int,
-    preprocessing: str,
+    preprocessing: Preprocessing,
 ) -> list[_Decoded | str]:
     """Decode `paths` into the rows of the array from `start` on.
 
@@ -175,13 +182,17 @@ def _decode_chunk(
             results.append(read)
             continue
         data, image = read
-        pixels_NCHW[row] = fit(image, image_size=image_size, channels=channels)
+        pixels_NCHW[row] = fit(
+            image, image_size=image_size, channels=channels, preprocessing=preprocessing
+        )
         digest = hashlib.sha256(data).hexdigest()
         results.append(_Decoded(digest, image.size, count_frames(data)))
     return results
 
 
-def read_image(path: Path, preprocessing: str = PREPROCESSING) -> tuple[bytes, Image.Image] | str:
+def read_image(
+    path: Path, preprocessing: Preprocessing = PREPROCESSING
+) -> tuple[bytes, Image.Image] | str:
     """Return the bytes of a file and the image in them, or why it cannot be read."""
     try:
         data = read_bytes(path)

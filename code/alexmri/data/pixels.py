@@ -10,6 +10,7 @@ import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.PngImagePlugin import MAX_TEXT_CHUNK, MAX_TEXT_MEMORY
 
+from alexmri.data.framing import to_square
 from alexmri.data.intensities import (
     Bounds,
     percentile_bounds,
@@ -26,8 +28,21 @@ from alexmri.data.intensities import (
 )
 from alexmri.errors import UserError
 
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How an image file becomes the pixels of the network, as model.json names it.
+
+    `name` says how it is read; `center` and `intensity` are those of `framing.to_square`.
+    """
+
+    name: str = "alexmri.pixels/2"
+    center: str = "none"
+    intensity: str = "none"
+
+
 # Until version 0.2 the brightest of more than 8 bits became white, and floats were refused.
-BY_BRIGHTEST, BY_PERCENTILES = "alexmri.pixels/1", "alexmri.pixels/2"
+BY_BRIGHTEST, BY_PERCENTILES = Preprocessing("alexmri.pixels/1"), Preprocessing("alexmri.pixels/2")
 PREPROCESSINGS = (BY_BRIGHTEST, BY_PERCENTILES)
 PREPROCESSING = BY_PERCENTILES
 # A text in a PNG of 16 bits by which `alexmri slices` says that a whole volume was scaled already.
@@ -89,22 +104,21 @@ def decode(
     channels: int,
     admit: Callable[[int, int], None] | None = None,
     reader: Callable[[bytes], io.BytesIO] = io.BytesIO,
-    preprocessing: str = PREPROCESSING,
+    preprocessing: Preprocessing = PREPROCESSING,
 ) -> Pixels:
     """Decode one image to `uint8` pixels of shape (channels, image_size, image_size).
 
-    One channel is ITU-R 601 luma. The image is stretched to the square by an antialiased bilinear
-    filter. What `read_picture` says holds here too.
+    What `read_picture` and `fit` say holds here too.
     """
     picture = read_picture(source, admit, reader, preprocessing)
-    return fit(picture, image_size=image_size, channels=channels)
+    return fit(picture, image_size=image_size, channels=channels, preprocessing=preprocessing)
 
 
 def read_picture(
     source: bytes | Path,
     admit: Callable[[int, int], None] | None = None,
     reader: Callable[[bytes], io.BytesIO] = io.BytesIO,
-    preprocessing: str = PREPROCESSING,
+    preprocessing: Preprocessing = PREPROCESSING,
 ) -> Image.Image:
     """Return one image, upright, with 8 bits per value, gray or in colour (mode L or RGB).
 
@@ -165,11 +179,21 @@ def count_frames(data: bytes) -> int:
         return 1
 
 
-def fit(image: Image.Image, *, image_size: int, channels: int) -> Pixels:
-    """Return an image of `read_picture` as `uint8` pixels (channels, image_size, image_size)."""
+def fit(
+    image: Image.Image,
+    *,
+    image_size: int,
+    channels: int,
+    preprocessing: Preprocessing = PREPROCESSING,
+) -> Pixels:
+    """Return an image of `read_picture` as `uint8` pixels (channels, image_size, image_size).
+
+    One channel is ITU-R 601 luma. The square is cut from the image as `preprocessing` says.
+    """
     plain = image.convert("L" if channels == 1 else "RGB")
-    resized = plain.resize((image_size, image_size), Image.Resampling.BILINEAR)
-    pixels = np.asarray(resized, dtype=np.uint8).reshape(image_size, image_size, channels)
+    center, intensity = preprocessing.center, preprocessing.intensity
+    square = to_square(plain, image_size, center=center, intensity=intensity)
+    pixels = np.asarray(square, dtype=np.uint8).reshape(image_size, image_size, channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
@@ -187,7 +211,10 @@ def _upright(decoded: Image.Image, image: Image.Image) -> Image.Image:
 
 
 def _to_eight_bit(
-    image: ImageFile.ImageFile, reopened: Callable[[], io.BytesIO], name: str, preprocessing: str
+    image: ImageFile.ImageFile,
+    reopened: Callable[[], io.BytesIO],
+    name: str,
+    preprocessing: Preprocessing,
 ) -> Image.Image:
     """Load an opened image and return it in mode L or RGB."""
     if layout := _cut_to_8_bits(image, name):
@@ -216,9 +243,9 @@ def _on_black(image: Image.Image) -> Image.Image:
     return flat
 
 
-def _wide_gray(image: ImageFile.ImageFile, name: str, preprocessing: str) -> Image.Image:
+def _wide_gray(image: ImageFile.ImageFile, name: str, preprocessing: Preprocessing) -> Image.Image:
     """Scale a gray image with 16 or 32 bits per pixel, whole numbers or floating point."""
-    if preprocessing == BY_BRIGHTEST and image.mode == "F":
+    if preprocessing.name == BY_BRIGHTEST.name and image.mode == "F":
         raise UserError(f"{name} has floating-point pixels; save it with 8 or 16 bits per pixel")
     layout = _layout(image)
     if image.tile and image.tile[0].codec_name == "libtiff" and layout in SWAPPED:
@@ -230,7 +257,7 @@ def _wide_gray(image: ImageFile.ImageFile, name: str, preprocessing: str) -> Ima
     if values.dtype == np.int32 and is_unsigned:
         values = values.view(np.uint32)
     white_is_0 = tags.get(PHOTOMETRIC) == 0
-    if preprocessing == BY_BRIGHTEST:
+    if preprocessing.name == BY_BRIGHTEST.name:
         if int(values.min()) < 0:
             raise UserError(f"{name} has negative pixels; save it with 8 or 16 bits per pixel")
         white_is_0 = white_is_0 and values.dtype.itemsize == 2
@@ -245,7 +272,7 @@ def _wide_gray(image: ImageFile.ImageFile, name: str, preprocessing: str) -> Ima
         values = wide.max() - wide
     if "transparency" in image.info:
         values = np.where(values == image.info["transparency"], 0, values).astype(values.dtype)
-    if preprocessing == BY_BRIGHTEST:
+    if preprocessing.name == BY_BRIGHTEST.name:
         bounds: Bounds = (0, float(values.max()))
     elif image.info.get(SCALED_KEY) == SCALED:
         bounds = (0, 2**16 - 1)
@@ -286,7 +313,7 @@ def _wide_colour(
     image: ImageFile.ImageFile,
     reopened: Callable[[], io.BytesIO],
     layout: str,
-    preprocessing: str,
+    preprocessing: Preprocessing,
 ) -> Image.Image:
     """Scale an image of several channels with 16 bits each, all channels alike.
 
@@ -319,7 +346,7 @@ def _wide_colour(
                 values[(values == transparent).all(axis=2)] = 0
             yield rows, values
 
-    if preprocessing == BY_BRIGHTEST:
+    if preprocessing.name == BY_BRIGHTEST.name:
         bounds: Bounds = (0, max(float(values.max()) for _, values in blocks()))
     else:
         counts_V = sum(np.bincount(values.reshape(-1), minlength=2**16) for _, values in blocks())

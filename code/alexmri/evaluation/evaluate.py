@@ -12,12 +12,14 @@ from alexmri.data.cache import DecodedCache, open_cache
 from alexmri.data.dataset import fingerprint, unknown_subjects, without
 from alexmri.data.decode import shortened
 from alexmri.data.folders import Folder, discover_for_test
+from alexmri.data.pixels import Preprocessing
 from alexmri.data.subjects import KAGGLE, Subjects, find_subjects
 from alexmri.data.synthetic import FOUND_BY_NAMES, NOTICE, is_synthetic
 from alexmri.errors import UserError
 from alexmri.evaluation.metrics import find_negative_class, measure
 from alexmri.evaluation.predictions import Predictions
 from alexmri.evaluation.resampling import compare
+from alexmri.evaluation.robustness import IMAGES_OF_A_FOLDER, Labelled, measure_robustness
 from alexmri.evaluation.top_losses import find_top_losses
 from alexmri.model.bundle import Bundle
 from alexmri.model.predictor import Predictor, softmax
@@ -120,6 +122,20 @@ def evaluate_folder(
             negative_class=find_negative_class(bundle.classes, settings.negative_class),
         ),
         "validation": None,
+        "robustness": measure_robustness(
+            Labelled(
+                [image.path for image in folder.images],
+                predictions.labels_N,
+                predictions.subjects_N,
+            ),
+            len(bundle.classes),
+            predictor.logits,
+            image_size=bundle.image_size,
+            channels=bundle.channels,
+            preprocessing=bundle.preprocessing,
+            at_most=IMAGES_OF_A_FOLDER,
+            workers=workers,
+        ),
         "against": compared,
         "top_losses": find_top_losses(
             predictions, cache.pixels_NCHW, bundle.network, predictor.compute.device
@@ -145,10 +161,11 @@ def evaluate_folder(
 
 def evaluation_document(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of evaluation.json."""
+    kept = ("protocol", "test", "robustness", "leak_probe", "skipped_images")
     return {
         "schema": "alexmri.evaluation/1",
         "model": facts["model"]["version"],
-        **{key: facts[key] for key in ("protocol", "test", "leak_probe", "skipped_images")},
+        **{key: facts[key] for key in kept},
         **({"against": facts["against"]} if facts["against"] else {}),
     }
 
@@ -208,7 +225,7 @@ def _compare_with(
     }
 
 
-def _kind_of_pixels(bundle: Bundle) -> tuple[str, int, int]:
+def _kind_of_pixels(bundle: Bundle) -> tuple[Preprocessing, int, int]:
     return bundle.preprocessing, bundle.channels, bundle.image_size
 
 

@@ -24,7 +24,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from alexmri.data.pixels import PREPROCESSING, PREPROCESSINGS, Pixels
+from alexmri.data.pixels import PREPROCESSING, PREPROCESSINGS, Pixels, Preprocessing
 from alexmri.data.slicing import UNSTATED, Slicing
 from alexmri.errors import UserError
 from alexmri.files import (
@@ -83,6 +83,9 @@ class _Preprocessing(_Strict):
     channels: Literal[1, 3]
     mean: float
     std: float
+    # Version 0.1.0 stretched every image, and had no names for anything else.
+    center: Literal["none", "moments"] = "none"
+    intensity: Literal["none", "median"] = "none"
 
 
 class _Data(_Strict):
@@ -138,9 +141,12 @@ class Bundle:
         return int(self.document["preprocessing"]["channels"])
 
     @property
-    def preprocessing(self) -> str:
-        """How images become pixels: one of PREPROCESSINGS."""
-        return str(self.document["preprocessing"]["name"])
+    def preprocessing(self) -> Preprocessing:
+        """How images become pixels."""
+        stored = self.document["preprocessing"]
+        return Preprocessing(
+            stored["name"], stored.get("center", "none"), stored.get("intensity", "none")
+        )
 
     @property
     def slicing(self) -> Slicing:
@@ -172,6 +178,7 @@ def save_bundle(
     ood: OutOfDistribution | None = None,
     training_images: Iterable[str] | None = None,
     also: tuple[str, ...] = (),
+    preprocessing: Preprocessing = PREPROCESSING,
 ) -> None:
     """Write the model directory; model.json comes last, so where it stands the rest is whole.
 
@@ -215,7 +222,7 @@ def save_bundle(
         },
         "classes": list(classes),
         "preprocessing": {
-            "name": PREPROCESSING,
+            **asdict(preprocessing),
             "image_size": image_size,
             "channels": channels,
             "mean": MEAN,
@@ -266,10 +273,11 @@ def _checked(folder: Path, document: Mapping[str, Any]) -> _ModelJson:
         )
     preprocessing = document.get("preprocessing")
     name = preprocessing.get("name") if isinstance(preprocessing, dict) else None
-    if name is not None and name not in PREPROCESSINGS:
+    known = [each.name for each in PREPROCESSINGS]
+    if name is not None and name not in known:
         raise UserError(
             f"{folder} was trained with preprocessing {name}; this version has"
-            f" {' and '.join(PREPROCESSINGS)}"
+            f" {' and '.join(known)}"
         )
     try:
         return _ModelJson.model_validate(document)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from alexmri.data.pixels import PREPROCESSING, Pixels
+from alexmri.data.pixels import PREPROCESSING, Pixels, Preprocessing
 from alexmri.errors import UserError
 from alexmri.files import appearing
 from alexmri.model.alexnet import AlexNet
@@ -50,7 +50,7 @@ def export_onnx(
     classes: Sequence[str],
     temperature: float,
     pixels_NCHW: Pixels,
-    preprocessing: str = PREPROCESSING,
+    preprocessing: Preprocessing = PREPROCESSING,
 ) -> None:
     """Write `network` to `path`; the file appears once it agrees with PyTorch about `pixels_NCHW`.
 
@@ -75,7 +75,10 @@ def export_onnx(
     )
     assert program is not None  # noqa: S101 - without `f` there always is one
     program.model.metadata_props.update(
-        classes=json.dumps(list(classes)), preprocessing=preprocessing
+        classes=json.dumps(list(classes)),
+        preprocessing=preprocessing.name,
+        center=preprocessing.center,
+        intensity=preprocessing.intensity,
     )
     for node in program.model.graph:
         # The exporter notes the lines of Python behind each node, with the paths of this machine.

@@ -15,7 +15,7 @@ from types import TracebackType
 import numpy as np
 from PIL import Image
 
-from alexmri.data.pixels import PREPROCESSING, Pixels, decode, fit
+from alexmri.data.pixels import PREPROCESSING, Pixels, Preprocessing, decode, fit
 from alexmri.data.scans import is_scan
 from alexmri.errors import UserError
 from alexmri.serving.arrays import MAX_IMAGES, NPY_MAGIC, check_count, from_npy
@@ -273,7 +273,7 @@ def to_pixels(
     *,
     image_size: int,
     channels: int,
-    preprocessing: str = PREPROCESSING,
+    preprocessing: Preprocessing = PREPROCESSING,
     tolerated: Container[int] = (),
 ) -> tuple[Pixels, list[RequestError | None]]:
     """Return the good images as `uint8` (N, C, S, S), and for every record its error or None.
@@ -300,13 +300,22 @@ def to_pixels(
 
 
 def _decode(
-    record: Record, budget: PixelBudget, image_size: int, channels: int, preprocessing: str
+    record: Record,
+    budget: PixelBudget,
+    image_size: int,
+    channels: int,
+    preprocessing: Preprocessing,
 ) -> Pixels:
     if isinstance(record, RequestError):
         raise record
     if isinstance(record, np.ndarray):
         budget.take(record.shape[1], record.shape[0])
-        return fit(Image.fromarray(record), image_size=image_size, channels=channels)
+        return fit(
+            Image.fromarray(record),
+            image_size=image_size,
+            channels=channels,
+            preprocessing=preprocessing,
+        )
     if not record:
         raise bad_request("there is no image: its bytes are missing")
     check_structure(record)

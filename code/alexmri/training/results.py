@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alexmri.data.dataset import Dataset, Part
+from alexmri.contract.resources import cpu_cores
+from alexmri.data.dataset import Dataset, Part, preprocessing_of
 from alexmri.data.split import SPLITS
 from alexmri.evaluation.baselines import one_nearest_neighbour
 from alexmri.evaluation.calibration import fit_temperature
 from alexmri.evaluation.metrics import find_negative_class, measure
 from alexmri.evaluation.predictions import Ints, Predictions
 from alexmri.evaluation.report import model_card, write_measured
+from alexmri.evaluation.robustness import Labelled, measure_robustness, sample_size
 from alexmri.evaluation.top_losses import find_top_losses
 from alexmri.files import write_json
 from alexmri.model.bundle import ONNX, save_bundle
@@ -24,6 +26,9 @@ from alexmri.model.onnx import export_onnx
 from alexmri.model.predictor import softmax
 from alexmri.training.loop import Run
 from alexmri.training.provenance import code_document
+
+# What evaluation.json holds of the facts.
+EVALUATED = ("protocol", "test", "validation", "robustness", "leak_probe")
 
 
 def protocol_document(dataset: Dataset) -> dict[str, Any]:
@@ -61,9 +66,20 @@ def measure_run(
         return predictions_of(part, dataset.classes, logits_NK, temperature, nearest_N)
 
     on_validation = predictions(validation, logits_NK)
-    on_test, top_losses = None, []
+    on_test, top_losses, robustness = None, [], None
     if test and len(held_out):
         on_test = predictions(held_out, predict_logits(network, held_out.pixels_NCHW, served))
+        files = [dataset.folder.images[i].path for i in dataset.split.indices("test")]
+        robustness = measure_robustness(
+            Labelled(files, held_out.labels_N, held_out.subjects),
+            len(dataset.classes),
+            lambda pixels_NCHW: predict_logits(network, pixels_NCHW, served),
+            image_size=settings.image_size,
+            channels=settings.channels,
+            preprocessing=preprocessing_of(settings),
+            at_most=sample_size(len(run.progress.history) * len(train)),
+            workers=cpu_cores(),
+        )
     if test:
         shown = on_test or on_validation
         pixels_NCHW = (held_out if on_test else validation).pixels_NCHW
@@ -79,6 +95,7 @@ def measure_run(
         "predictions": on_test or on_validation,
         "test": measured(on_test) if on_test else None,
         "validation": measured(on_validation),
+        "robustness": robustness,
         "top_losses": top_losses,
         "history": run.progress.history,
         "best_epoch": run.progress.best_epoch,
@@ -166,6 +183,7 @@ def write_model(
             classes=dataset.classes,
             temperature=facts["model"]["temperature"],
             pixels_NCHW=validation.pixels_NCHW[:64],
+            preprocessing=preprocessing_of(settings),
         )
     save_bundle(
         folder,
@@ -173,6 +191,7 @@ def write_model(
         classes=dataset.classes,
         image_size=settings.image_size,
         channels=settings.channels,
+        preprocessing=preprocessing_of(settings),
         dropout=settings.dropout,
         temperature=facts["model"]["temperature"],
         facts={
@@ -199,7 +218,7 @@ def write_results(
     """Write figures, plots and report; run.json comes last and says that the run is finished."""
     evaluation = {
         "schema": "alexmri.evaluation/1",
-        **{key: facts[key] for key in ("protocol", "test", "validation", "leak_probe")},
+        **{key: facts[key] for key in EVALUATED},
         "best_epoch": facts["best_epoch"],
     }
     write_measured(
