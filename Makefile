@@ -11,6 +11,10 @@ DEMO := data/demo
 # Asked only where needed, since the answers take a moment.
 RUNTIME ?= $(shell docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1 && echo docker || echo venv)
 GPU = $(shell nvidia-smi -L >/dev/null 2>&1 && docker info --format '{{json .Runtimes}}' | grep -o nvidia | head -1)
+# Says why a GPU that is here computes nothing: its driver does not answer, or Docker does not know it.
+TELL_GPU = $(if $(GPU),,@! command -v nvidia-smi >/dev/null || { \
+  said="$$(nvidia-smi -L 2>&1)" && said="Docker has no NVIDIA runtime; install NVIDIA's container toolkit"; \
+  echo "make: the GPU of this machine is not used: $$said" >&2; })
 COMPOSE = docker compose -f docker-compose.yml $(if $(GPU),,-f docker-compose.cpu.yml)
 BASE_IMAGE ?= $(shell sed -n 's/^ARG BASE_IMAGE=//p' Dockerfile)
 # The folders of the compose file, and who owns what is written there.
@@ -43,6 +47,7 @@ image: base-image  ## build the Docker image: BASE_IMAGE=any Debian or Ubuntu im
 
 train-docker: base-image
 	@echo "make: training in Docker $(if $(GPU),with the GPU,without a GPU); RUNTIME=venv does without Docker"
+	$(TELL_GPU)
 	@test -z "$(DATA)" || test -d "$(DATA)" || { echo "the data folder $(DATA) does not exist"; exit 1; }
 	@mkdir -p "$(or $(DATA),data)" "$(RUNS)/model" "$(RUNS)/output" "$(RUNS)/checkpoints"
 	$(LABELS) $(FOLDERS) $(COMPOSE) run --rm train train $(ARGS)
@@ -51,6 +56,7 @@ train-docker: base-image
 
 serve-docker: base-image
 	@test -f "$(RUNS)/model/model.json" || { echo "there is no model in $(RUNS)/model; first: make train"; exit 1; }
+	$(TELL_GPU)
 	$(LABELS) $(FOLDERS) $(COMPOSE) up --detach --wait serve
 	@echo "serving $(RUNS)/model on http://localhost:$(or $(PORT),8080); to stop: $(COMPOSE) stop serve"
 
@@ -114,6 +120,7 @@ lint: $(VENV)/.developing  ## check style, types and which module may import whi
 
 lock:  ## write the lock files anew from requirements.txt (needs uv)
 	uv pip compile $(LOCK) requirements.txt -o requirements.lock
+	awk '/^[a-z]/ {kept = !/^(torch|torchvision|triton|nvidia-.*|cuda-.*)==/} kept' requirements.lock > requirements-cpu.lock
 	uv pip compile $(LOCK) requirements/dev.in -c requirements.lock -o requirements/dev.lock
 
 bench: $(VENV)/.installed  ## measure how fast this machine trains: DATA=folder
