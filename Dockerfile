@@ -47,7 +47,7 @@ FROM wheels-${TORCH_CUDA:-cu130} AS venv
 # What nothing here can use: packages' tests, PyTorch's test programs, and, without a compiler, headers, static
 # libraries and Triton (`torch.compile`).
 RUN cd /opt/venv/lib/python3*/site-packages \
- && rm -rf torch/include triton nvidia/*/include \
+ && rm -rf torch/include triton triton-*.dist-info nvidia/*/include \
  && find torch/bin -type f ! -name torch_shm_manager -delete \
  && find . -name '*.a' -delete \
  && find . -type d \( -name tests -o -name test -o -name __pycache__ \) -prune -exec rm -r {} +
@@ -89,6 +89,15 @@ COPY tests/ tests/
 # Whoever runs it: the folder belongs to root.
 ENV HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis
 CMD ["pytest", "-p", "no:cacheprovider"]
+
+# What is in the image: `make sbom` takes the file out.
+FROM program AS inventory
+COPY requirements/sbom.txt bench/sbom.py /tmp/
+RUN pip install --no-compile --no-cache-dir --target /tmp/tools -r /tmp/sbom.txt \
+ && python3 /tmp/sbom.py /tmp/tools /tmp/alexmri.cdx.json
+
+FROM scratch AS sbom
+COPY --from=inventory /tmp/alexmri.cdx.json /
 
 # The last stage is what a build without --target makes: the product, without tests.
 FROM program

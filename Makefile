@@ -28,7 +28,7 @@ export ALEXMRI_DEMO_DATA = $(if $(DATA),0,1)
 export BASE_IMAGE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-docker train-venv serve serve-docker serve-venv image base-image test test-docker conformance conformance-clients aws-requests lint lock bench gpu-check clean
+.PHONY: help setup train train-docker train-venv serve serve-docker serve-venv image sbom base-image test test-docker conformance conformance-clients aws-requests lint lock bench gpu-check clean
 
 help:  ## print this help
 	@echo "alexmri: AlexNet on brain-MRI slices. Research software, not a diagnostic device."
@@ -44,6 +44,9 @@ serve:  ## answer HTTP requests with the trained model on port 8080: PORT=, OUT=
 
 image: base-image  ## build the Docker image: BASE_IMAGE=any Debian or Ubuntu image
 	$(LABELS) $(COMPOSE) build serve
+
+sbom: base-image  ## write what is in the image, with versions and licences, to alexmri.cdx.json (CycloneDX)
+	docker build --target sbom --output . --build-arg BASE_IMAGE $(foreach name,TORCH_CUDA TORCH_INDEX TORCH_WHEELS,$(if $($(name)),--build-arg $(name)=$($(name)))) .
 
 train-docker: base-image
 	@echo "make: training in Docker $(if $(GPU),with the GPU,without a GPU); RUNTIME=venv does without Docker"
