@@ -18,8 +18,8 @@ DOCS = Path("/usr/share/doc")
 def python_packages(tools: Path) -> dict[str, Any]:
     """Return the document of the tool about this environment, with alexmri as its subject."""
     program = (
-        f"import sys; sys.path.insert(0, {str(tools)!r}); from cyclonedx_py._internal.cli import run;"
-        " sys.exit(run())"
+        f"import runpy, sys; sys.path.insert(0, {str(tools)!r});"
+        " runpy.run_module('cyclonedx_py', run_name='__main__')"
     )
     options = ("environment", "--output-reproducible", "--pyproject", "pyproject.toml")
     done = subprocess.run(
@@ -36,10 +36,9 @@ def debian_packages() -> list[dict[str, Any]]:
     """Return a component for each package that dpkg knows."""
     lines = Path("/etc/os-release").read_text(encoding="utf-8").splitlines()
     system = dict(line.split("=", 1) for line in lines if "=" in line)["ID"].strip('"')
-    form = "${binary:Package}\t${Version}\t${Architecture}\n"
-    listed = subprocess.run(
-        ["dpkg-query", "--show", f"--showformat={form}"], check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
+    form = "--showformat=${binary:Package}\t${Version}\t${Architecture}\n"
+    command = ["dpkg-query", "--show", form]
+    listed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     components = []
     for line in listed.splitlines():
         name, version, architecture = line.split("\t")

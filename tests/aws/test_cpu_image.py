@@ -41,8 +41,9 @@ def test_a_version_names_both_images(
     (additional,) = request["AdditionalInferenceSpecifications"]
     (container,) = additional["Containers"]
     assert (additional["Name"], container["Image"]) == ("cpu", cpu_image)
-    assert container["ModelDataUrl"] == (
-        request["InferenceSpecification"]["Containers"][0]["ModelDataUrl"]
+    assert (
+        container["ModelDataUrl"]
+        == (request["InferenceSpecification"]["Containers"][0]["ModelDataUrl"])
     )
     valid({"service": "sagemaker", "call": "create_model_package", "request": request})
 

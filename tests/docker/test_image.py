@@ -113,7 +113,10 @@ def test_no_compiler_no_cache_no_secret_stays(docker: Docker, image: str) -> Non
 
 def test_the_only_bytecode_is_of_what_serve_imports(docker: Docker, image: str) -> None:
     script = "find /opt -name '*.pyc' -printf '%s %P\\n'"
-    listed = [line.split() for line in docker("run", "--rm", image, "sh", "-c", script).stdout.splitlines()]
+    listed = [
+        line.split()
+        for line in docker("run", "--rm", image, "sh", "-c", script).stdout.splitlines()
+    ]
     assert sum(int(size) for size, _ in listed) < 30 * MEGABYTE
     ours = [path for _, path in listed if "alexmri" in path]
     assert any("serving/__pycache__/app." in path for path in ours)

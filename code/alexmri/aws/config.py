@@ -120,7 +120,7 @@ class AwsConfig(BaseModel):
 
     cuda: Literal["cpu", "cu126", "cu130"] = Field(
         DEFAULT_CUDA,
-        description="CUDA that `push` builds the image for, or cpu; GPUs of jobs and endpoints follow it",
+        description="CUDA that `push` builds for, or cpu; GPUs of jobs and endpoints follow it",
     )
     scaling_requests_per_minute: float = Field(
         3000.0,
