@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from engine import Bench
 
 TINY_SUBJECTS, TINY_SLICES = {"MildDemented": 3, "NonDemented": 3}, 16
+TINY_OPTIONS = ("--deterministic", "--epochs", "4")
 ROUNDS, TINY_ROUNDS = 3, 1
 
 Figures = dict[str, Any]
@@ -26,6 +27,11 @@ class Check:
     def rounds(self) -> int:
         """How often a speed is measured."""
         return TINY_ROUNDS if self.tiny else ROUNDS
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The options of the whole default training; the tiny one can be compared with others."""
+        return TINY_OPTIONS if self.tiny else ()
 
     @cached_property
     def data(self) -> Path:
@@ -57,11 +63,12 @@ class Check:
 
     @cached_property
     def model(self) -> Path:
-        """The model of the default training, of one epoch where that left none."""
+        """The model of the default training; where that left none, of a short one."""
         from engine import train
 
         folder = self.out_folder / "model"
         if not (folder / "model.json").is_file():
-            out = self.scratch / "one-epoch"
-            folder = train(self.data, self.scratch, "--epochs", "1", out=out) / "model"
+            options = self.options or ("--epochs", "1")
+            out = self.scratch / "short"
+            folder = train(self.data, self.scratch, *options, out=out) / "model"
         return folder

@@ -7,7 +7,7 @@ from typing import Any
 
 from gpu_check import Check, Figures
 
-WARMUP_STEPS, PROFILED_STEPS = 3, 10
+WARMUP_STEPS, PROFILED_STEPS, TINY_STEPS = 3, 10, 3
 # What a trace calls the work of the device; its other events repeat these or wait for them.
 DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
 CALLS = ("cuda_runtime", "cuda_driver")
@@ -22,7 +22,8 @@ def profile(check: Check) -> Figures:
     from alexmri.terminal import PlainTerminal
 
     device = check.bench.compute.device
-    timed, last = WARMUP_STEPS + PROFILED_STEPS, WARMUP_STEPS + 2 * PROFILED_STEPS
+    steps = TINY_STEPS if check.tiny else PROFILED_STEPS
+    timed, last = WARMUP_STEPS + steps, WARMUP_STEPS + 2 * steps
     images = len(check.bench.dataset.part("train"))
     # All steps lie within one epoch.
     size = max(2, min(check.bench.settings.batch_size, images // (last + 1)))
@@ -45,18 +46,18 @@ def profile(check: Check) -> Figures:
     actions = begin | {last: end_profile}
     if list(run.epochs(AtSteps(run, actions), PlainTerminal())):
         raise RuntimeError(f"the training split has too few images for {last} steps")
-    milliseconds = (times[1] - times[0]) / PROFILED_STEPS * 1e3
+    milliseconds = (times[1] - times[0]) / steps * 1e3
     figures: Figures = {"batch_size_images": size, "milliseconds_per_step": milliseconds}
     if on_gpu:
         trace = check.scratch / "trace.json"
         profiler.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-        return figures | device_figures(events, PROFILED_STEPS, milliseconds)
+        return figures | device_figures(events, steps, milliseconds)
     operators = [row for row in profiler.key_averages() if row.self_cpu_time_total]
     shares = heaviest({row.key: row.self_cpu_time_total for row in operators})
     return {
         **figures,
-        "operators_per_step": sum(row.count for row in operators) / PROFILED_STEPS,
+        "operators_per_step": sum(row.count for row in operators) / steps,
         "heaviest_time_share": sum(shares.values()),
         "operator_time_shares": shares,
     }

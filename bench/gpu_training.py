@@ -15,8 +15,8 @@ from gpu_check import Check, Figures
 from alexmri.errors import UserError
 
 # Long enough to stop a training after its first epoch.
-DETERMINISTIC_EPOCHS, TINY_EPOCHS = 20, 4
-PEER_EPOCHS = 3
+DETERMINISTIC_EPOCHS = "20"
+PEER_EPOCHS, TINY_BATCH = 3, 8
 LARGE_STEPS = 200
 AUDITED_IMAGES, TINY_AUDITED_IMAGES, SLICES_PER_SUBJECT = 100_000, 200, 32
 
@@ -25,19 +25,15 @@ def training(check: Check) -> Figures:
     """Train with the default recipe to its end; the parts about a model use what it leaves."""
     from engine import train_to_the_end
 
-    return train_to_the_end(check.data, check.scratch, *few_epochs(check), out=check.out_folder)
+    return train_to_the_end(check.data, check.scratch, *check.options, out=check.out_folder)
 
 
 def seeds_recipe(check: Check) -> Figures:
     """Train with the recipe `baseline`, 100 epochs, to its end."""
     from engine import train_to_the_end
 
-    options = ("--recipe", "baseline", *few_epochs(check))
-    return train_to_the_end(check.data, check.scratch, *options)
-
-
-def few_epochs(check: Check) -> tuple[str, ...]:
-    return ("--epochs", "1") if check.tiny else ()
+    options = ("--epochs", "1") if check.tiny else ()
+    return train_to_the_end(check.data, check.scratch, "--recipe", "baseline", *options)
 
 
 def out_of_memory(check: Check) -> Figures:
@@ -92,18 +88,22 @@ def engine_speed(epochs: Iterator[dict[str, float]], rounds: int) -> float:
 
 
 def determinism(check: Check) -> Figures:
-    """Train twice with --deterministic and once interrupted and resumed; compare the weights."""
+    """Train twice with --deterministic and once interrupted and resumed; compare the weights.
+
+    A tiny check takes the training that is there for the first two.
+    """
     from engine import train, train_interrupted
 
-    epochs = TINY_EPOCHS if check.tiny else DETERMINISTIC_EPOCHS
-    options = ("--deterministic", "--epochs", str(epochs))
-    sums = []
-    # A tiny check is of this program, not of the training: it saves the repetition.
-    for train_so in (train, train_interrupted) if check.tiny else (train, train, train_interrupted):
-        weights = train_so(check.data, check.scratch, *options) / "model" / "model.safetensors"
-        sums.append(hashlib.sha256(weights.read_bytes()).hexdigest())
+    options = check.options or ("--deterministic", "--epochs", DETERMINISTIC_EPOCHS)
+    ends: list[Path] = []
+    if check.tiny:
+        ends.append(check.model)
+    else:
+        ends += [train(check.data, check.scratch, *options) / "model" for _ in range(2)]
+    ends.append(train_interrupted(check.data, check.scratch, *options) / "model")
+    sums = [hashlib.sha256((end / "model.safetensors").read_bytes()).hexdigest() for end in ends]
     same = {"resumed_identical": sums[0] == sums[-1], "identical": len(set(sums[:-1])) == 1}
-    figures: Figures = {**same, "sha256": sums, "epochs": epochs}
+    figures: Figures = {**same, "sha256": sums, "options": " ".join(options)}
     if not all(same.values()):
         figures["failed"] = "runs with --deterministic wrote different weights"
     return figures
@@ -116,6 +116,7 @@ def peers(check: Check) -> Figures:
     bench, epochs = check.bench, check.bench.epochs()
     images = len(bench.dataset.part("train"))
     steps = 2 if check.tiny else PEER_EPOCHS * images // bench.settings.batch_size
+    asked = bench.with_settings(batch_size=TINY_BATCH) if check.tiny else bench
     figures: Figures = {"could_not_run": {}}
     for script, precision in (
         ("textbook", "fp32"),
@@ -129,7 +130,7 @@ def peers(check: Check) -> Figures:
         try:
             for workers in (0,) if alone else (cpu_cores() // 2, cpu_cores()):
                 wishes = {"workers": workers, "precision": precision, "steps": steps}
-                speeds[workers] = bench.speed_of_peer(script, **wishes)
+                speeds[workers] = asked.speed_of_peer(script, **wishes)
         except RuntimeError as error:
             figures["could_not_run"][peer] = str(error)
             continue

@@ -21,7 +21,7 @@ PARTS = [
     *("step_against_limit", "peers", "profile", "at_224_pixels", "million"),
     *("server", "onnx_parity", "audit"),
 ]
-PATIENCE = 600
+PATIENCE = 900
 
 
 def run(file: Path, *options: str | Path) -> tuple[int, dict[str, Any], str]:
