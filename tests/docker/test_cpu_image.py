@@ -13,6 +13,7 @@ from .docker_helpers import (
     REPOSITORY,
     Docker,
     Result,
+    call,
     copy_of_repository,
     wait_for,
     write_hyperparameters,
@@ -87,6 +88,10 @@ def test_it_is_small_and_holds_nothing_of_cuda(docker: Docker, cpu_image: str) -
     assert "torch" in packages
     assert not [name for name in packages if name.startswith(("nvidia", "cuda", "triton"))]
     assert "torchvision" not in packages
+    table = call(sys.executable, str(REPOSITORY / "bench" / "image.py"), cpu_image).stdout
+    rows = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in table.splitlines()}
+    assert float(rows["all"].replace(",", "")) == pytest.approx(facts["Size"] / 1e6, rel=0.01)
+    assert "– NVIDIA's CUDA libraries" not in rows
 
 
 def test_it_trains_and_evaluates(
