@@ -11,6 +11,10 @@ DEMO := data/.demo
 # Asked only where needed, since the answers take a moment.
 RUNTIME ?= $(shell docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1 && echo docker || echo venv)
 GPU = $(shell nvidia-smi -L >/dev/null 2>&1 && docker info --format '{{json .Runtimes}}' | grep -o nvidia | head -1)
+# Says why a GPU that is here computes nothing: its driver does not answer, or Docker does not know it.
+TELL_GPU = $(if $(GPU),,@! command -v nvidia-smi >/dev/null || { \
+  said="$$(nvidia-smi -L 2>&1)" && said="Docker has no NVIDIA runtime; install NVIDIA's container toolkit"; \
+  echo "make: the GPU of this machine is not used: $$said" >&2; })
 COMPOSE = docker compose -f docker-compose.yml $(if $(GPU),,-f docker-compose.cpu.yml)
 BASE_IMAGE ?= $(shell sed -n 's/^ARG BASE_IMAGE=//p' Dockerfile)
 # The folders of the compose file, and who owns what is written there.
@@ -24,7 +28,7 @@ export ALEXMRI_DEMO_DATA = $(if $(DATA),0,1)
 export BASE_IMAGE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-docker train-venv serve serve-docker serve-venv image base-image test test-docker conformance conformance-clients aws-requests lint lock bench gpu-check clean
+.PHONY: help setup train train-docker train-venv serve serve-docker serve-venv image sbom base-image test test-docker conformance conformance-clients aws-requests lint lock bench gpu-check clean
 
 help:  ## print this help
 	@echo "alexmri: AlexNet on brain-MRI slices. Research software, not a diagnostic device."
@@ -41,8 +45,12 @@ serve:  ## answer HTTP requests with the trained model on port 8080: PORT=, OUT=
 image: base-image  ## build the Docker image: BASE_IMAGE=any Debian or Ubuntu image
 	$(LABELS) $(COMPOSE) build serve
 
+sbom: base-image  ## write what is in the image, with versions and licences, to alexmri.cdx.json (CycloneDX)
+	docker build --target sbom --output . --build-arg BASE_IMAGE $(foreach name,TORCH_CUDA TORCH_INDEX TORCH_WHEELS,$(if $($(name)),--build-arg $(name)=$($(name)))) .
+
 train-docker: base-image
 	@echo "make: training in Docker $(if $(GPU),with the GPU,without a GPU); RUNTIME=venv does without Docker"
+	$(TELL_GPU)
 	@test -z "$(DATA)" || test -d "$(DATA)" || { echo "the data folder $(DATA) does not exist"; exit 1; }
 	@mkdir -p "$(or $(DATA),data)" "$(RUNS)/model" "$(RUNS)/output" "$(RUNS)/checkpoints"
 	$(LABELS) $(FOLDERS) $(COMPOSE) run --rm train train $(ARGS)
@@ -51,6 +59,7 @@ train-docker: base-image
 
 serve-docker: base-image
 	@test -f "$(RUNS)/model/model.json" || { echo "there is no model in $(RUNS)/model; first: make train"; exit 1; }
+	$(TELL_GPU)
 	$(LABELS) $(FOLDERS) $(COMPOSE) up --detach --wait serve
 	@echo "serving $(RUNS)/model on http://localhost:$(or $(PORT),8080); to stop: $(COMPOSE) stop serve"
 
@@ -113,6 +122,7 @@ lint: $(VENV)/.developing  ## check style, types, spelling and which module may 
 
 lock:  ## write the lock files anew from requirements.txt (needs uv)
 	uv pip compile $(LOCK) requirements.txt -o requirements.lock
+	awk '/^[a-z]/ {kept = !/^(torch|torchvision|triton|nvidia-.*|cuda-.*)==/} kept' requirements.lock > requirements-cpu.lock
 	uv pip compile $(LOCK) requirements/dev.in -c requirements.lock -o requirements/dev.lock
 
 bench: $(VENV)/.installed  ## measure how fast this machine trains: DATA=folder

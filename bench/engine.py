@@ -222,6 +222,8 @@ def train(data: Path, scratch: Path, *options: str, out: Path | None = None) -> 
 def train_interrupted(data: Path, scratch: Path, *options: str) -> Path:
     """Run `alexmri train`, stop it by SIGTERM after its first epoch, resume it; return its folder.
 
+    A second signal has it save the checkpoint alone.
+
     Raises:
         RuntimeError: it failed, or ended before the signal came.
     """
@@ -230,7 +232,7 @@ def train_interrupted(data: Path, scratch: Path, *options: str) -> Path:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         for line in process.stdout:
-            if line.startswith("epoch=1;"):
+            if line.startswith(("epoch=1;", "SIGTERM: stopping")):
                 process.terminate()
     train(data, scratch, *options, out=out)
     if not list(out.glob("**/step-*.json")):
@@ -238,10 +240,12 @@ def train_interrupted(data: Path, scratch: Path, *options: str) -> Path:
     return out
 
 
-def train_to_the_end(data: Path, scratch: Path, *options: str) -> dict[str, float]:
+def train_to_the_end(
+    data: Path, scratch: Path, *options: str, out: Path | None = None
+) -> dict[str, float]:
     """Train with the default recipe; return its figures and how long it took."""
     started = time.perf_counter()
-    out = train(data, scratch, *options)
+    out = train(data, scratch, *options, out=out)
     seconds = time.perf_counter() - started
     test = json.loads((out / "evaluation.json").read_text())["test"]
     return {

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,12 +60,19 @@ class Server:
     def load(
         self, image: Path, *, connections: int, seconds: int, rate: float | None = None
     ) -> dict[str, Any]:
-        """Let `wrk` send the image; return what it saw and what both sides took; see wrk.lua."""
-        wrk = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout=30s"]
-        wrk += ["-s", str(BENCH / "wrk.lua"), f"http://127.0.0.1:{self.port}/invocations", "--"]
-        wrk += [str(image), *([str(rate)] if rate else [])]
+        """Let `wrk` send the image, without it bench/http_client.py, which knows no `rate`.
+
+        Returns what the client saw and what both sides took; see wrk.lua.
+        """
+        if rate or shutil.which("wrk"):
+            command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout=30s"]
+            command += ["-s", str(BENCH / "wrk.lua"), f"http://127.0.0.1:{self.port}/invocations"]
+            command += ["--", str(image), *([str(rate)] if rate else [])]
+        else:
+            command = [sys.executable, str(BENCH / "http_client.py"), str(self.port), str(image)]
+            command += [str(connections), str(seconds)]
         client, server = _cpu_of_children(), self._cpu_seconds()
-        printed = subprocess.run(wrk, check=True, capture_output=True, text=True).stdout
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         *lines, last = printed.splitlines()
         seen: dict[str, Any] = json.loads(last)
         cpu = self._cpu_seconds() - server

@@ -41,3 +41,10 @@ def test_the_tests_it_names_exist(page: Path) -> None:
         if name:
             tree = ast.parse(path.read_text(encoding="utf-8"))
             assert name in {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_published_port_is_one_of_this_machine_alone(page: Path) -> None:
+    """The server neither encrypts nor authenticates."""
+    published = re.findall(r"(?:-p|--publish)[ =](\S*\d+:\d+)", page.read_text(encoding="utf-8"))
+    assert all(address.startswith("127.0.0.1:") for address in published), published

@@ -160,7 +160,7 @@ def test_an_update_that_alarms_undid_is_told(cloud: Cloud, versions: None, run: 
         (("trace", "alexmri"), "there is no endpoint alexmri in us-east-1"),
         (
             ("--cuda", "cu118", "deploy", "1", "--gpu"),
-            "option --cuda is 'cu118': input should be 'cu126' or 'cu130'",
+            "option --cuda is 'cu118': input should be 'cpu', 'cu126' or 'cu130'",
         ),
     ],
 )

@@ -275,6 +275,9 @@ def test_an_image_for_another_cuda_has_a_tag_of_its_own(
     plan = json.loads(run("--cuda", "cu126", "push", source, "--dry-run").stdout)
     assert plan[1]["request"]["imageIds"] == [{"imageTag": f"{revision}-cu126"}]
     assert "TORCH_CUDA=cu126" in plan[2]["run"]
+    plan = json.loads(run("push", source, "--cpu", "--dry-run").stdout)
+    assert plan[1]["request"]["imageIds"] == [{"imageTag": f"{revision}-cpu"}]
+    assert "TORCH_CUDA=cpu" in plan[2]["run"]
     wrong = run("push", source, "--build-arg", "TORCH_CUDA=cu126", ok=False)
     assert "set cuda in alexmri.toml" in error_of(wrong)
     assert cloud.requests == []

@@ -52,6 +52,12 @@ def compose(docker: Docker, image: str, base_image: str, tmp_path: Path) -> Iter
     compose("down", "--timeout", "5", check=False)
 
 
+@pytest.fixture
+def without_nvidia(docker: Docker) -> None:
+    if "nvidia" in docker("info", "--format", "{{json .Runtimes}}").stdout:
+        pytest.skip("this Docker engine has the NVIDIA runtime")
+
+
 def test_train_then_serve(compose: Compose) -> None:
     write_slices(compose.folder / "data")
     trained = compose("run", "--rm", "train", "train", "--epochs", "1", "--batch-size", "16")
@@ -107,3 +113,65 @@ def test_both_files_are_valid_and_only_the_first_reserves_a_gpu(compose: Compose
     assert all("devices" in json.dumps(service["deploy"]) for service in with_gpu.values())
     assert not any(service.get("deploy") for service in without.values())
     assert "ALEXMRI_DEMO_DATA" not in json.dumps(without["serve"])
+
+
+@pytest.mark.parametrize(
+    ("variables", "image", "build"),
+    [
+        ({}, "alexmri", ""),
+        ({"TORCH_INDEX": "https://example.org/cpu"}, "alexmri:cpu", "cpu"),
+        ({"TORCH_WHEELS": "wheels"}, "alexmri:cpu", "cpu"),
+        ({"TORCH_INDEX": "https://example.org/a", "TORCH_CUDA": "cu126"}, "alexmri:cu126", "cu126"),
+    ],
+)
+def test_without_a_gpu_the_image_is_the_small_one_where_its_pytorch_can_be_had(
+    compose: Compose, variables: dict[str, str], image: str, build: str
+) -> None:
+    config = compose("config", "--format", "json", **variables, IMAGE="").stdout
+    for service in ("train", "serve"):
+        found = json.loads(config)["services"][service]
+        assert found["image"] == image
+        assert found["build"]["args"]["TORCH_CUDA"] == build
+
+
+def test_docker_without_nvidias_runtime_refuses_the_reservation(
+    compose: Compose, without_nvidia: None
+) -> None:
+    refused = compose("run", "--rm", "train", files=FILES[:2], check=False)
+    assert refused.returncode != 0
+    message = 'could not select device driver "nvidia" with capabilities: [[gpu]]'
+    assert message in refused.stderr
+    page = (compose.folder / "docs" / "image.md").read_text(encoding="utf-8")
+    assert message in page
+
+
+@pytest.mark.parametrize("service", ["train", "serve"])
+def test_a_required_gpu_is_required_under_compose_too(
+    compose: Compose, without_nvidia: None, service: str
+) -> None:
+    ended = compose("run", "--rm", service, check=False, ALEXMRI_REQUIRE_GPU="1")
+    assert ended.returncode == 2
+    assert "ALEXMRI_REQUIRE_GPU is 1, but there is no NVIDIA driver on this machine" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "says", "told"),
+    [
+        (9, "NVIDIA-SMI has failed", "NVIDIA-SMI has failed"),
+        (0, "GPU 0: NVIDIA A10G", "Docker has no NVIDIA runtime; install NVIDIA's container"),
+    ],
+    ids=["the driver does not answer", "Docker has no NVIDIA runtime"],
+)
+def test_make_train_says_why_a_gpu_is_not_used(
+    compose: Compose, without_nvidia: None, tmp_path: Path, code: int, says: str, told: str
+) -> None:
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text(f"#!/bin/sh\necho '{says}'\nexit {code}\n", encoding="utf-8")
+    tool.chmod(0o755)
+    path = f"{tool.parent}:{os.environ['PATH']}"
+    environment = compose.environment | {"PATH": path, "ALEXMRI_REQUIRE_GPU": "1"}
+    made = call("make", "train", "RUNTIME=docker", check=False, cwd=compose.folder, env=environment)
+    assert f"make: the GPU of this machine is not used: {told}" in made.stderr
+    assert made.returncode != 0
+    assert "ALEXMRI_REQUIRE_GPU is 1, but there is no NVIDIA driver" in made.stdout + made.stderr

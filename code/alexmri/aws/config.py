@@ -118,9 +118,9 @@ class AwsConfig(BaseModel):
         description="ARN of the Secrets Manager secret with the key of Weights & Biases",
     )
 
-    cuda: Literal["cu126", "cu130"] = Field(
+    cuda: Literal["cpu", "cu126", "cu130"] = Field(
         DEFAULT_CUDA,
-        description="CUDA that `push` builds the image for; GPUs of jobs and endpoints follow it",
+        description="CUDA that `push` builds for, or cpu; GPUs of jobs and endpoints follow it",
     )
     scaling_requests_per_minute: float = Field(
         3000.0,

@@ -51,7 +51,10 @@ BUSY = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
 def deploy_calls(
     config: AwsConfig, endpoint: str, package: str, hosting: Hosting, bounds: Bounds | None
 ) -> list[Call]:
-    """Return the requests of `deploy` where the endpoint serves another version."""
+    """Return the requests of `deploy` where the endpoint serves another version.
+
+    Whether the version has a specification for CPUs only the registry knows.
+    """
     model = model_request(config, package)
     settings = endpoint_config_request(config, endpoint, model["ModelName"], hosting)
     name, kind = settings["EndpointConfigName"], hosting.kind
@@ -79,6 +82,7 @@ def deploy(
     hosting: Hosting,
     bounds: Bounds | None,
     terminal: Terminal,
+    specification: str | None = None,
 ) -> str:
     """Have `endpoint` serve the model package; return its configuration when the request was sent.
 
@@ -90,7 +94,7 @@ def deploy(
     """
     config = aws.config
     found = aws.call_or_none("sagemaker", "describe_endpoint", {"EndpointName": endpoint})
-    model = model_request(config, package)
+    model = model_request(config, package, specification)
     settings = endpoint_config_request(config, endpoint, model["ModelName"], hosting)
     name = str(settings["EndpointConfigName"])
     version = package.rpartition("/")[2]

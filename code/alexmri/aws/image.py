@@ -110,8 +110,13 @@ def tag_of(config: AwsConfig, revision: str) -> str:
 
 def cuda_in(tag: str) -> str | None:
     """Return for which CUDA the image with `tag` was built, None where it is no tag of ours."""
-    found = re.fullmatch(r"[0-9a-f]{40}(?:-dirty-[0-9a-f]{8})?(?:-(cu\d+))?", tag)
+    found = re.fullmatch(r"[0-9a-f]{40}(?:-dirty-[0-9a-f]{8})?(?:-(cu\d+|cpu))?", tag)
     return (found.group(1) or DEFAULT_CUDA) if found else None
+
+
+def without_variant(tag: str) -> str:
+    """Return the revision in a tag of ours, and any other tag as it is."""
+    return re.sub(r"(?<=[0-9a-f])-(cu\d+|cpu)$", "", tag)
 
 
 def build_command(config: AwsConfig, source: Source, tagged: str) -> list[str]:
@@ -125,7 +130,7 @@ def build_command(config: AwsConfig, source: Source, tagged: str) -> list[str]:
     if any(each.startswith("TORCH_CUDA=") for each in source.build_arguments):
         raise UserError(
             "--build-arg TORCH_CUDA=… leaves no trace in the image's name; set cuda in"
-            " alexmri.toml, or pass `alexmri aws --cuda VALUE push`"
+            " alexmri.toml, or pass `alexmri aws --cuda VALUE push` or `push --cpu`"
         )
     cuda = (f"TORCH_CUDA={config.cuda}",) if config.cuda != DEFAULT_CUDA else ()
     arguments = (f"REVISION={source.revision}", *cuda, *source.build_arguments)
@@ -291,6 +296,15 @@ def find_image(aws: Aws, wanted: str) -> tuple[str, str]:
             " another with --image"
         )
     return f"{repository['repositories'][0]['repositoryUri']}@{digest}", tag
+
+
+def find_cpu_image(aws: Aws, image: str, tag: str) -> str | None:
+    """Return the image without CUDA of the revision of `image` (tagged `tag`), None without one."""
+    repository = image.partition("@")[0]
+    if not repository.endswith(f"/{aws.config.repository}"):
+        return None
+    digest = find_digest(aws, f"{without_variant(tag)}-cpu")
+    return f"{repository}@{digest}" if digest else None
 
 
 def revision_in(aws: Aws, image: str) -> str:

@@ -281,9 +281,11 @@ def require_completed(described: dict[str, Any]) -> None:
         )
 
 
-def transform_calls(config: AwsConfig, package: str, source: str, kind: str) -> list[Call]:
+def transform_calls(
+    config: AwsConfig, package: str, source: str, kind: str, specification: str | None = None
+) -> list[Call]:
     """Return the requests of `transform`."""
-    model = model_request(config, package)
+    model = model_request(config, package, specification)
     job = transform_request(config, model=model["ModelName"], source=source, content_type=kind)
     return [
         Call("sagemaker", "create_model", model),
@@ -291,9 +293,17 @@ def transform_calls(config: AwsConfig, package: str, source: str, kind: str) -> 
     ]
 
 
-def transform(aws: Aws, package: str, source: str, kind: str, terminal: Terminal) -> str:
+def transform(
+    aws: Aws,
+    package: str,
+    source: str,
+    kind: str,
+    terminal: Terminal,
+    specification: str | None = None,
+) -> str:
     """Start one batch transform of all images below an S3 address; return the name of the job."""
-    model, job = (call.request for call in transform_calls(aws.config, package, source, kind))
+    calls = transform_calls(aws.config, package, source, kind, specification)
+    model, job = (call.request for call in calls)
     require_data(aws, source)
     if has_gpu(aws.config.transform_instance):
         terminal.warn(f"nobody has tried a batch transform on a GPU with {aws.config.cuda} yet")

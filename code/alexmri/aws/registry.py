@@ -7,14 +7,16 @@ from typing import Any
 
 from alexmri.aws.client import Aws, Call
 from alexmri.aws.config import digest_of
-from alexmri.aws.image import cuda_in, revision_in
+from alexmri.aws.image import cuda_in, find_cpu_image, revision_in
 from alexmri.aws.jobs import bucket_and_key, describe, fetch, results_address
 from alexmri.aws.requests.registry import (
+    CPU,
     FIGURES,
     approval_request,
     group_request,
     package_arn,
     package_request,
+    specification_in,
 )
 from alexmri.aws.requests.training import fingerprint_in
 from alexmri.aws.upload import encryption
@@ -70,6 +72,7 @@ def register(aws: Aws, job: str, terminal: Terminal) -> str:
         model=model,
         statistics=kept.get("statistics.json"),
         metadata=facts,
+        cpu_image=find_cpu_image(aws, image, facts["git_revision"]),
     )
     # Request for twice at the same moment, SageMaker makes one version.
     request["ClientToken"] = digest_of({"model": model}, 32)
@@ -230,6 +233,11 @@ def cuda_of(aws: Aws, package: str) -> str:
     """Return for which CUDA the image of a version was built, as its tag tells, or `cuda`."""
     known = describe_package(aws, package).get("CustomerMetadataProperties") or {}
     return cuda_in(known.get("git_revision", "")) or aws.config.cuda
+
+
+def cpu_specification(aws: Aws, package: str) -> str | None:
+    """Return which specification of a version serves without a GPU, None where it has but one."""
+    return CPU if specification_in(describe_package(aws, package), CPU) else None
 
 
 def data_fingerprint(aws: Aws, metadata: Mapping[str, str]) -> str | None:

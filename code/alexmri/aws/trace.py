@@ -6,8 +6,9 @@ from typing import Any
 
 from alexmri.aws.client import Aws
 from alexmri.aws.endpoints import describe_endpoint
-from alexmri.aws.image import revision_in
+from alexmri.aws.image import revision_in, without_variant
 from alexmri.aws.registry import data_fingerprint, describe_package
+from alexmri.aws.requests.registry import specification_in
 from alexmri.aws.requests.training import fingerprint_in
 
 
@@ -41,13 +42,18 @@ def trace(aws: Aws, endpoint: str) -> Iterator[Link]:
     doubt = None if status == "Approved" else f"it serves, but is {status}"
     yield Link("version", f"{package} ({status})", doubt)
     known = version.get("CustomerMetadataProperties") or {}
-    yield from _origin(aws, version["InferenceSpecification"]["Containers"][0], known)
+    trained_in = version["InferenceSpecification"]
+    served = specification_in(version, container.get("InferenceSpecificationName")) or trained_in
+    image = str(trained_in["Containers"][0]["Image"])
+    yield from _origin(aws, served["Containers"][0], image, known)
     for figure in ("test_accuracy", "test_macro_f1", "split_by", "evaluation"):
         if figure in known:
             yield Link(figure.replace("_", " "), known[figure])
 
 
-def _origin(aws: Aws, container: dict[str, Any], known: dict[str, str]) -> Iterator[Link]:
+def _origin(
+    aws: Aws, container: dict[str, Any], trained_in: str, known: dict[str, str]
+) -> Iterator[Link]:
     yield Link("model file", str(container["ModelDataUrl"]))
     image = str(container["Image"])
     digest = str(container.get("ImageDigest") or image.partition("@")[2])
@@ -58,7 +64,7 @@ def _origin(aws: Aws, container: dict[str, Any], known: dict[str, str]) -> Itera
     doubt = None
     if tagged == "unknown":
         doubt = "the image is gone from ECR: only the registry tells it"
-    elif tagged != told:
+    elif without_variant(tagged) != without_variant(told):
         doubt = f"ECR says {tagged}"
     yield Link("git revision", told, doubt)
     job = known.get("training_job", "-")
@@ -66,7 +72,7 @@ def _origin(aws: Aws, container: dict[str, Any], known: dict[str, str]) -> Itera
     doubt = None
     if trained is None:
         doubt = "the job is gone: only the registry tells it"
-    elif trained["AlgorithmSpecification"].get("TrainingImage") != image:
+    elif trained["AlgorithmSpecification"].get("TrainingImage") != trained_in:
         doubt = f"it ran {trained['AlgorithmSpecification'].get('TrainingImage')}"
     yield Link("training job", job, doubt)
     data = known.get("data", "-")

@@ -213,7 +213,10 @@ def problem_of(gpu: Gpu, environment: Mapping[str, str]) -> str | None:
     """Return in one sentence why torch cannot use a GPU here and what helps; None where it can."""
     torch, driver = gpu.torch, gpu.driver
     if torch.cuda is None:
-        return f"PyTorch {torch.version} is built without CUDA"
+        return (
+            f"PyTorch {torch.version} is built without CUDA; use an image built with"
+            f" TORCH_CUDA={next(iter(BUILDS))}"
+        )
     if driver.is_missing:
         return _no_library(gpu.kernel, environment)
     if is_too_old(gpu.plain, torch) and (driver.error or not gpu.compat_is_on):

@@ -22,8 +22,10 @@ ROUND, LONG = 1.05, 1.10
 # This share of all pixels is black once intensities are normalised, and half of the light lies
 # below this gray value. Of the public slices the brightest tissue then has about 215.
 BLACK_SHARE, MEDIAN_LIGHT = 0.005, 160
-# Larger images are first reduced by a whole factor, to bound memory.
-MAX_SIDE = 4096
+# Head and light are looked for in an image reduced to at most so many pixels a side. The square is
+# sampled at about so many points per pixel and axis. On the full image and with 6 points, a public
+# slice takes 0.8 ms instead of 0.36, and a moved head changes its pixels by 0.3 instead of 0.6.
+SEARCH_SIDE, POINTS = 64, 3
 LEVELS = 256
 
 
@@ -36,15 +38,22 @@ def to_square(image: Image.Image, image_size: int, *, center: str, intensity: st
     moments, Hu 1962). What lies outside the image is black. `intensity` "median" maps the darkest
     pixels to black and the median light to `MEDIAN_LIGHT`. An image without light stays as it is.
     """
-    if intensity == "median":
-        image = _with_even_light(image)
-    if center == "none":
-        return image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-    x, y, side, angle = _head(image)
-    factor = math.ceil(side / MAX_SIDE)
+    reduced = _Reduced(image) if (center, intensity) != ("none", "none") else None
+    if reduced is None or center == "none":
+        square = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+    else:
+        square = _around_head(image, image_size, reduced)
+    if reduced is None or intensity == "none":
+        return square
+    return square.point(reduced.even_light() * len(square.getbands()))
+
+
+def _around_head(image: Image.Image, image_size: int, reduced: "_Reduced") -> Image.Image:
+    x, y, side, angle = reduced.head()
+    factor = max(1, round(side / image_size / POINTS))
     if factor > 1:
         image, x, y, side = image.reduce(factor), x / factor, y / factor, side / factor
-    # About as many points as pixels, whose means are the pixels of the square: one resampling.
+    # The means of the points are the pixels of the square.
     points = math.ceil(side / image_size)
     fine = points * image_size
     along, across = math.cos(angle) * side / fine, math.sin(angle) * side / fine
@@ -59,14 +68,49 @@ def to_square(image: Image.Image, image_size: int, *, center: str, intensity: st
     return sampled.reduce(points)
 
 
-def _with_even_light(image: Image.Image) -> Image.Image:
-    counts_V = np.array(image.convert("L").histogram())
-    black = int(np.searchsorted(np.cumsum(counts_V), BLACK_SHARE * counts_V.sum()))
-    median = _median_light(counts_V[black:])
-    if not median:
-        return image
-    values_V = (2 * (np.arange(LEVELS) - black) * MEDIAN_LIGHT + median) // (2 * median)
-    return image.point(np.clip(values_V, 0, LEVELS - 1).tolist() * len(image.getbands()))
+class _Reduced:
+    """An image in gray, reduced, and what is found on it.
+
+    All sums are of whole numbers, so that every machine finds the same.
+    """
+
+    def __init__(self, image: Image.Image) -> None:
+        self.width, self.height = image.size
+        self.step_x, self.step_y = (math.ceil(side / SEARCH_SIDE) for side in image.size)
+        reduced = image.convert("L").reduce((self.step_x, self.step_y))
+        self.counts_V = np.array(reduced.histogram())
+        self.gray_HW = np.asarray(reduced).astype(np.int64)
+
+    def even_light(self) -> list[int]:
+        """Return the gray value that each gray value becomes."""
+        black = int(np.searchsorted(np.cumsum(self.counts_V), BLACK_SHARE * self.counts_V.sum()))
+        median = _median_light(self.counts_V[black:])
+        if not median:
+            return list(range(LEVELS))
+        values_V = (2 * (np.arange(LEVELS) - black) * MEDIAN_LIGHT + median) // (2 * median)
+        evened: list[int] = np.clip(values_V, 0, LEVELS - 1).tolist()
+        return evened
+
+    def head(self) -> tuple[float, float, float, float]:
+        """Return the middle of the head in pixels (x, y), the side of its square, and its angle.
+
+        The angle is in radians, clockwise from the axes of the image.
+        """
+        dark = round(_median_light(self.counts_V) * DARK_SHARE)
+        light_HW = np.maximum(self.gray_HW - dark, 0)
+        light_W, light_H = light_HW.sum(axis=0), light_HW.sum(axis=1)
+        total = int(light_W.sum())
+        if not total:
+            return self.width / 2, self.height / 2, max(self.width, self.height), 0.0
+        places_W, places_H = np.arange(len(light_W)), np.arange(len(light_H))
+        x, y = int(light_W @ places_W) / total, int(light_H @ places_H) / total
+        xx = (int(light_W @ places_W**2) / total - x * x) * self.step_x**2
+        yy = (int(light_H @ places_H**2) / total - y * y) * self.step_y**2
+        xy = (int((light_HW @ places_W) @ places_H) / total - x * y) * self.step_x * self.step_y
+        # A few bright pixels have no spread to speak of.
+        spread = math.sqrt(max(0.0, xx + yy))
+        side = max(SIDE_PER_SPREAD * spread, max(self.width, self.height) / 8)
+        return (x + 0.5) * self.step_x, (y + 0.5) * self.step_y, side, _angle(xx, yy, xy)
 
 
 def _median_light(counts_V: NDArray[np.int64]) -> int:
@@ -76,33 +120,6 @@ def _median_light(counts_V: NDArray[np.int64]) -> int:
     """
     light_V = np.cumsum(counts_V * np.arange(len(counts_V)))
     return int(np.searchsorted(2 * light_V, light_V[-1]))
-
-
-def _head(image: Image.Image) -> tuple[float, float, float, float]:
-    """Return the middle of the head in pixels (x, y), the side of its square, and its angle.
-
-    The angle is in radians, clockwise from the axes of the image. All sums are of whole numbers,
-    so that every machine finds the same.
-    """
-    gray = image.convert("L")
-    width, height = gray.size
-    dark = round(_median_light(np.array(gray.histogram())) * DARK_SHARE)
-    step_x, step_y = (math.ceil(side / MAX_SIDE) for side in gray.size)
-    light = gray.point([max(0, value - dark) for value in range(LEVELS)]).reduce((step_x, step_y))
-    light_HW = np.asarray(light)
-    light_W, light_H = (light_HW.sum(axis=axis, dtype=np.int64) for axis in (0, 1))
-    total = int(light_W.sum())
-    if not total:
-        return width / 2, height / 2, max(width, height), 0.0
-    places_W, places_H = np.arange(len(light_W)), np.arange(len(light_H))
-    x, y = int(light_W @ places_W) / total, int(light_H @ places_H) / total
-    along_rows_H = light_HW @ places_W.astype(np.int64)
-    xx = (int(light_W @ places_W**2) / total - x * x) * step_x**2
-    yy = (int(light_H @ places_H**2) / total - y * y) * step_y**2
-    xy = (int(along_rows_H @ places_H) / total - x * y) * step_x * step_y
-    # A few bright pixels have no spread to speak of.
-    side = max(SIDE_PER_SPREAD * math.sqrt(max(0.0, xx + yy)), max(width, height) / 8)
-    return (x + 0.5) * step_x, (y + 0.5) * step_y, side, _angle(xx, yy, xy)
 
 
 def _angle(xx: float, yy: float, xy: float) -> float:

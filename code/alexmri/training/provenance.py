@@ -13,7 +13,7 @@ import torch
 import alexmri
 from alexmri.contract.resources import installed_version
 
-LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "albumentations", "safetensors")
+LIBRARIES = ("torch", "numpy", "pillow", "albumentations", "safetensors")
 
 
 def code_document() -> dict[str, str]:

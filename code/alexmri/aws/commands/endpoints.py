@@ -70,7 +70,8 @@ def deploy(
     """
     from alexmri.aws.endpoints import deploy as do_deploy
     from alexmri.aws.endpoints import deploy_calls, rests
-    from alexmri.aws.registry import choose_version, cuda_of
+    from alexmri.aws.registry import choose_version, cpu_specification, cuda_of
+    from alexmri.aws.requests.endpoints import SERVERLESS, has_gpu
     from alexmri.aws.requests.registry import package_arn
     from alexmri.terminal import choose_terminal
 
@@ -86,7 +87,9 @@ def deploy(
     terminal = choose_terminal()
     package = choose_version(account.aws, version, any_version=unapproved)
     account.use(cuda=cuda_of(account.aws, package))
-    made = do_deploy(account.aws, name, package, hosting, bounds, terminal)
+    on_gpu = hosting.kind != SERVERLESS and has_gpu(account.config.endpoint_instance)
+    image = None if on_gpu else cpu_specification(account.aws, package)
+    made = do_deploy(account.aws, name, package, hosting, bounds, terminal, image)
     if not detach or rests(account.aws, name, made):
         _wait(account, name, made)
 
@@ -230,7 +233,8 @@ def transform(
     """Classify all images below S3, without an endpoint."""
     from alexmri.aws.jobs import transform as do_transform
     from alexmri.aws.jobs import transform_calls, wait_transformed
-    from alexmri.aws.registry import choose_version, cuda_of
+    from alexmri.aws.registry import choose_version, cpu_specification, cuda_of
+    from alexmri.aws.requests.endpoints import has_gpu
     from alexmri.aws.requests.registry import package_arn
     from alexmri.terminal import choose_terminal
 
@@ -244,7 +248,9 @@ def transform(
     terminal = choose_terminal()
     package = choose_version(account.aws, version, any_version=unapproved)
     account.use(cuda=cuda_of(account.aws, package))
-    job = do_transform(account.aws, package, source, content_type, terminal)
+    on_gpu = has_gpu(account.config.transform_instance)
+    image = None if on_gpu else cpu_specification(account.aws, package)
+    job = do_transform(account.aws, package, source, content_type, terminal, image)
     if detach:
         return
     try:

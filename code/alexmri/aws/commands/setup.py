@@ -44,6 +44,7 @@ def setup(account: Account, dry_run: bool) -> None:
 @command()
 @click.argument("folder", type=FOLDER, default=".")
 @click.option("--image", help="push this image of this machine; build nothing")
+@click.option("--cpu", is_flag=True, help="the small image without CUDA, which CPU endpoints use")
 @click.option("--build-arg", "build_arguments", multiple=True, metavar="NAME=VALUE")
 @click.option("--allow-dirty", is_flag=True, help="also with changes that are not committed")
 @dry_run_option
@@ -52,6 +53,7 @@ def push(
     account: Account,
     folder: Path,
     image: str | None,
+    cpu: bool,
     build_arguments: tuple[str, ...],
     allow_dirty: bool,
     dry_run: bool,
@@ -59,7 +61,8 @@ def push(
     """Build the image of FOLDER and push it to ECR.
 
     FOLDER is the working directory if left out. The name of the image is printed with its digest.
-    The tag is the git revision. A revision that is there already is neither built nor pushed.
+    The tag is the git revision, with --cpu `-cpu` behind it. A revision that is there already is
+    neither built nor pushed.
     """
     from alexmri.aws.image import Source, push_calls, revision_of
     from alexmri.aws.image import push as do_push
@@ -68,6 +71,8 @@ def push(
     for argument in build_arguments:
         if "=" not in argument:
             raise UserError(f"--build-arg {argument} must look like NAME=VALUE")
+    if cpu:
+        account.use(cuda="cpu")
     revision = revision_of(folder, allow_dirty=allow_dirty)
     source = Source(folder, revision, build_arguments, image)
     if dry_run:

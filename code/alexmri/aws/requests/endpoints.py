@@ -47,9 +47,16 @@ def has_gpu(instance: str) -> bool:
     )
 
 
-def model_request(config: AwsConfig, package: str) -> dict[str, Any]:
-    """Return CreateModel for the model package with the ARN `package`."""
+def model_request(
+    config: AwsConfig, package: str, specification: str | None = None
+) -> dict[str, Any]:
+    """Return CreateModel for the model package with the ARN `package`.
+
+    `specification` names the one of its additional inference specifications that is to serve.
+    """
     container: dict[str, Any] = {"ModelPackageName": package}
+    if specification:
+        container["InferenceSpecificationName"] = specification
     request: dict[str, Any] = {
         "ExecutionRoleArn": config.role_for("endpoint"),
         "PrimaryContainer": container,
@@ -103,8 +110,17 @@ def _instances(config: AwsConfig) -> dict[str, Any]:
         "ContainerStartupHealthCheckTimeoutInSeconds": config.startup_seconds,
     }
     if has_gpu(config.endpoint_instance):
+        _require_cuda(config, f"endpoint_instance {config.endpoint_instance}")
         found["InferenceAmiVersion"] = INFERENCE_AMIS[config.cuda]
     return found
+
+
+def _require_cuda(config: AwsConfig, what: str) -> None:
+    if config.cuda == "cpu":
+        raise UserError(
+            f"{what} has a GPU, which an image built with TORCH_CUDA=cpu cannot use; take an"
+            " instance without a GPU, or a version that another image trained"
+        )
 
 
 def _async_config(config: AwsConfig, endpoint: str, hosting: Hosting) -> dict[str, Any]:
@@ -250,6 +266,7 @@ def transform_request(
         "TransformResources": {"InstanceType": instance, "InstanceCount": 1},
     }
     if has_gpu(instance):
+        _require_cuda(config, f"transform_instance {instance}")
         if config.cuda == "cu130" and instance.split(".")[1] not in BATCH_FAMILIES_CU130:
             raise UserError(
                 f"transform_instance {instance} has no driver for an image of CUDA 13 (cu130) in a"

@@ -10,6 +10,8 @@ FIGURES = ("accuracy", "macro_f1")
 # Images are sent one by one, and whatever the model answers is JSON.
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/tiff", "image/bmp", "image/webp")
 LONGEST_VALUE = 256
+# The inference specification of a version that names the image without CUDA.
+CPU = "cpu"
 
 
 def group_request(config: AwsConfig) -> dict[str, Any]:
@@ -28,6 +30,7 @@ def package_request(
     model: str,
     statistics: str | None,
     metadata: Mapping[str, str],
+    cpu_image: str | None = None,
 ) -> dict[str, Any]:
     """Return CreateModelPackage, waiting for an approval.
 
@@ -36,17 +39,12 @@ def package_request(
         model: S3 address of model.tar.gz.
         statistics: S3 address of statistics.json, None where nothing was measured on test images.
         metadata: who made it from what; see `registry.facts_of`.
+        cpu_image: the image without CUDA, in which it can serve too.
     """
-    digest = image.partition("@")[2]
-    container = {"Image": image, "ModelDataUrl": model}
     request: dict[str, Any] = {
         "ModelPackageGroupName": config.name,
         "ModelPackageDescription": f"training job {metadata.get('training_job', 'unknown')}",
-        "InferenceSpecification": {
-            "Containers": [container | ({"ImageDigest": digest} if digest else {})],
-            "SupportedContentTypes": [*IMAGE_TYPES, "application/json"],
-            "SupportedResponseMIMETypes": ["application/json", "text/csv"],
-        },
+        "InferenceSpecification": _specification(image, model),
         "ModelApprovalStatus": "PendingManualApproval",
         "Domain": "COMPUTER_VISION",
         "Task": "IMAGE_CLASSIFICATION",
@@ -59,10 +57,31 @@ def package_request(
             "CommitId": metadata["git_revision"],
             "GeneratedBy": f"alexmri, training job {metadata.get('training_job', 'unknown')}",
         }
+    if cpu_image:
+        additional = {"Name": CPU, **_specification(cpu_image, model)}
+        request["AdditionalInferenceSpecifications"] = [additional]
     if statistics:
         quality = {"Statistics": {"ContentType": "application/json", "S3Uri": statistics}}
         request["ModelMetrics"] = {"ModelQuality": quality}
     return request
+
+
+def _specification(image: str, model: str) -> dict[str, Any]:
+    digest = image.partition("@")[2]
+    container = {"Image": image, "ModelDataUrl": model}
+    return {
+        "Containers": [container | ({"ImageDigest": digest} if digest else {})],
+        "SupportedContentTypes": [*IMAGE_TYPES, "application/json"],
+        "SupportedResponseMIMETypes": ["application/json", "text/csv"],
+    }
+
+
+def specification_in(version: Mapping[str, Any], name: str | None) -> dict[str, Any] | None:
+    """Return the inference specification of a version: the one named `name`, None without it."""
+    if name is None:
+        return dict(version["InferenceSpecification"])
+    found = version.get("AdditionalInferenceSpecifications") or []
+    return next((dict(each) for each in found if each["Name"] == name), None)
 
 
 def approval_request(package: str, status: str, reason: str | None) -> dict[str, Any]:
