@@ -20,9 +20,6 @@ BASE_IMAGE ?= $(shell sed -n 's/^ARG BASE_IMAGE=//p' Dockerfile)
 # The folders of the compose file, and who owns what is written there.
 RUNS = $$(realpath -m -- "$(or $(OUT),runs)")
 FOLDERS = DATA="$$(realpath -m -- "$(or $(DATA),data)")" OUT="$(RUNS)" HOST_UID=$$(id -u) HOST_GID=$$(id -g)
-# What the labels of the image tell: the commit, and where it is published (never with a password).
-LABELS = REVISION="$$(git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null)" \
-  SOURCE="$$(git config --get remote.origin.url | sed -nE 's|^https://([^/@]*@)?|https://|p')"
 # Made-up pictures are for those who named no data.
 export ALEXMRI_DEMO_DATA = $(if $(DATA),0,1)
 export BASE_IMAGE
@@ -43,7 +40,7 @@ serve:  ## answer HTTP requests with the trained model on port 8080: PORT=, OUT=
 	@$(MAKE) --no-print-directory serve-$(RUNTIME)
 
 image: base-image  ## build the Docker image: BASE_IMAGE=any Debian or Ubuntu image
-	$(LABELS) $(COMPOSE) build serve
+	$(COMPOSE) build serve
 
 sbom: base-image  ## write what is in the image, with versions and licences, to alexmri.cdx.json (CycloneDX)
 	docker build --target sbom --output . --build-arg BASE_IMAGE $(foreach name,TORCH_CUDA TORCH_INDEX TORCH_WHEELS,$(if $($(name)),--build-arg $(name)=$($(name)))) .
@@ -53,18 +50,18 @@ train-docker: base-image
 	$(TELL_GPU)
 	@test -z "$(DATA)" || test -d "$(DATA)" || { echo "the data folder $(DATA) does not exist"; exit 1; }
 	@mkdir -p "$(or $(DATA),data)" "$(RUNS)/model" "$(RUNS)/output" "$(RUNS)/checkpoints"
-	$(LABELS) $(FOLDERS) $(COMPOSE) run --rm train train $(ARGS)
+	$(FOLDERS) $(COMPOSE) run --rm train train $(ARGS)
 	@echo "model: $(RUNS)/model"
 	@echo "report: $(RUNS)/output/data/report.html"
 
 serve-docker: base-image
 	@test -f "$(RUNS)/model/model.json" || { echo "there is no model in $(RUNS)/model; first: make train"; exit 1; }
 	$(TELL_GPU)
-	$(LABELS) $(FOLDERS) $(COMPOSE) up --detach --wait serve
+	$(FOLDERS) $(COMPOSE) up --detach --wait serve
 	@echo "serving $(RUNS)/model on http://localhost:$(or $(PORT),8080); to stop: $(COMPOSE) stop serve"
 
 base-image:
-	@docker image inspect $(BASE_IMAGE) >/dev/null 2>&1 || docker pull $(BASE_IMAGE) 2>/dev/null || { \
+	@docker image inspect $(BASE_IMAGE) >/dev/null 2>&1 || docker pull $(BASE_IMAGE) || { \
 	  echo "the base image $(BASE_IMAGE) is not here and cannot be pulled: name another Debian or Ubuntu image with" \
 	    "BASE_IMAGE=, or do without Docker with RUNTIME=venv" >&2; exit 1; }
 
