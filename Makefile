@@ -125,7 +125,7 @@ lock:  ## write the lock files anew from requirements.txt (needs uv)
 bench: $(VENV)/.installed  ## measure how fast this machine trains: DATA=folder
 	$(BIN)/python bench/train.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-gpu-check: $(VENV)/.installed  ## check training on the GPU of this machine, in minutes: DATA=folder
+gpu-check: $(VENV)/.installed  ## check training and serving on the GPU of this machine, in minutes: DATA=folder
 	$(BIN)/python bench/gpu.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 clean:  ## remove the virtual environments and caches; data and runs stay
