@@ -106,6 +106,7 @@ def facts(classes: tuple[str, ...] = CLASSES, **changes: Any) -> dict[str, Any]:
             "verdict": ["It leaks."],
             "near_duplicate_counts": {"pairs": 3, "across_splits": 2},
         },
+        "robustness": None,
         "top_losses": [],
         "code": {"version": "0.1.0"},
         "settings": {"epochs": 3, "split_ratios": [0.7, 0.15, 0.15], "group_regex": None},

@@ -98,6 +98,7 @@ def pool_folds(output: Path, folds: int, settings: Settings) -> dict[str, Any]:
             "history": [],
             "best_epoch": None,
             "predictions": predictions,
+            "robustness": None,  # each fold has its own
             "top_losses": [],
             "data": {
                 "classes": list(predictions.classes),
