@@ -70,7 +70,7 @@ def test_a_killed_run_resumes_and_other_settings_are_refused(demo: Path, tmp_pat
         path.write_text(json.dumps(content | {"checksum": sha256_of_json(content)}))
     refused = train(demo, tmp_path / "out", *options, check=False)
     assert refused.returncode == 2
-    assert f"(preprocessing was {BY_BRIGHTEST}, is {PREPROCESSING})" in refused.stderr
+    assert f"(preprocessing was {BY_BRIGHTEST.name}, is {PREPROCESSING.name})" in refused.stderr
     for path, text in kept.items():
         path.write_text(text)
     resumed = train(demo, tmp_path / "out", *options, "--time-budget-seconds", "1")

@@ -60,6 +60,13 @@ def test_an_option_that_is_given_twice_is_refused(tmp_path: Path) -> None:
     assert "--data is given twice; give it once" in refused.stderr
 
 
+def test_of_a_setting_that_is_given_twice_the_last_counts_and_a_line_says_so() -> None:
+    shown = run("config", "--show-sources", "--epochs", "3", "--epochs", "4")
+    assert "warning: --epochs is given more than once; the last one counts" in shown.stderr
+    (row,) = (line for line in shown.stdout.splitlines() if line.startswith("epochs "))
+    assert row.split()[1] == "4"
+
+
 def test_a_table_is_whole_in_a_pipe() -> None:
     lines = run("config", "--show-sources", COLUMNS="80").stdout.splitlines()
     named = {line.split()[0]: line for line in lines}

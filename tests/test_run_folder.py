@@ -72,7 +72,8 @@ def test_a_checkpoint_that_does_not_say_what_it_is_about_is_one_sentence(tmp_pat
 @pytest.mark.parametrize("key", ["center", "intensity"])
 def test_a_run_does_not_go_on_with_other_pixels(tmp_path: Path, key: str) -> None:
     settings = resolve([]).settings.model_dump(mode="json")
-    now = {"settings": settings, "data": "x", "split": "y"}
+    now = {"settings": settings, "data": "x", "preprocessing": "z", "split": "y"}
     before = {**now, "settings": {**settings, key: "none"}}
-    with pytest.raises(UserError, match=f"another run: {key} was none, is {settings[key]}"):
-        changes(before, now, tmp_path, allowed=False)
+    for allowed in (False, True):
+        with pytest.raises(UserError, match=f"another run: {key} was none, is {settings[key]}"):
+            changes(before, now, tmp_path, allowed=allowed)

@@ -47,19 +47,19 @@ class SettingOption(click.Option):
 
 
 class Command(click.Command):
-    """A command whose help has sections, and which refuses an option that is given twice."""
+    """A command whose help has sections, and which tells of an option that is given twice."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as click does, which takes the last of two in silence."""
+        """Parse as click does, which takes the last of two in silence; say it for a setting."""
         _, _, given = self.make_parser(ctx).parse_args(list(args))
-        seen: set[click.Parameter] = set()
-        for parameter in given:
-            once = isinstance(parameter, click.Option) and not (
+        for parameter in {each for each in given if given.count(each) > 1}:
+            if isinstance(parameter, SettingOption):
+                line = f"warning: {parameter.opts[0]} is given more than once; the last one counts"
+                click.echo(line, err=True)
+            elif isinstance(parameter, click.Option) and not (
                 parameter.multiple or parameter.is_flag or parameter.count
-            )
-            if once and parameter in seen:
+            ):
                 raise click.UsageError(f"{parameter.opts[0]} is given twice; give it once", ctx)
-            seen.add(parameter)
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -26,10 +26,10 @@ FREE_ON_RESUME = frozenset(
         "workers_per_host",
     }
 )
-# Settings that make the network or deal out the images: no run can go on with others.
+# Settings that make the pixels or the network, or deal out the images: they stay as they were.
 FIXED_ON_RESUME = frozenset(
     {
-        *("image_size", "channels", "num_classes", "seed"),
+        *("image_size", "channels", "center", "intensity", "num_classes", "seed"),
         *("split_by", "split_ratios", "group_regex", "groups_file"),
     }
 )
@@ -41,7 +41,7 @@ def resume_check_of(settings: Settings, dataset: Dataset) -> dict[str, Any]:
     return {
         "settings": {k: v for k, v in values.items() if k not in FREE_ON_RESUME},
         "data": dataset.fingerprint,
-        "preprocessing": PREPROCESSING,
+        "preprocessing": PREPROCESSING.name,
         "split": dataset.split_fingerprint,
     }
 
@@ -56,7 +56,7 @@ def settings_changed(before: Mapping[str, Any], resume_check: Mapping[str, Any])
 def images_changed(before: Mapping[str, Any], resume_check: Mapping[str, Any]) -> list[str]:
     """Return in words whether two runs have other images, other pixels of them or another split."""
     # The first version of the preprocessing did not stand in checkpoints.
-    then = before.get("preprocessing", BY_BRIGHTEST)
+    then = before.get("preprocessing", BY_BRIGHTEST.name)
     if then != resume_check["preprocessing"]:
         return [
             f"its images became pixels by another version of alexmri (preprocessing was {then}, is"
