@@ -106,6 +106,7 @@ def facts(classes: tuple[str, ...] = CLASSES, **changes: Any) -> dict[str, Any]:
             "verdict": ["It leaks."],
             "near_duplicate_counts": {"pairs": 3, "across_splits": 2},
         },
+        "prediction_sets": None,
         "robustness": None,
         "top_losses": [],
         "code": {"version": "0.1.0"},

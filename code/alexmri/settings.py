@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ def _s3_address(value: str | None) -> str | None:
 Ratios = Annotated[tuple[float, float, float], BeforeValidator(_ratios)]
 OptionalText = Annotated[str | None, BeforeValidator(_nothing)]
 OptionalNumber = Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_nothing)]
+OptionalShare = Annotated[Annotated[float, Field(gt=0, lt=1)] | None, BeforeValidator(_nothing)]
 OptionalS3Address = Annotated[str | None, BeforeValidator(_nothing), AfterValidator(_s3_address)]
 OrAutomatic = BeforeValidator(lambda value: _nothing(value) or 0)
 OptionalCount = Annotated[Annotated[int, Field(ge=2)] | None, BeforeValidator(_nothing)]
@@ -151,6 +153,11 @@ class Settings(BaseModel):
     )
     split_ratios: Ratios = Field(
         (0.70, 0.15, 0.15), description="shares of train, validation and test"
+    )
+    coverage: OptionalShare = Field(
+        None,
+        description="share of cases whose prediction set shall hold the true class, such as 0.9;"
+        " half of the validation subjects are set aside for it; none = no sets",
     )
     group_regex: OptionalText = Field(
         None, description="finds the person in CLASS/NAME: its capture groups, joined"
@@ -227,6 +234,12 @@ class Settings(BaseModel):
                 f"warmup_epochs ({self.warmup_epochs:g}) must be less than epochs ({self.epochs})"
             )
         return self
+
+
+def cases_needed(coverage: float) -> int:
+    """Return with how many subjects a coverage can be promised: ceil(1 / (1 - coverage)) - 1."""
+    # Rounded, since 1 / (1 - 0.9) is a little more than 10.
+    return math.ceil(round(1 / (1 - coverage), 9)) - 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,12 @@ from alexmri.data.nearest import unit_vectors
 from alexmri.data.pixels import PixelRows, Pixels, Preprocessing
 from alexmri.data.slicing import Slicing, read_slicing
 from alexmri.data.split import (
+    CALIBRATION,
     SPLITS,
     Fold,
     Split,
     compared_with,
+    set_aside,
     split_as_given,
     split_for_fold,
     split_randomly,
@@ -30,7 +32,7 @@ from alexmri.data.split import (
 from alexmri.data.subjects import KAGGLE, Subjects, find_subjects, misfits, shortened_names
 from alexmri.data.synthetic import FOUND_BY_NAMES, is_synthetic
 from alexmri.errors import UserError, option
-from alexmri.settings import Settings
+from alexmri.settings import Settings, cases_needed
 from alexmri.terminal import Terminal
 
 
@@ -102,7 +104,8 @@ class Dataset:
             (split, image.label)
             for split, image in zip(self.split.assigned, self.folder.images, strict=True)
         )
-        return {split: {name: found[split, name] for name in self.classes} for split in SPLITS}
+        splits = [*SPLITS, *([CALIBRATION] if CALIBRATION in self.split.assigned else [])]
+        return {split: {name: found[split, name] for name in self.classes} for split in splits}
 
     @property
     def compared_with(self) -> str | None:
@@ -230,6 +233,8 @@ def load_dataset(
             folder, split = _divide_for_fold(folder, groups, cache, settings, fold)
         else:
             split = _divide(folder, groups, cache, settings)
+        if settings.coverage is not None and not for_audit:
+            split = _set_aside(folder, groups, cache, split, settings)
     except UserError as error:
         if not for_audit:
             raise
@@ -336,6 +341,20 @@ def _divide(
         ratios=settings.split_ratios,
         seed=settings.seed,
         split_by=settings.split_by,
+    )
+
+
+def _set_aside(
+    folder: Folder, groups: Subjects | None, cache: DecodedCache, split: Split, settings: Settings
+) -> Split:
+    """Keep whole people together where the split does, else images."""
+    whole_people = groups is not None and (split.split_by == "subject" or folder.is_split)
+    return set_aside(
+        split,
+        groups.ids if groups and whole_people else cache.sha256,
+        [image.label for image in folder.images],
+        at_least=cases_needed(settings.coverage or 0),
+        seed=settings.seed,
     )
 
 

@@ -22,6 +22,8 @@ from typing import Literal
 from alexmri.errors import UserError
 
 SPLITS = ("train", "validation", "test")
+# What is set aside of validation for prediction sets, and is used for nothing else.
+CALIBRATION = "calibration"
 # The part of the training folder that becomes validation where a data set brings none.
 CARVED_SHARE = 0.15 / 0.85
 
@@ -132,6 +134,38 @@ def split_as_given(
     return Split(tuple(assigned), "folders", (note, *carved.notes))
 
 
+def set_aside(
+    split: Split, keys: Sequence[str], labels: Sequence[str], *, at_least: int, seed: int
+) -> Split:
+    """Move half of the keys of validation to `CALIBRATION`, of each class in the order of places.
+
+    Raises:
+        UserError: half of them are fewer than `at_least`, or validation would have none left.
+    """
+    inside = split.indices("validation")
+    strata = _strata([keys[i] for i in inside], [labels[i] for i in inside])
+    moved: set[str] = set()
+    dealt = 0
+    for own in strata.values():
+        # In turn over all classes, so that halves of small classes are not all rounded one way.
+        for key in sorted(own, key=lambda key: (place(f"calibration/{key}", seed), key)):
+            if dealt % 2 == 0:
+                moved.add(key)
+            dealt += 1
+    if len(moved) < at_least or dealt < 2:
+        raise UserError(
+            f"coverage needs {at_least} or more people, or images where people are unknown, that"
+            f" are set aside from validation, which has {dealt} in all; half of them are set"
+            " aside: give validation a larger share (split_ratios), or ask for less coverage"
+        )
+    assigned = list(split.assigned)
+    for i in inside:
+        if keys[i] in moved:
+            assigned[i] = CALIBRATION
+    note = f"{len(moved)} of {dealt} keys of validation are set aside to calibrate prediction sets"
+    return Split(tuple(assigned), split.split_by, (*split.notes, note))
+
+
 def compared_with(split: Split) -> str | None:
     """Return the split whose figures count beside train: test, or else validation."""
     return next((name for name in ("test", "validation") if name in split.assigned), None)
@@ -146,9 +180,10 @@ def subjects_shared(split: Split, subjects: Sequence[str]) -> int | None:
 def subjects_between(split: Split, subjects: Sequence[str]) -> dict[str, int]:
     """Return how many subjects any two splits share, of those that have images.
 
-    The keys are train_validation, train_test and validation_test.
+    The keys are train_validation, train_test and validation_test; with `CALIBRATION` more.
     """
-    sides: dict[str, set[str]] = {name: set() for name in SPLITS if name in split.assigned}
+    names = (*SPLITS, CALIBRATION)
+    sides: dict[str, set[str]] = {name: set() for name in names if name in split.assigned}
     for name, subject in zip(split.assigned, subjects, strict=True):
         sides[name].add(subject)
     return {f"{a}_{b}": len(sides[a] & sides[b]) for a, b in combinations(sides, 2)}

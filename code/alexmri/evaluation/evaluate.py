@@ -17,6 +17,7 @@ from alexmri.data.subjects import KAGGLE, Subjects, find_subjects
 from alexmri.data.synthetic import FOUND_BY_NAMES, NOTICE, is_synthetic
 from alexmri.errors import UserError
 from alexmri.evaluation.metrics import find_negative_class, measure
+from alexmri.evaluation.prediction_sets import measure_sets
 from alexmri.evaluation.predictions import Predictions
 from alexmri.evaluation.resampling import compare
 from alexmri.evaluation.robustness import IMAGES_OF_A_FOLDER, Labelled, measure_robustness
@@ -122,6 +123,9 @@ def evaluate_folder(
             negative_class=find_negative_class(bundle.classes, settings.negative_class),
         ),
         "validation": None,
+        "prediction_sets": measure_sets(predictions, bundle.conformal)
+        if bundle.conformal
+        else None,
         "robustness": measure_robustness(
             Labelled(
                 [image.path for image in folder.images],
@@ -161,7 +165,7 @@ def evaluate_folder(
 
 def evaluation_document(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of evaluation.json."""
-    kept = ("protocol", "test", "robustness", "leak_probe", "skipped_images")
+    kept = ("protocol", "test", "prediction_sets", "robustness", "leak_probe", "skipped_images")
     return {
         "schema": "alexmri.evaluation/1",
         "model": facts["model"]["version"],

@@ -40,7 +40,8 @@ def render_report(facts: Mapping[str, Any]) -> str:
 
     `facts` has title, generated, protocol, leak_probe, test, validation, history, best_epoch,
     data (classes, counts and subjects by split, fingerprint, warnings), audit (the document of the
-    data's audit, or None), robustness (of `measure_robustness`), top_losses, settings, run, code,
+    data's audit, or None), robustness (of `measure_robustness`), prediction_sets (of
+    `measure_sets`), top_losses, settings, run, code,
     model (parameters, temperature) and plots (PNG bytes by name; missing ones are left out).
     Without a training `history` is empty, and only the splits that `counts` names are shown.
     Everything in it is escaped: class names are folder names. Raises jinja2.UndefinedError where a
@@ -66,9 +67,9 @@ def model_card(facts: Mapping[str, Any]) -> str:
     """Return the card as Markdown; equal runs give equal cards.
 
     `facts` has protocol, leak_probe, audit, test, validation (as `metrics.measure` returns them),
-    data (classes, counts, subjects, fingerprint, warnings), robustness, settings and model
-    (parameters, temperature). Every text in it is escaped: classes and files are named by whoever
-    made the data.
+    data (classes, counts, subjects, fingerprint, warnings), prediction_sets, robustness, settings
+    and model (parameters, temperature). Every text in it is escaped: classes and files are named by
+    whoever made the data.
     """
     facts = escaped(facts)
     environment = text_templates()

@@ -46,6 +46,7 @@ from alexmri.files import (
     write_json,
 )
 from alexmri.model.alexnet import WIDTHS, AlexNet
+from alexmri.model.conformal import Conformal
 from alexmri.model.forward import MEAN, STD, Compute, predict_logits
 from alexmri.model.ood import DESCRIBING_BLOCKS, OutOfDistribution
 
@@ -109,6 +110,7 @@ class _ModelJson(_Strict):
     code: dict[str, Any] = {}
     leak_probe: dict[str, Any] = {}
     slicing: Slicing | None = None
+    conformal: Conformal | None = None
     metrics: dict[str, Any] = {}
 
 
@@ -147,6 +149,12 @@ class Bundle:
         return Preprocessing(
             stored["name"], stored.get("center", "none"), stored.get("intensity", "none")
         )
+
+    @property
+    def conformal(self) -> Conformal | None:
+        """What makes prediction sets; None for a model that was trained without `coverage`."""
+        stored = self.document.get("conformal")
+        return Conformal.model_validate(stored) if stored else None
 
     @property
     def slicing(self) -> Slicing:

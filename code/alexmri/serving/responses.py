@@ -14,6 +14,7 @@ from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
 from alexmri.data.slicing import as_png
+from alexmri.model.conformal import Conformal
 from alexmri.serving.engine import Predictions
 from alexmri.serving.request_error import RequestError
 from alexmri.serving.scans import Source
@@ -39,6 +40,8 @@ class Answer:
     classes: Sequence[str]
     predictions: Predictions
     errors: Sequence[RequestError | None]
+    conformal: Conformal | None = None
+    """What makes prediction sets, where the model has them."""
     sources: Sequence[Source] = ()
     """Where each record is from, where one of them is a scan."""
     overlays: Sequence[bytes] = ()
@@ -87,6 +90,8 @@ class Answer:
     def _prediction(self, row: int, number: int) -> Prediction:
         row_K, ood_N = self.predictions.probabilities_NK[row], self.predictions.ood_percentile_N
         more: dict[str, Any] = {}
+        if self.conformal:
+            more |= _set(self.classes, self.conformal.sets(row_K[None])[0])
         if self.overlays:
             more["gradcam_png"] = base64.b64encode(self.overlays[row]).decode()
         if self.sources:
@@ -119,10 +124,12 @@ class Answer:
         if slices < 2:
             return None
         mean_K = self.predictions.probabilities_NK.mean(axis=0)
+        sets_1K = self.conformal.subject_sets(mean_K[None]) if self.conformal else None
         return Subject(
             label=self.classes[int(mean_K.argmax())],
             probabilities=_ranked(self.classes, mean_K),
             slices=slices,
+            **({} if sets_1K is None else _set(self.classes, sets_1K[0])),
         )
 
     def _csv(self) -> str:
@@ -179,6 +186,12 @@ def choose_type(accept: str, default: str) -> str:
 def _dumped(model: InvocationAnswer | Prediction | ErrorDocument) -> str:
     # An overlay that was not asked for is not set, and left out.
     return model.model_dump_json(exclude_unset=True)
+
+
+def _set(classes: Sequence[str], inside_K: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return the classes of a prediction set, and whether it is referred to a person."""
+    held = [name for name, inside in zip(classes, inside_K, strict=True) if inside]
+    return {"prediction_set": held, "refer": len(held) != 1}
 
 
 def _ranked(classes: Sequence[str], probabilities_K: NDArray[np.float64]) -> dict[str, float]:

@@ -106,6 +106,20 @@ class SliceSource(_Model):
     ] = None
 
 
+PredictionSet = Annotated[
+    list[str] | None,
+    Field(
+        None,
+        description="the classes that hold the true one as often as `coverage` in /info; only where"
+        " the model was trained with `coverage`",
+    ),
+]
+Refer = Annotated[
+    bool | None,
+    Field(None, description="whether a person shall decide: the set does not hold one class"),
+]
+
+
 class Prediction(_Model):
     """What the model says about one image."""
 
@@ -118,6 +132,8 @@ class Prediction(_Model):
             " 0.99, distrust the answer; null: the model has no such score"
         ),
     ]
+    prediction_set: PredictionSet
+    refer: Refer
     gradcam_png: Annotated[
         Base64 | None,
         Field(None, description="where the label was seen; only with explain=gradcam"),
@@ -133,6 +149,8 @@ class Subject(_Model):
     label: str
     probabilities: Probabilities
     slices: Annotated[int, Field(ge=2)]
+    prediction_set: PredictionSet
+    refer: Refer
 
 
 class InvocationAnswer(_Model):
@@ -174,6 +192,9 @@ class Info(BaseModel):
     channels: Literal[1, 3]
     trained_on: Annotated[dict[str, int] | None, Field(description="class -> training images")]
     slicing: Annotated[Any, Field(description="how scans are cut into slices")]
+    conformal: Annotated[
+        Any, Field(description="coverage, unit and calibration of prediction sets; null: none")
+    ] = None
     synthetic: Annotated[bool, Field(description="whether alexmri has drawn the training images")]
     intended_use: str
     card: Annotated[str, Field(description="the model card as Markdown")]

@@ -98,7 +98,8 @@ def pool_folds(output: Path, folds: int, settings: Settings) -> dict[str, Any]:
             "history": [],
             "best_epoch": None,
             "predictions": predictions,
-            "robustness": None,  # each fold has its own
+            "prediction_sets": None,  # each fold has its own, and so with
+            "robustness": None,
             "top_losses": [],
             "data": {
                 "classes": list(predictions.classes),

@@ -11,16 +11,19 @@ from numpy.typing import NDArray
 
 from alexmri.contract.resources import cpu_cores
 from alexmri.data.dataset import Dataset, Part, preprocessing_of
-from alexmri.data.split import SPLITS
+from alexmri.data.split import CALIBRATION
 from alexmri.evaluation.baselines import one_nearest_neighbour
 from alexmri.evaluation.calibration import fit_temperature
 from alexmri.evaluation.metrics import find_negative_class, measure
+from alexmri.evaluation.prediction_sets import measure_sets
 from alexmri.evaluation.predictions import Ints, Predictions
 from alexmri.evaluation.report import model_card, write_measured
 from alexmri.evaluation.robustness import Labelled, measure_robustness, sample_size
 from alexmri.evaluation.top_losses import find_top_losses
 from alexmri.files import write_json
+from alexmri.model.alexnet import AlexNet
 from alexmri.model.bundle import ONNX, save_bundle
+from alexmri.model.conformal import Conformal, calibrate
 from alexmri.model.forward import Compute, predict_logits
 from alexmri.model.onnx import export_onnx
 from alexmri.model.predictor import softmax
@@ -28,7 +31,7 @@ from alexmri.training.loop import Run
 from alexmri.training.provenance import code_document
 
 # What evaluation.json holds of the facts.
-EVALUATED = ("protocol", "test", "validation", "robustness", "leak_probe")
+EVALUATED = ("protocol", "test", "validation", "prediction_sets", "robustness", "leak_probe")
 
 
 def protocol_document(dataset: Dataset) -> dict[str, Any]:
@@ -66,6 +69,7 @@ def measure_run(
         return predictions_of(part, dataset.classes, logits_NK, temperature, nearest_N)
 
     on_validation = predictions(validation, logits_NK)
+    conformal = calibrate_sets(network, dataset, served, temperature, settings.coverage)
     on_test, top_losses, robustness = None, [], None
     if test and len(held_out):
         on_test = predictions(held_out, predict_logits(network, held_out.pixels_NCHW, served))
@@ -95,6 +99,8 @@ def measure_run(
         "predictions": on_test or on_validation,
         "test": measured(on_test) if on_test else None,
         "validation": measured(on_validation),
+        "conformal": conformal.model_dump(mode="json") if conformal else None,
+        "prediction_sets": measure_sets(on_test, conformal) if on_test and conformal else None,
         "robustness": robustness,
         "top_losses": top_losses,
         "history": run.progress.history,
@@ -116,6 +122,31 @@ def measure_run(
     }
 
 
+def calibrate_sets(
+    network: AlexNet, dataset: Dataset, served: Compute, temperature: float, coverage: float | None
+) -> Conformal | None:
+    """Return what makes prediction sets, by the images that are set aside for it; None without."""
+    if coverage is None:
+        return None
+    part = dataset.part(CALIBRATION)
+    return calibrate(
+        softmax(predict_logits(network, part.pixels_NCHW, served), temperature),
+        part.labels_N,
+        part.subjects,
+        coverage=coverage,
+        unit=_unit(dataset),
+    )
+
+
+def _unit(dataset: Dataset) -> str:
+    """Return what the promise of prediction sets is about."""
+    if dataset.subjects is None:
+        return "one slice; who is on it is unknown, so nothing is promised about new people"
+    if dataset.subjects_shared:
+        return "one slice of a person who is in training too (each person weighs one)"
+    return "one slice of a new person (each person weighs one)"
+
+
 def subjects_by_split(dataset: Dataset) -> dict[str, dict[str, int]] | None:
     """Return split -> class -> number of subjects ("all": in the whole set), None if unknown."""
     if dataset.subjects is None:
@@ -126,9 +157,8 @@ def subjects_by_split(dataset: Dataset) -> dict[str, dict[str, int]] | None:
     seen = {(split, image.label, subject) for split, image, subject in rows}
     seen |= {("all", image.label, subject) for _, image, subject in rows}
     found = Counter((split, label) for split, label, _ in seen)
-    return {
-        split: {name: found[split, name] for name in dataset.classes} for split in (*SPLITS, "all")
-    }
+    splits = (*dataset.counts(), "all")
+    return {split: {name: found[split, name] for name in dataset.classes} for split in splits}
 
 
 def predictions_of(
@@ -203,6 +233,7 @@ def write_model(
             "epochs_trained": len(facts["history"]),
             "leak_probe": facts["leak_probe"],
             "slicing": dataset.slicing.model_dump(mode="json") if dataset.slicing else None,
+            "conformal": facts["conformal"],
             "metrics": {"validation": facts["validation"], "test": facts["test"]},
         },
         card=model_card(facts),
