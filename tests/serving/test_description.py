@@ -110,7 +110,7 @@ print('ours:', *sorted(name for name in sys.modules if name.startswith("alexmri.
     assert rooms <= {"errors", "files", "settings", "contract", "data", "model", "serving"}
     data_modules = {name for name in ours.split() if name.startswith("alexmri.data.")}
     read = (
-        *("pixels", "intensities", "scans", "slicing", "orientation", "nifti"),
+        *("pixels", "framing", "intensities", "scans", "slicing", "orientation", "nifti"),
         *("dicom", "dicom_layout", "decoder_process"),
     )
     assert data_modules == {f"alexmri.data.{name}" for name in read}
