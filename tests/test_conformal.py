@@ -144,7 +144,7 @@ def test_a_threshold_of_one_holds_every_class() -> None:
 def test_a_training_with_coverage_leaves_sets_everywhere(demo: Path, tmp_path: Path) -> None:
     options = ("--split-by", "subject", "--split-ratios", "0.5/0.3/0.2", "--coverage", "0.6")
     done = train(demo, tmp_path / "out", *options)
-    assert "set aside to calibrate prediction sets" in done.stdout
+    assert "2 of 4 people of validation only calibrate the prediction sets" in done.stdout
     evaluation = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     sets = evaluation["prediction_sets"]
     assert sets["coverage"] == 0.6

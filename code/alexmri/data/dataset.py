@@ -355,6 +355,7 @@ def _set_aside(
         [image.label for image in folder.images],
         at_least=cases_needed(settings.coverage or 0),
         seed=settings.seed,
+        things="people" if whole_people else "images",
     )
 
 

@@ -135,9 +135,17 @@ def split_as_given(
 
 
 def set_aside(
-    split: Split, keys: Sequence[str], labels: Sequence[str], *, at_least: int, seed: int
+    split: Split,
+    keys: Sequence[str],
+    labels: Sequence[str],
+    *,
+    at_least: int,
+    seed: int,
+    things: str = "people",
 ) -> Split:
     """Move half of the keys of validation to `CALIBRATION`, of each class in the order of places.
+
+    `things` is what the keys are, in words.
 
     Raises:
         UserError: half of them are fewer than `at_least`, or validation would have none left.
@@ -154,15 +162,15 @@ def set_aside(
             dealt += 1
     if len(moved) < at_least or dealt < 2:
         raise UserError(
-            f"coverage needs {at_least} or more people, or images where people are unknown, that"
-            f" are set aside from validation, which has {dealt} in all; half of them are set"
-            " aside: give validation a larger share (split_ratios), or ask for less coverage"
+            f"coverage needs {at_least} or more {things} that are set aside from validation, which"
+            f" has {dealt}, and half of them are set aside; give validation a larger share"
+            " (split_ratios), or ask for less coverage"
         )
     assigned = list(split.assigned)
     for i in inside:
         if keys[i] in moved:
             assigned[i] = CALIBRATION
-    note = f"{len(moved)} of {dealt} keys of validation are set aside to calibrate prediction sets"
+    note = f"{len(moved)} of {dealt} {things} of validation only calibrate the prediction sets"
     return Split(tuple(assigned), split.split_by, (*split.notes, note))
 
 
