@@ -256,7 +256,7 @@ def _flip(image: Image.Image, image_size: int, rng: np.random.Generator) -> Imag
 
 
 CHANGES = (
-    Change("none", "unchanged", lambda image, _, rng: image),
+    Change("none", "as it is", lambda image, _, rng: image),
     Change("shift_0.5", "shifted by half a pixel of the network", _shift(0.5)),
     Change("shift_1", "shifted by one pixel of the network", _shift(1)),
     Change("shift_2", "shifted by two pixels of the network", _shift(2)),
