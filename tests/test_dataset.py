@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from alexmri.data.audit import audit
-from alexmri.data.dataset import Dataset, load_dataset
+from alexmri.data.dataset import Dataset, load_dataset, preprocessing_of
 from alexmri.data.pixels import decode
 from alexmri.errors import UserError
 from alexmri.settings import Layer, Settings, resolve
@@ -44,8 +44,11 @@ def decoders(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.usefixtures("decoders")
 def test_every_image_is_decoded_as_serving_would(demo: Path) -> None:
     dataset = load(demo)
+    preprocessing = preprocessing_of(resolve([]).settings)
     for i in (0, 41, len(dataset.folder.images) - 1):
-        expected = decode(dataset.folder.images[i].path, image_size=32, channels=1)
+        expected = decode(
+            dataset.folder.images[i].path, image_size=32, channels=1, preprocessing=preprocessing
+        )
         assert np.array_equal(dataset.cache.pixels_NCHW[i], expected)
 
 

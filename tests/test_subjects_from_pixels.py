@@ -29,7 +29,7 @@ class People:
     """Slices as vectors, with the true person and the true height of each."""
 
     def __init__(self, folder: Path, **values: object) -> None:
-        dataset = load(folder, **values)
+        dataset = load(folder, center="none", intensity="none", **values)
         assert dataset.subjects is not None
         self.vectors_ND: Vectors = unit_vectors(dataset.cache.pixels_NCHW)
         self.subject_N = np.array(dataset.subjects.ids)
@@ -145,3 +145,10 @@ def test_positions_follow_the_slices(real: People) -> None:
     position_N = slice_positions(real.vectors_ND, nothing, nothing)
     order = np.corrcoef(position_N, real.slice_N)[0, 1]
     assert abs(order) > 0.97
+
+
+def test_a_training_that_frames_heads_tells_people_by_whole_images(demo: Path) -> None:
+    framed = load(demo, groups="inferred")
+    whole = load(demo, groups="inferred", center="none", intensity="none")
+    assert not np.array_equal(framed.cache.pixels_NCHW, whole.cache.pixels_NCHW)
+    assert framed.subjects == whole.subjects

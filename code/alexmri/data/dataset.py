@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from alexmri.data.cache import DecodedCache, open_cache
 from alexmri.data.decode import shortened
 from alexmri.data.folders import Folder, discover_channels
 from alexmri.data.nearest import unit_vectors
-from alexmri.data.pixels import PixelRows, Pixels, Preprocessing
+from alexmri.data.pixels import PREPROCESSING, PixelRows, Pixels, Preprocessing
 from alexmri.data.slicing import Slicing, read_slicing
 from alexmri.data.split import (
     CALIBRATION,
@@ -209,15 +210,15 @@ def load_dataset(
     synthetic = is_synthetic(folder)
     if synthetic and groups and groups.found_by == KAGGLE.title:
         groups = replace(groups, found_by=FOUND_BY_NAMES)
-    cache = open_cache(
-        folder,
+    decoded = partial(
+        open_cache,
         image_size=settings.image_size,
         channels=settings.channels,
         workers=workers,
         terminal=terminal,
         bad_images="list" if for_audit else settings.on_bad_image,
-        preprocessing=preprocessing_of(settings),
     )
+    cache = decoded(folder, preprocessing=preprocessing_of(settings))
     folder, groups = without(cache.skipped, folder, groups)
     if not folder.images:
         faults = [f"{name} {reason}" for name, reason in cache.skipped.items()]
@@ -226,7 +227,9 @@ def load_dataset(
         # scipy, which serving and most trainings do without
         from alexmri.data.subjects_from_pixels import infer_subjects
 
-        inferred = infer_subjects(unit_vectors(cache.pixels_NCHW))
+        # Where a head lies, and its size, help to tell people apart.
+        whole = decoded(folder, preprocessing=PREPROCESSING)
+        inferred = infer_subjects(unit_vectors(whole.pixels_NCHW))
         groups = inferred.subjects(cache.sha256)
     try:
         if fold:

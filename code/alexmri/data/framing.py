@@ -42,9 +42,12 @@ def to_square(image: Image.Image, image_size: int, *, center: str, intensity: st
         return image.resize((image_size, image_size), Image.Resampling.BILINEAR)
     steps = (math.ceil(image.width / SEARCH_SIDE), math.ceil(image.height / SEARCH_SIDE))
     reduced = image.convert("L").reduce(steps)
+    counts_V = np.array(reduced.histogram())
+    if np.count_nonzero(counts_V) == 1:  # one gray value all over has no head, and stays without
+        return image.resize((image_size, image_size), Image.Resampling.BILINEAR)
     evened_V = np.arange(LEVELS)
     if intensity == "median":
-        evened_V = _even_light(np.array(reduced.histogram()))
+        evened_V = _even_light(counts_V)
     if center == "none":
         square = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
     else:
