@@ -107,7 +107,7 @@ def test_it_trains_and_evaluates(
     own(tmp_path)
     docker("run", "--rm", *CONFINED, "--volume", f"{tmp_path}:/opt/ml", cpu_image, "evaluate")
     evaluation = json.loads((processing / "evaluation" / "evaluation.json").read_text("utf-8"))
-    assert evaluation["test"]["images"] == 80
+    assert evaluation["test"]["images"] == len(list((processing / "test").glob("*/*.jpg"))) > 0
 
 
 @pytest.mark.parametrize("batch", ["", "true"], ids=["endpoint", "batch transform"])
