@@ -6,14 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alexmri.data.split import CALIBRATION, Split, set_aside
+from alexmri.data.dataset import load_dataset
+from alexmri.data.split import CALIBRATION, Split, carve_calibration
 from alexmri.errors import UserError
 from alexmri.evaluation.prediction_sets import measure_sets
 from alexmri.evaluation.predictions import Predictions
 from alexmri.model.conformal import Conformal, calibrate
-from alexmri.settings import cases_needed, resolve
+from alexmri.settings import Layer, cases_needed, resolve
+from alexmri.terminal import PlainTerminal
 
 from .command_line import train
+from .conftest import ImageMaker
 
 CLASSES = ("a", "b", "c")
 
@@ -52,9 +55,7 @@ def test_nine_in_ten_sets_of_new_subjects_hold_the_true_class(seed: int) -> None
     )
     measured = measure_sets(predictions, conformal, replicates=200)
     for level in ("slices", "subjects"):
-        low, high = measured[level]["coverage"]["ci95"]
-        assert 0.86 <= measured[level]["coverage"]["value"] <= 0.94, level
-        assert low < 0.9 < high or abs(measured[level]["coverage"]["value"] - 0.9) < 0.03
+        assert 0.87 <= measured[level]["coverage"]["value"] <= 0.93, level
         assert 1 < measured[level]["size"]["value"] < 3
     curve = [row["accuracy"]["value"] for row in measured["slices"]["risk_coverage"]]
     assert curve[-1] > curve[0]
@@ -118,11 +119,11 @@ def test_too_few_subjects_cannot_promise_a_coverage(coverage: float, needed: int
             calibrate(probabilities[1:], labels[1:], names[1:], coverage=coverage, unit="x")
 
 
-def test_what_is_set_aside_leaves_validation_and_keeps_subjects_whole() -> None:
+def test_what_is_carve_calibration_leaves_validation_and_keeps_subjects_whole() -> None:
     keys = [f"s{i // 3}" for i in range(60)]
     labels = ["a" if i < 30 else "b" for i in range(60)]
     split = Split(("validation",) * 48 + ("train",) * 12, "subject", ())
-    found = set_aside(split, keys, labels, at_least=4, seed=0)
+    found = carve_calibration(split, keys, labels, at_least=4, seed=0)
     assert found.assigned[48:] == ("train",) * 12
     parts = {
         name: {key for key, part in zip(keys, found.assigned, strict=True) if part == name}
@@ -130,9 +131,9 @@ def test_what_is_set_aside_leaves_validation_and_keeps_subjects_whole() -> None:
     }
     assert not parts["validation"] & parts[CALIBRATION]
     assert len(parts[CALIBRATION]) == len(parts["validation"]) == 8
-    assert set_aside(split, keys, labels, at_least=4, seed=0) == found
-    with pytest.raises(UserError, match="coverage needs 9 or more people"):
-        set_aside(split, keys, labels, at_least=9, seed=0)
+    assert carve_calibration(split, keys, labels, at_least=4, seed=0) == found
+    with pytest.raises(UserError, match="coverage needs 9 or more people in half"):
+        carve_calibration(split, keys, labels, at_least=9, seed=0)
 
 
 def test_a_threshold_of_one_holds_every_class() -> None:
@@ -174,5 +175,19 @@ def test_a_coverage_that_the_data_cannot_promise_is_refused_before_the_training(
     assert not (tmp_path / "out" / "model" / "model.json").exists()
 
 
-def test_coverage_is_a_share() -> None:
+def test_people_are_counted_before_the_training_also_in_a_split_by_slice(
+    make_images: ImageMaker,
+) -> None:
+    names = [
+        f"{label}/{i} ({person}).png" for label in "AB" for person in (1, 2) for i in range(40)
+    ]
+    settings = resolve([Layer("test", {"coverage": 0.85})]).settings
+    with pytest.raises(UserError, match="coverage 0.85 needs 6 or more people .* shows 4"):
+        load_dataset({"train": make_images(*names)}, settings, workers=1, terminal=PlainTerminal())
+
+
+@pytest.mark.parametrize("value", ["0", "1", "90"])
+def test_coverage_is_a_share(value: str) -> None:
     assert resolve([]).settings.coverage is None
+    with pytest.raises(UserError, match="'coverage' is"):
+        resolve([Layer("test", {"coverage": value})])

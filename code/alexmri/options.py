@@ -35,7 +35,6 @@ FOREIGN_OPTIONS = {
     "--output": "--out",
     "--name": "--out",
     "--amp": "--precision",
-    "--num-workers": "--workers-per-host",
 }
 NO_OPTION = {"--device": "a GPU is used where there is one, and CUDA_VISIBLE_DEVICES hides it"}
 

@@ -157,7 +157,7 @@ class Settings(BaseModel):
     coverage: OptionalShare = Field(
         None,
         description="share of cases whose prediction set shall hold the true class, such as 0.9;"
-        " half of the validation subjects are set aside for it; none = no sets",
+        " half of the validation subjects calibrate it; none = no sets",
     )
     group_regex: OptionalText = Field(
         None, description="finds the person in CLASS/NAME: its capture groups, joined"

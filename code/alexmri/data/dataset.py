@@ -22,8 +22,8 @@ from alexmri.data.split import (
     SPLITS,
     Fold,
     Split,
+    carve_calibration,
     compared_with,
-    set_aside,
     split_as_given,
     split_for_fold,
     split_randomly,
@@ -237,7 +237,7 @@ def load_dataset(
         else:
             split = _divide(folder, groups, cache, settings)
         if settings.coverage is not None and not for_audit:
-            split = _set_aside(folder, groups, cache, split, settings)
+            split = _with_calibration(folder, groups, cache, split, settings)
     except UserError as error:
         if not for_audit:
             raise
@@ -347,19 +347,32 @@ def _divide(
     )
 
 
-def _set_aside(
+def _with_calibration(
     folder: Folder, groups: Subjects | None, cache: DecodedCache, split: Split, settings: Settings
 ) -> Split:
-    """Keep whole people together where the split does, else images."""
+    """Return the split with a calibration part; whole people stay together where they did before.
+
+    Raises:
+        UserError: too few people, or images where people are unknown, for this coverage.
+    """
+    needed = cases_needed(settings.coverage or 0)
     whole_people = groups is not None and (split.split_by == "subject" or folder.is_split)
-    return set_aside(
+    found = carve_calibration(
         split,
         groups.ids if groups and whole_people else cache.sha256,
         [image.label for image in folder.images],
-        at_least=cases_needed(settings.coverage or 0),
+        at_least=needed,
         seed=settings.seed,
         things="people" if whole_people else "images",
     )
+    # Now, not after the training: each person is one case, however many images there are.
+    people = {groups.ids[i] for i in found.indices(CALIBRATION)} if groups else None
+    if people is not None and len(people) < needed:
+        raise UserError(
+            f"coverage {settings.coverage:g} needs {needed} or more people to calibrate on, and"
+            f" half of validation shows {len(people)}; add data, or ask for less coverage"
+        )
+    return found
 
 
 def _divide_for_fold(

@@ -22,7 +22,7 @@ from typing import Literal
 from alexmri.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-# What is set aside of validation for prediction sets, and is used for nothing else.
+# The part of validation that calibrates prediction sets, and is used for nothing else.
 CALIBRATION = "calibration"
 # The part of the training folder that becomes validation where a data set brings none.
 CARVED_SHARE = 0.15 / 0.85
@@ -134,7 +134,7 @@ def split_as_given(
     return Split(tuple(assigned), "folders", (note, *carved.notes))
 
 
-def set_aside(
+def carve_calibration(
     split: Split,
     keys: Sequence[str],
     labels: Sequence[str],
@@ -162,9 +162,8 @@ def set_aside(
             dealt += 1
     if len(moved) < at_least or dealt < 2:
         raise UserError(
-            f"coverage needs {at_least} or more {things} that are set aside from validation, which"
-            f" has {dealt}, and half of them are set aside; give validation a larger share"
-            " (split_ratios), or ask for less coverage"
+            f"coverage needs {at_least} or more {things} in half of validation, which has {dealt};"
+            " give validation a larger share (split_ratios), or ask for less coverage"
         )
     assigned = list(split.assigned)
     for i in inside:

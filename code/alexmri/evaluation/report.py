@@ -41,8 +41,8 @@ def render_report(facts: Mapping[str, Any]) -> str:
     `facts` has title, generated, protocol, leak_probe, test, validation, history, best_epoch,
     data (classes, counts and subjects by split, fingerprint, warnings), audit (the document of the
     data's audit, or None), robustness (of `measure_robustness`), prediction_sets (of
-    `measure_sets`), top_losses, settings, run, code,
-    model (parameters, temperature) and plots (PNG bytes by name; missing ones are left out).
+    `measure_sets`), top_losses, settings, run, code, model (parameters, temperature) and plots (PNG
+    bytes by name; missing ones are left out).
     Without a training `history` is empty, and only the splits that `counts` names are shown.
     Everything in it is escaped: class names are folder names. Raises jinja2.UndefinedError where a
     key is missing.

@@ -142,7 +142,7 @@ def _unit(dataset: Dataset) -> str:
     """Return what the promise of prediction sets is about."""
     if dataset.subjects is None:
         return "one slice; who is on it is unknown, so nothing is promised about new people"
-    if dataset.subjects_shared:
+    if (dataset.subjects_between or {}).get(f"train_{CALIBRATION}"):
         return "one slice of a person who is in training too (each person weighs one)"
     return "one slice of a new person (each person weighs one)"
 
