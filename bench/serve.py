@@ -8,7 +8,8 @@ default; for every peer (bench/peers/serve_*.py) the best settings are searched 
 64 connections separately.
 
 `over_ceiling` is our throughput at 64 connections over cores / (http + decode + forward), each cost
-in CPU-seconds per request and measured alone; the cores that count are those the client leaves.
+in CPU-seconds per request and measured alone, in the same round, since machines change their speed;
+the cores that count are those the client leaves.
 `over_ceiling_all_cores` takes nothing away. `over_NAME` is throughput at 64 over that peer's,
 `p50_over_best_peer_at_1` our median latency at one connection over the least of a peer. All are
 medians of the rounds' ratios. `ready` compares the first /ping with `import torch`. `overload` is a
@@ -88,7 +89,7 @@ class Effort:
     search: int = 1
     """0: none."""
     load: int = 2
-    costs: float = 3.0
+    costs: float = 2.0
     full_load: int = 6
     overload: int = 60
 
@@ -176,19 +177,21 @@ def search(comparison: Comparison, name: str) -> tuple[dict[int, Seen], list[See
 
 
 def compare(comparison: Comparison) -> Seen:
-    """Measure all servers in turns; return ratios, medians and rounds."""
+    """Measure all servers, and what their parts cost, in turns; return ratios and medians."""
     settings, searched = {}, {}
     for name in CONTENDERS:
         settings[name], searched[name] = search(comparison, name)
     rounds: dict[str, dict[int, list[Seen]]] = {
         name: {connections: [] for connections in CONCURRENCY} for name in CONTENDERS
     }
+    alone: list[Seen] = []
     for number in range(1, comparison.effort.rounds + 1):
         for name, runs in rounds.items():
             for wanted, at in groupby(CONCURRENCY, key=settings[name].__getitem__):
                 seconds = comparison.effort.load
                 for connections, seen in comparison.measure(name, wanted, [*at], seconds).items():
                     runs[connections].append(seen)
+        alone.append(costs(comparison))
         shown = ", ".join(f"{n} {runs[MOST][-1]['throughput']:.0f}" for n, runs in rounds.items())
         say(f"round {number}/{comparison.effort.rounds}, answers/s at {MOST}: {shown}")
 
@@ -213,6 +216,7 @@ def compare(comparison: Comparison) -> Seen:
         **{f"over_{peer}": ratio(ours, column(peer, MOST, "throughput")) for peer in peers},
         "p50_over_best_peer_at_1": ratio(p50s, column(quickest, FEWEST, "p50_ms")),
         "best_peer_at_1": quickest,
+        **beside_ceiling(ours, column("ours", MOST, "client_cores"), alone),
         "contenders": contenders,
         "searched": searched,
         "rounds": rounds,
@@ -253,6 +257,27 @@ def costs(comparison: Comparison) -> Seen:
         "forward_by_batch": forward,
         "http_throughput": http["throughput"],
         "http_client_cores": http["client_cores"],
+    }
+
+
+def beside_ceiling(
+    throughput: Sequence[float], client_cores: Sequence[float], alone: Sequence[Seen]
+) -> Seen:
+    """Return our throughput over the ceiling of its round, and what `costs` found; see above."""
+    cores = cpu_cores()
+    limits = [cores * 1e3 / (cost["http"] + cost["decode"] + cost["forward"]) for cost in alone]
+    left = [(cores - used) / cores for used in client_cores]
+    return {
+        "over_ceiling": ratio(throughput, [a * b for a, b in zip(limits, left, strict=True)]),
+        "over_ceiling_all_cores": ratio(throughput, limits),
+        "cores": cores,
+        "ceiling_all_cores": statistics.median(limits),
+        "cost_ms": {
+            name: statistics.median(cost[name] for cost in alone)
+            for name, value in alone[0].items()
+            if isinstance(value, float)
+        },
+        "cost_ms_by_round": alone,
     }
 
 
@@ -318,19 +343,7 @@ def main() -> None:
             opened.save(image)
         comparison = Comparison(options.bundle, image, QUICK if options.quick else Effort())
         document = compare(comparison)
-        cost, cores = costs(comparison), cpu_cores()
-        each_ms = cost["http"] + cost["decode"] + cost["forward"]
-        at_most = document["rounds"]["ours"][MOST]
-        loads = [seen["throughput"] for seen in at_most]
-        limits = [(cores - seen["client_cores"]) * 1e3 / each_ms for seen in at_most]
-        document |= {
-            "over_ceiling": ratio(loads, limits),
-            "over_ceiling_all_cores": statistics.median(loads) / (cores * 1e3 / each_ms),
-            "cores": cores,
-            "ceiling_all_cores": cores * 1e3 / each_ms,
-            "cost_ms": cost,
-            "ready": ready(comparison),
-        }
+        document["ready"] = ready(comparison)
         with running(OURS, comparison.bundle, {}) as server:
             server.wait_for("POST", "/invocations", image.read_bytes())
             full, seconds = comparison.effort.full_load, comparison.effort.overload
