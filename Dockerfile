@@ -2,7 +2,7 @@
 # Any Debian or Ubuntu base with Python 3.11 to 3.13 in its packages will do. CUDA's libraries come
 # with the PyTorch wheels, the driver from the host.
 ARG BASE_IMAGE=nvidia/cuda:13.0.3-base-ubuntu24.04
-# cu130: drivers from 580. cu126: drivers from 525 and cards before Turing. cpu: no GPU; see docs/image.md.
+# cu130: drivers from 580. cu126: drivers from 525 and cards before Turing. cpu: no GPU; see docs/start.md.
 ARG TORCH_CUDA=cu130
 
 # What platforms run, and what the wheels are for, wherever the image is built.

@@ -53,12 +53,12 @@ def test_options_win_over_the_file(file: Path, run: Run) -> None:
 
 
 def test_every_key_is_documented() -> None:
-    page = (ROOT / "docs" / "aws.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "sagemaker.md").read_text(encoding="utf-8")
     assert [key for key in AwsConfig.model_fields if f"| `{key}` |" not in page] == []
 
 
 def test_every_command_is_documented_and_answers_help(run: Run) -> None:
-    page = (ROOT / "docs" / "aws.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "sagemaker.md").read_text(encoding="utf-8")
     for command in COMMANDS:
         assert run(command, "--help").stdout.startswith("Usage:")
         assert f"alexmri aws {command}" in page, command

@@ -141,7 +141,7 @@ def test_docker_without_nvidias_runtime_refuses_the_reservation(
     assert refused.returncode != 0
     message = 'could not select device driver "nvidia" with capabilities: [[gpu]]'
     assert message in refused.stderr
-    page = (compose.folder / "docs" / "image.md").read_text(encoding="utf-8")
+    page = (compose.folder / "docs" / "start.md").read_text(encoding="utf-8")
     assert message in page
 
 

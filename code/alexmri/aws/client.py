@@ -71,7 +71,7 @@ class Hints:
 
 # For a reader with alexmri.toml beside them.
 COMMAND_HINTS = Hints(
-    denied="let an administrator allow it (docs/aws.md lists what each command needs)",
+    denied="let an administrator allow it (docs/sagemaker.md lists what each command needs)",
     region="set region in alexmri.toml to its region",
     bucket="make it with `alexmri aws setup`, or correct bucket in alexmri.toml",
 )

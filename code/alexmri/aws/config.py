@@ -194,7 +194,7 @@ def read_config(file: Path | None, options: Mapping[str, str]) -> AwsConfig:
         if key not in AwsConfig.model_fields:
             near = difflib.get_close_matches(key, AwsConfig.model_fields, n=1, cutoff=0.5)
             hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise UserError(f"unknown key '{key}' in {path}{hint} (docs/aws.md lists all keys)")
+            raise UserError(f"unknown key '{key}' in {path}{hint} (docs/sagemaker.md has all keys)")
     for variable in ("AWS_REGION", "AWS_DEFAULT_REGION"):
         if "region" not in values and os.environ.get(variable):
             values["region"] = os.environ[variable]

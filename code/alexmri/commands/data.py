@@ -144,7 +144,7 @@ def slices(
 
     OUT is then a data folder for `train`.
 
-    The same command again goes on where it was interrupted. See docs/scans.md.
+    The same command again goes on where it was interrupted. See docs/data.md.
     """
     if sum((percentiles is not None, window is not None, voi_lut)) > 1:
         raise UserError("--percentiles, --window and --voi-lut exclude one another; pass one")

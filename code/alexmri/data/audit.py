@@ -85,7 +85,7 @@ def compare_images(dataset: Dataset) -> Comparison:
 
 
 def audit(dataset: Dataset, settings: Settings, compared: Comparison | None = None) -> Audit:
-    """Look for everything in docs/audit.md.
+    """Look for everything that docs/data.md lists.
 
     `compared` is what `compare_images` returned for the same images, perhaps split otherwise.
 

@@ -3,7 +3,7 @@
 Every figure is a function of image weights: all ones give the value, resampled weights give the
 interval. Where the people are known whole people are resampled (cluster bootstrap, Field and
 Welsh 2007), since a person's slices look alike and are not independent; otherwise single images.
-docs/report.md says how each figure is computed.
+docs/reference.md says how each figure is computed.
 """
 
 import re

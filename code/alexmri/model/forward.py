@@ -45,7 +45,7 @@ def choose_compute(precision: Literal["auto", "fp32", "bf16", "fp16"]) -> Comput
 
     `auto` is bf16 where the hardware multiplies it: GPUs from Ampere on, CPUs with AVX512-BF16
     (which those with AMX have too), where a training step takes 0.6 of its time in fp32 (measured
-    on an AMD EPYC of the Zen 4 kind, see docs/performance.md). Else it is fp32.
+    on an AMD EPYC of the Zen 4 kind, see docs/benchmarks.md). Else it is fp32.
 
     Raises:
         UserError: fp16 on a CPU.

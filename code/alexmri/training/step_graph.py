@@ -26,7 +26,7 @@ class StepGraph:
     """A step that is captured once for every shape of a batch (full ones, the last one).
 
     Launching its kernels one by one took an H100 five times as long as computing them (batch 64 at
-    32 x 32, see docs/performance.md). What a captured step reads must stay where it is: learning
+    32 x 32, see docs/benchmarks.md). What a captured step reads must stay where it is: learning
     rate, dropout's seed and gradient scale are tensors or the generator's state, set before each
     replay. The first batch of a shape runs as it is, so that optimiser and gradient scaler are set
     up outside the capture.
