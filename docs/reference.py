@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from alexmri.cli import cli
 from alexmri.evaluation.robustness import CHANGES
 from alexmri.options import SECTIONS, SettingOption
-from alexmri.serving import config, schemas
+from alexmri.serving import schemas
 from alexmri.settings import (
     AUGMENT_LIMITS,
     ENVIRONMENT_PREFIX,
@@ -44,18 +44,6 @@ BOUNDS = {
     "maximum": "to {}",
     "exclusiveMaximum": "and below {}",
 }
-# Several processes of `serve` read these; the first name that is set counts.
-SERVER_VARIABLES = {
-    "port": ["SAGEMAKER_BIND_TO_PORT"],
-    "processes": config.WORKERS,
-    "seconds for an answer; the server keeps some of them for itself": config.TIMEOUT,
-    "images in one forward pass": config.MAX_BATCH_SIZE,
-    "milliseconds that a batch waits for more images": config.BATCH_DELAY,
-    "largest request in MB; 0 = the most": ["SAGEMAKER_MAX_PAYLOAD_IN_MB"],
-    "type of an answer without `Accept`": ["SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT"],
-    "`true`: batch transform": ["SAGEMAKER_BATCH"],
-    "20 = log every request, 30 = those refused or failed": ["SAGEMAKER_CONTAINER_LOG_LEVEL"],
-}
 
 
 def render() -> str:
@@ -73,7 +61,6 @@ def render() -> str:
     return environment.get_template("reference.md.jinja").render(
         sections=settings_by_section(),
         switches=SWITCHES,
-        server_variables=SERVER_VARIABLES,
         commands=list(commands(click.Context(cli, info_name="alexmri"))),
         description=description,
         routes=list(routes(description)),

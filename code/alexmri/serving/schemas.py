@@ -235,7 +235,7 @@ ERRORS = {
     408: ("the body did not come in time, or not whole", "request_timeout"),
     413: ("over a limit: bytes, images, pixels, or the length of a side", "payload_too_large"),
     415: ("unknown content type", "unsupported_media_type"),
-    422: ("an image cannot be read", "unreadable_image"),
+    422: ("an image cannot be read, or costs too much to parse", "unreadable_image"),
     429: ("the queue is full, or too many requests are in flight", "too_many_requests"),
     500: ("a fault of the server; its log names the request_id", "internal_error"),
     503: ("loading, draining, or no answer in time", "not_ready", "draining", "deadline_exceeded"),
