@@ -32,16 +32,11 @@ def test_package_files_are_empty(path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("alexmri.cli", "torch numpy PIL scipy sklearn boto3 flask jinja2 rich"),
         ("alexmri.data.pixels", "torch albumentations cv2 scipy sklearn wandb boto3"),
         # scipy is what the audit before every training needs.
         ("alexmri.training.job", "albumentations cv2 sklearn matplotlib wandb boto3"),
     ],
-    ids=[
-        "help waits for no library but click and pydantic",
-        "decoding needs numpy and Pillow",
-        "the first step waits for nothing of the last",
-    ],
+    ids=["decoding needs numpy and Pillow", "the first step waits for nothing of the last"],
 )
 def test_nothing_needless_is_imported(module: str, heavy: str) -> None:
     check = (
