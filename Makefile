@@ -25,7 +25,7 @@ export ALEXMRI_DEMO_DATA = $(if $(DATA),0,1)
 export BASE_IMAGE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-docker train-venv serve serve-docker serve-venv image sbom base-image test test-docker conformance conformance-clients aws-requests lint reference lock bench gpu-check clean
+.PHONY: help setup train train-docker train-venv serve serve-docker serve-venv image sbom base-image test test-fast test-docker conformance conformance-clients aws-requests lint reference lock bench gpu-check clean
 
 help:  ## print this help
 	@echo "alexmri: AlexNet on brain-MRI slices. Research software, not a diagnostic device."
@@ -86,6 +86,9 @@ serve-venv: $(VENV)/.installed
 test: $(VENV)/.developing  ## run the tests, with coverage of the package
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal --cov --cov-report=term --cov-fail-under=90
 	@echo "The tests of the image need a Docker engine and minutes: make test-docker"
+
+test-fast: $(VENV)/.developing  ## run the tests that need no Docker, no training and no server
+	$(BIN)/pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist worksteal --durations 5
 
 test-docker: $(VENV)/.developing
 	$(BIN)/pytest -m docker tests/docker tests/aws

@@ -19,6 +19,8 @@ from alexmri.training.crossval import Crossval, run_crossval
 
 from .reference_page import first_cells, undescribed
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-c", "from alexmri.cli import main; main()"]
 TINY = ("--folds", "2", "--epochs", "3", "--batch-size", "4", "--wandb-mode", "disabled")
 

@@ -60,6 +60,7 @@ def test_a_published_port_is_one_of_this_machine_alone(page: Path) -> None:
     assert all(address.startswith("127.0.0.1:") for address in published), published
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
     [page for page in PROSE if "<!-- run -->" in page.read_text(encoding="utf-8")],

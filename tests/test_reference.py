@@ -12,6 +12,8 @@ from alexmri.data.phantom import write_demo_data
 from .command_line import run
 from .reference_page import first_cells, undescribed
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ["MildDemented", "ModerateDemented", "NonDemented", "VeryMildDemented"]
 
 
@@ -57,3 +59,7 @@ def test_the_reference_defines_every_figure(out: Path, slices: Path, tmp_path: P
     model = out / "model"
     run("evaluate", model, slices, "--against", model, "--json", measured)
     assert undescribed(read(measured), CLASSES) == set()
+
+
+def test_the_reference_names_every_key_of_the_audit(out: Path) -> None:
+    assert read(out / "audit.json").keys() - first_cells("### `audit.json`") == {"schema"}
