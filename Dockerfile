@@ -105,7 +105,7 @@ ARG SOURCE
 ARG REVISION
 LABEL com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true \
       org.opencontainers.image.title=alexmri \
-      org.opencontainers.image.version=0.1.0 \
+      org.opencontainers.image.version=0.2.0 \
       org.opencontainers.image.licenses=MIT \
       org.opencontainers.image.source=${SOURCE} \
       org.opencontainers.image.revision=${REVISION}

@@ -25,7 +25,7 @@ export ALEXMRI_DEMO_DATA = $(if $(DATA),0,1)
 export BASE_IMAGE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-docker train-venv serve serve-docker serve-venv image sbom base-image test test-docker conformance conformance-clients aws-requests lint lock bench gpu-check clean
+.PHONY: help setup train train-docker train-venv serve serve-docker serve-venv image sbom base-image test test-fast test-docker conformance conformance-clients aws-requests lint reference lock bench gpu-check clean
 
 help:  ## print this help
 	@echo "alexmri: AlexNet on brain-MRI slices. Research software, not a diagnostic device."
@@ -87,6 +87,9 @@ test: $(VENV)/.developing  ## run the tests, with coverage of the package
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal --cov --cov-report=term --cov-fail-under=90
 	@echo "The tests of the image need a Docker engine and minutes: make test-docker"
 
+test-fast: $(VENV)/.developing  ## run the tests that need no Docker, no training and no server
+	$(BIN)/pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist worksteal --durations 5
+
 test-docker: $(VENV)/.developing
 	$(BIN)/pytest -m docker tests/docker tests/aws
 
@@ -116,6 +119,9 @@ lint: $(VENV)/.developing  ## check style, types, spelling and which module may 
 	$(BIN)/mypy --scripts-are-modules container/train container/serve container/evaluate container/preflight
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+
+reference: $(VENV)/.installed  ## write docs/reference.md anew from the code
+	$(BIN)/python docs/reference.py
 
 lock:  ## write the lock files anew from requirements.txt (needs uv)
 	uv pip compile $(LOCK) requirements.txt -o requirements.lock

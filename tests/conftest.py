@@ -18,6 +18,9 @@ from alexmri.data.phantom import write_demo_data
 pytest_plugins = ["tests.browser"]
 # Those run in environments of their own, without alexmri: `make conformance-clients`.
 collect_ignore = ["clients"]
+# Tests in these folders start servers, containers or a simulated AWS; tests with these fixtures
+# start Chromium or a training. Other slow tests are marked where they stand.
+SLOW_FOLDERS, SLOW_FIXTURES = {"aws", "docker", "process"}, {"browser", "finished"}
 REAL_SLICES = Path(__file__).parents[2] / "shared" / "data" / "alzheimer-mri"
 
 
@@ -30,6 +33,15 @@ def pytest_configure(config: pytest.Config) -> None:
     if name := os.environ.get("PYTEST_XDIST_WORKER"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(name.removeprefix("gw")) % len(cores)]})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make test-fast` leaves out."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if folder in SLOW_FOLDERS or fixtures & SLOW_FIXTURES:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

@@ -109,7 +109,7 @@ def facts(classes: tuple[str, ...] = CLASSES, **changes: Any) -> dict[str, Any]:
         "prediction_sets": None,
         "robustness": None,
         "top_losses": [],
-        "code": {"version": "0.1.0"},
+        "code": {"version": "7.8.9"},
         "settings": {"epochs": 3, "split_ratios": [0.7, 0.15, 0.15], "group_regex": None},
         "run": {"device": "cpu", "versions": {"torch": "2.14.1"}},
         "model": {"parameters": 24_700_000, "temperature": 1.25},

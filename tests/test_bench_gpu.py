@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[1]
 PROGRAM = REPOSITORY / "bench" / "gpu.py"
 PARTS = [

@@ -251,6 +251,7 @@ def test_help_imports_nothing_heavy() -> None:
     check = (
         "import sys, alexmri.cli\n"
         "heavy = {'torch', 'numpy', 'albumentations', 'wandb', 'matplotlib', 'PIL', 'rich'}\n"
+        "heavy |= {'scipy', 'sklearn', 'boto3', 'flask', 'jinja2'}\n"
         "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
     )
     done = subprocess.run(

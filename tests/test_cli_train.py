@@ -14,6 +14,8 @@ from alexmri.files import sha256_of_json
 
 from .command_line import COMMAND, TINY, run, train
 
+pytestmark = pytest.mark.slow
+
 
 def start(data: Path, out: Path, *more: str) -> subprocess.Popen[str]:
     arguments = ["train", "--data", str(data), "--out", str(out), *TINY, *more]

@@ -76,6 +76,7 @@ def model(folder: Path, seed: int, classes: tuple[str, ...] = DEMO, **changes: A
     return save(folder, network, classes, **changes)
 
 
+@pytest.mark.slow
 def test_evaluate_against_another_model(demo: Path, tmp_path: Path) -> None:
     one = model(tmp_path / "one", 0)
     other = model(tmp_path / "other", 1, image_size=40, training_images=["0" * 64])
@@ -99,6 +100,7 @@ def test_evaluate_against_another_model(demo: Path, tmp_path: Path) -> None:
         assert "p = " in line or "p ≤ " in line
 
 
+@pytest.mark.slow
 def test_models_of_other_classes_are_one_sentence(demo: Path, tmp_path: Path) -> None:
     one = model(tmp_path / "one", 0)
     other = model(tmp_path / "other", 0, ("MildDemented", "NonDemented"))

@@ -142,6 +142,7 @@ def test_a_threshold_of_one_holds_every_class() -> None:
     assert conformal.subject_sets(np.array([[1.0, 0.0]])) is None
 
 
+@pytest.mark.slow
 def test_a_training_with_coverage_leaves_sets_everywhere(demo: Path, tmp_path: Path) -> None:
     options = ("--split-by", "subject", "--split-ratios", "0.5/0.3/0.2", "--coverage", "0.6")
     done = train(demo, tmp_path / "out", *options)
@@ -164,6 +165,7 @@ def test_a_training_with_coverage_leaves_sets_everywhere(demo: Path, tmp_path: P
     assert "## Prediction sets" in (tmp_path / "out" / "model" / "MODEL_CARD.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_coverage_that_the_data_cannot_promise_is_refused_before_the_training(
     demo: Path, tmp_path: Path
 ) -> None:

@@ -17,6 +17,10 @@ from alexmri.settings import Layer, resolve
 from alexmri.terminal import PlainTerminal
 from alexmri.training.crossval import Crossval, run_crossval
 
+from .reference_page import first_cells, undescribed
+
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-c", "from alexmri.cli import main; main()"]
 TINY = ("--folds", "2", "--epochs", "3", "--batch-size", "4", "--wandb-mode", "disabled")
 
@@ -86,6 +90,16 @@ def test_every_image_is_tested_once_by_a_model_that_has_not_seen_the_person(
         assert {"path": row["path"], "split": "test"} in [
             {key: image[key] for key in ("path", "split")} for image in own_fold
         ]
+
+
+def test_the_reference_names_what_it_leaves(whole: tuple[Path, str]) -> None:
+    out, _ = whole
+    left = {path.name for path in out.iterdir()}
+    assert {"fold-1", "fold-2", "crossval.json", "predictions.csv"} <= left
+    assert {"OUT/fold-N/", "OUT/crossval.json"} <= first_cells("### Elsewhere")
+    assert left - {"fold-1", "fold-2", "crossval.json"} <= first_cells("### Output folder")
+    classes = ["MildDemented", "NonDemented"]
+    assert undescribed(read(out / "evaluation.json"), classes) == set()
 
 
 def test_the_figures_are_those_of_the_pooled_predictions(whole: tuple[Path, str]) -> None:

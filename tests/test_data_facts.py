@@ -12,6 +12,8 @@ import pytest
 
 from .command_line import run, train
 
+pytestmark = pytest.mark.slow
+
 CONTAINER = Path(__file__).parents[1] / "container"
 
 

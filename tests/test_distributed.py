@@ -10,6 +10,8 @@ import torch.distributed as dist
 
 from .side_by_side import side_by_side
 
+pytestmark = pytest.mark.slow
+
 SIZES = [1, 2, 3]
 
 # Without batch norm and dropout, which each worker has for itself, parts add up to the whole.

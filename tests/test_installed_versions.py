@@ -1,6 +1,7 @@
 """A package that is not installed has no version, and stops nothing. The two locks agree."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,11 @@ def test_the_lock_without_cuda_is_the_other_one_less_pytorch_and_cuda() -> None:
     ours = {name for name in left_out if not name.startswith(("nvidia-", "cuda-"))}
     assert ours == {"torch", "torchvision", "triton"}
     assert not [name for name in cpu if name.startswith(("nvidia-", "cuda-"))]
+
+
+def test_the_version_of_the_project_is_also_the_label_of_the_image() -> None:
+    """A Dockerfile cannot read a label from a file; all else asks the installed package."""
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    dockerfile = (root / "Dockerfile").read_text(encoding="utf-8")
+    assert f"org.opencontainers.image.version={project['version']} " in dockerfile

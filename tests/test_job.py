@@ -16,6 +16,8 @@ from alexmri.terminal import PlainTerminal
 from alexmri.training import job, loop
 from alexmri.training.job import Job, Outcome, run_job
 
+pytestmark = pytest.mark.slow
+
 TINY = {"epochs": 2, "batch_size": 16, "wandb_mode": "disabled", "seed": 3, "precision": "fp32"}
 
 

@@ -3,7 +3,11 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from .command_line import run
+
+pytestmark = pytest.mark.slow
 
 README = Path(__file__).parents[1] / "README.md"
 

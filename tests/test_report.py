@@ -84,7 +84,7 @@ def test_figures_stand_beside_their_intervals_and_both_baselines() -> None:
     for expected in (
         "24,700,000",
         "torch 2.14.1",
-        "version 0.1.0",
+        "version 7.8.9",
         "It leaks.",
         "2 of them in different splits",
     ):

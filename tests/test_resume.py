@@ -79,6 +79,7 @@ class StopAtStep(StopRequest):
         return self._left < 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [0, 1, 2, 4, 8])
 @pytest.mark.parametrize("ema_decay", [0, 0.9])
 def test_a_run_stopped_at_any_step_ends_as_if_it_had_not_been(

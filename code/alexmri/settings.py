@@ -30,8 +30,8 @@ SWITCHES = {
     "ALEXMRI_SUBJECT_SALT": "secret by which `slices` hashes PatientID (default: one of this user's"
     " own, in ~/.config/alexmri/subject-salt)",
     "ALEXMRI_DEMO_DATA": "1: `train` makes demo data where the data folder is empty",
-    "ALEXMRI_STOP_GRACE_SECONDS": "how long a stopped `train` waits for the platform to fetch"
-    " checkpoints (default: 10 where the folder was there before, else 0)",
+    "ALEXMRI_STOP_GRACE_SECONDS": "seconds, 0 to 60, that a stopped `train` waits for the"
+    " platform to fetch checkpoints (default: 10 where the folder was there before, else 0)",
     "ALEXMRI_MASTER_PORT": "port of the first host where the workers of several hosts meet (7777)",
     "ALEXMRI_WORKERS_FOLDER": "where the workers that `train` starts say that they are ready",
     "ALEXMRI_CUDA_COMPAT": "on, off: use NVIDIA's cuda-compat libraries or not (default: auto)",

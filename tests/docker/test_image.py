@@ -12,6 +12,7 @@ from .docker_helpers import REPOSITORY, Docker, copy_of_repository
 
 pytestmark = pytest.mark.docker
 MEGABYTE = 10**6
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def test_a_platform_can_start_it(docker: Docker, image: str) -> None:
@@ -24,7 +25,8 @@ def test_a_platform_can_start_it(docker: Docker, image: str) -> None:
         'for name in train serve evaluate preflight; do stat -c "%a" "$(command -v $name)"; done'
     )
     assert docker("run", "--rm", image, "sh", "-c", script).stdout.split() == ["755"] * 4
-    assert docker("run", "--rm", image, "alexmri", "--version").stdout.strip().endswith("0.1.0")
+    printed = docker("run", "--rm", image, "alexmri", "--version").stdout
+    assert printed.split()[-1] == PROJECT["version"]
 
 
 def test_it_says_what_it_is(docker: Docker, image: str, base_image: str) -> None:
@@ -36,11 +38,10 @@ def test_it_says_what_it_is(docker: Docker, image: str, base_image: str) -> None
         found: dict[str, str] = config["Labels"]
         return found
 
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found = labels(image)
     assert found["com.amazonaws.sagemaker.capabilities.accept-bind-to-port"] == "true"
-    assert found["org.opencontainers.image.version"] == project["version"]
-    assert found["org.opencontainers.image.licenses"] == project["license"]
+    assert found["org.opencontainers.image.version"] == PROJECT["version"]
+    assert found["org.opencontainers.image.licenses"] == PROJECT["license"]
 
     other = f"{image}-labelled"
     arguments = ("--build-arg", "REVISION=0a1b2c", "--build-arg", "SOURCE=https://example.org/a")

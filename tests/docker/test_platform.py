@@ -135,4 +135,5 @@ def test_preflight_tells_the_limits_of_the_container(docker: Docker, image: str)
     facts = dict(line.split(": ", 1) for line in printed.splitlines())
     assert facts["cores usable here"] == "1"
     assert facts["memory usable here"] == "2.0 GiB"
-    assert facts["alexmri"] == "0.1.0"
+    version = docker("run", "--rm", image, "alexmri", "--version").stdout.split()[-1]
+    assert facts["alexmri"] == version

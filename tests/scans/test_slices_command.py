@@ -116,6 +116,7 @@ def test_train_splits_by_subject_at_once_and_remembers_how_slices_were_cut(
     assert dataset.slicing == Slicing(center=4)
 
 
+@pytest.mark.slow
 def test_a_training_stores_the_parameters_in_the_model(bids: Path, tmp_path: Path) -> None:
     out, run_folder = tmp_path / "out", tmp_path / "run"
     slices(bids, out, *BIDS, bids / "participants.tsv")

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 from pydantic.json_schema import models_json_schema
 
+from alexmri.contract.resources import installed_version
 from alexmri.serving.config import TRANSFORM_MB
 from alexmri.serving.decode import CONTENT_TYPES, MAX_IMAGES
 
@@ -225,18 +226,19 @@ class Route:
     answers: dict[int, type[BaseModel] | str | None]
 
 
+# Status -> what it means, and the codes that an error with this status may have.
 ERRORS = {
-    400: "the request is malformed",
-    404: "there is no such address",
-    405: "the address does not take this method",
-    406: "no type of the Accept header is offered",
-    408: "the body did not come in time, or not whole",
-    413: "over a limit: bytes, images, pixels, or the length of a side",
-    415: "unknown content type",
-    422: "an image cannot be read",
-    429: "the queue is full, or too many requests are in flight",
-    500: "a fault of the server; its log names the request_id",
-    503: "loading, draining, or no answer in time",
+    400: ("the request is malformed", "bad_request"),
+    404: ("there is no such address", "not_found"),
+    405: ("the address does not take this method", "method_not_allowed"),
+    406: ("no type of the Accept header is offered", "not_acceptable"),
+    408: ("the body did not come in time, or not whole", "request_timeout"),
+    413: ("over a limit: bytes, images, pixels, or the length of a side", "payload_too_large"),
+    415: ("unknown content type", "unsupported_media_type"),
+    422: ("an image cannot be read, or costs too much to parse", "unreadable_image"),
+    429: ("the queue is full, or too many requests are in flight", "too_many_requests"),
+    500: ("a fault of the server; its log names the request_id", "internal_error"),
+    503: ("loading, draining, or no answer in time", "not_ready", "draining", "deadline_exceeded"),
 }
 RETRY_AFTER = (429, 503)
 ROUTES = (
@@ -325,7 +327,7 @@ def openapi() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "alexmri",
-            "version": "1",
+            "version": installed_version("alexmri"),
             "description": "Brain-MRI slices in, calibrated probabilities out. Research software,"
             " not a diagnostic device.",
             "license": {"name": "MIT", "identifier": "MIT"},
@@ -336,12 +338,15 @@ def openapi() -> dict[str, Any]:
 
 
 def _response(status: int, body: type[BaseModel] | str | None) -> dict[str, Any]:
-    response: dict[str, Any] = {"description": ERRORS.get(status, "the answer")}
+    meaning, *codes = ERRORS.get(status, ("the answer",))
+    response: dict[str, Any] = {"description": meaning}
     if isinstance(body, str):
         response["content"] = {body: {"schema": {"type": "object" if body == JSON else "string"}}}
     elif body is not None:
-        reference = {"$ref": f"#/components/schemas/{body.__name__}"}
-        response["content"] = {JSON: {"schema": reference}}
+        schema: dict[str, Any] = {"$ref": f"#/components/schemas/{body.__name__}"}
+        if codes:
+            schema["properties"] = {"error": {"properties": {"code": {"enum": codes}}}}
+        response["content"] = {JSON: {"schema": schema}}
     response["headers"] = {"X-Request-Id": {"schema": {"type": "string"}}}
     if status in RETRY_AFTER and body is not None:
         response["headers"]["Retry-After"] = {
