@@ -11,13 +11,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from alexmri.data.folders import ImageFile
-from alexmri.data.groups_table import (
-    Column,
-    find_table,
-    parse_columns,
-    read_columns,
-    read_table,
-)
+from alexmri.data.groups_table import Column, parse_columns, read_columns
 from alexmri.errors import UserError
 from alexmri.evaluation.interpretation import describe_subgroups
 from alexmri.evaluation.predictions import Predictions
@@ -283,8 +277,7 @@ IMAGES = [ImageFile(f"test/A/{i}.png", "A", "test", Path(f"{i}.png")) for i in r
 def read(tmp_path: Path, text: str, cells: list[str]) -> tuple[Column, ...]:
     rows = "".join(f"A/{i}.png,p{i},{cell}\n" for i, cell in enumerate(cells))
     (tmp_path / "groups.csv").write_text(f"path,subject,site\n{rows}")
-    table = read_table(find_table(tmp_path, "groups.csv"))
-    return read_columns(parse_columns(text), IMAGES, table)
+    return read_columns(parse_columns(text), IMAGES, tmp_path, None)
 
 
 def test_missing_cells_are_no_values(tmp_path: Path) -> None:
@@ -330,3 +323,8 @@ def test_evaluate_measures_by_columns_of_the_folder(
     refused = run("evaluate", bundle, root, "--subgroups", "sex", check=False)
     assert refused.returncode == 2
     assert "has no column 'sex' for subgroups" in refused.stderr
+
+
+def test_a_folder_without_a_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"columns of groups\.csv, which is not in .*; write one"):
+        read_columns(parse_columns("sex"), IMAGES, tmp_path, None)

@@ -76,14 +76,20 @@ def parse_columns(text: str) -> tuple[Column, ...]:
 
 
 def read_columns(
-    columns: Sequence[Column], images: Sequence[ImageFile], table: GroupsTable
+    columns: Sequence[Column], images: Sequence[ImageFile], root: Path, csv_file: str | None
 ) -> tuple[Column, ...]:
-    """Return the columns with the values that `table` has for the images.
+    """Return the columns with the values that a table, groups.csv by default, has for the images.
 
     Raises:
-        UserError: a column is not there or empty, has bounds and other values than numbers, or
-            more than MAX_SUBGROUPS different ones.
+        UserError: there is no such table; a column is not there or empty, has bounds and other
+            values than numbers, or more than MAX_SUBGROUPS different ones.
     """
+    if csv_file is None and not (root / GROUPS_FILE).is_file():
+        raise UserError(
+            f"subgroups are columns of {GROUPS_FILE}, which is not in {root}; write one with the"
+            " columns path, subject and those of the subgroups, a row for each image"
+        )
+    table = read_table(find_table(root, csv_file or str(root / GROUPS_FILE)))
     return tuple(_read(column, images, table) for column in columns)
 
 

@@ -13,13 +13,7 @@ from alexmri.data.cache import DecodedCache, open_cache
 from alexmri.data.dataset import fingerprint, unknown_subjects, without
 from alexmri.data.decode import shortened
 from alexmri.data.folders import Folder, discover_for_test
-from alexmri.data.groups_table import (
-    GROUPS_FILE,
-    Column,
-    find_table,
-    read_columns,
-    read_table,
-)
+from alexmri.data.groups_table import GROUPS_FILE, Column, read_columns
 from alexmri.data.pixels import Preprocessing
 from alexmri.data.subjects import KAGGLE, Subjects, find_subjects
 from alexmri.data.synthetic import FOUND_BY_NAMES, NOTICE, is_synthetic
@@ -78,8 +72,7 @@ def evaluate_folder(
     if subgroups:
         if (folder.root / GROUPS_FILE).is_file():
             groups_file = str(folder.root / GROUPS_FILE)
-        table = read_table(find_table(folder.root, groups_file or GROUPS_FILE))
-        subgroups = read_columns(subgroups, folder.images, table)
+        subgroups = read_columns(subgroups, folder.images, folder.root, groups_file)
     groups = _groups(folder, settings.group_regex, groups_file, terminal)
     cache = open_cache(
         folder,

@@ -14,13 +14,7 @@ from alexmri.contract.signals import Stopped, StopRequest
 from alexmri.data.audit import Comparison, compare_images
 from alexmri.data.dataset import Dataset, load_dataset
 from alexmri.data.folders import discover
-from alexmri.data.groups_table import (
-    GROUPS_FILE,
-    Column,
-    find_table,
-    read_columns,
-    read_table,
-)
+from alexmri.data.groups_table import Column, read_columns
 from alexmri.data.split import Fold
 from alexmri.data.subjects import find_subjects
 from alexmri.errors import UserError
@@ -129,8 +123,7 @@ def _read_subgroups(plan: Crossval) -> tuple[Column, ...]:
     if not plan.subgroups:
         return ()
     folder = discover(plan.data)
-    table = read_table(find_table(folder.root, plan.settings.groups_file or GROUPS_FILE))
-    return read_columns(plan.subgroups, folder.images, table)
+    return read_columns(plan.subgroups, folder.images, folder.root, plan.settings.groups_file)
 
 
 def _take_up(plan: Crossval, dataset: Dataset) -> None:
