@@ -30,7 +30,9 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("few") / "slices"
     write_demo_data(folder, subjects={"MildDemented": 2, "NonDemented": 4}, slices=2)
     names = [path.relative_to(folder) for path in sorted(folder.rglob("*.jpg"))]
-    rows = [f"{name},{name.stem},{name.parent.name[0]}\n" for name in names]
+    # `26 (2).jpg` shows subject 2.
+    subjects = [f"{name.parent}/{name.stem.partition(' ')[2]}" for name in names]
+    rows = [f"{name},{who},{who[0]}\n" for name, who in zip(names, subjects, strict=True)]
     (folder / "groups.csv").write_text("path,subject,site\n" + "".join(rows), encoding="utf-8")
     return folder
 

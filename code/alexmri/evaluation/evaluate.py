@@ -141,7 +141,7 @@ def evaluate_folder(
             bundle,
             predictions,
             logits_NK,
-            predictor.predict(cache.pixels_NCHW).ood_percentile_N,
+            predictor.predict(cache.pixels_NCHW).ood_percentile_N if bundle.ood else None,
             overlap,
             measured,
         ),

@@ -84,25 +84,23 @@ def _divide(
 
     The last two names are those of units with several values and without any.
     """
-    values: list[set[str]] = [set() for _ in range(int(units_N.max()) + 1)]
-    numbers: list[list[float]] = [[] for _ in values]
+    values: list[list[str]] = [[] for _ in range(int(units_N.max()) + 1)]
     for path, unit in zip(paths, units_N.tolist(), strict=True):
         if (text := column.values.get(path)) is not None:
-            values[unit].add(text)
-            if column.is_quantity:
-                numbers[unit].append(float(text))
+            values[unit].append(text)
     if column.is_quantity:
-        mean_U = np.array([np.mean(each) if each else np.nan for each in numbers])
+        mean_U = np.array(
+            [np.mean([float(text) for text in own]) if own else np.nan for own in values]
+        )
         bounds_B = np.array(column.bounds) if column.bounds else _quantiles(mean_U)
         names = _parts(bounds_B)
         groups_U = np.searchsorted(bounds_B, mean_U, side="right")
         groups_U[np.isnan(mean_U)] = len(names) + 1
         return [*names, SEVERAL, MISSING], groups_U, bounds_B.tolist()
-    names = sorted(set().union(*values))
+    names = sorted({text for own in values for text in own})
     number = {name: i for i, name in enumerate(names)}
     groups = [
-        number[next(iter(own))] if len(own) == 1 else len(names) + (0 if own else 1)
-        for own in values
+        number[own[0]] if len(set(own)) == 1 else len(names) + (0 if own else 1) for own in values
     ]
     return [*names, SEVERAL, MISSING], np.array(groups), None
 
