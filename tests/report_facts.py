@@ -1,11 +1,14 @@
 """Facts of made-up evaluations, for tests of verdict, report and plots."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from alexmri.data.groups_table import Column
 from alexmri.evaluation import metrics, plots
 from alexmri.evaluation.predictions import Predictions
+from alexmri.evaluation.subgroups import measure_subgroups
 
 CLASSES = ("Mild", "Moderate", "NonDemented", "VeryMild")
 LEAKY = {"slice": 0.992, "subject": 0.462, "shuffled": 0.989}
@@ -115,6 +118,33 @@ def facts(classes: tuple[str, ...] = CLASSES, **changes: Any) -> dict[str, Any]:
         "model": {"parameters": 24_700_000, "temperature": 1.25},
         "plots": {"roc": plots.roc(p)},
     } | changes
+
+
+def external(**changes: Any) -> dict[str, Any]:
+    """Return what `measure_external` does, of data where calibration moved."""
+    score = {"value": 0.4321, "ci95": [0.4, 0.47]}
+    calibration = {"ece": 0.2, "brier": score, "log_loss": score}
+    return {
+        **{"is_external": True, "images": 400, "images_in_training": 0},
+        **{"subjects_in_training": 0, "images_held_out": 0, "resampled_by": "subject"},
+        "calibration": {
+            "temperature": {"stored": 1.25, "fitted_here": 3.5},
+            "own_split": "test",
+            "own": calibration | {"ece": 0.04},
+            "original": calibration,
+            "recalibrated": calibration | {"ece": 0.05},
+        },
+        "unusual": {"above": 0.99, "expected": 0.01, "share": {"value": 0.12, "ci95": [0.1, 0.2]}},
+    } | changes
+
+
+def subgroups(classes: tuple[str, ...] = CLASSES, name: str = "<b>north</b>") -> dict[str, Any]:
+    """Return what `measure_subgroups` does, of a site of that name, one without, and sexes."""
+    p = replace(predictions(classes), paths=tuple(map(str, range(400))))
+    sites = {str(i): name if i % 40 < 15 else "south" for i in range(400) if i % 40 < 35}
+    sexes = {str(i): "FM"[i % 2] for i in range(400)}
+    columns = [Column("site", values=sites), Column("sex", values=sexes)]
+    return measure_subgroups(p, columns, negative_class=classes[-1], replicates=20)
 
 
 def draw_all(

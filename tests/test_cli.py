@@ -87,6 +87,7 @@ def test_the_same_seed_gives_the_same_bytes(finished: tuple[Path, str], demo: Pa
         "golden.npz",
         "ood.safetensors",
         "training_images.sha256",
+        "held_out_images.sha256",
         "MODEL_CARD.md",
     ):
         assert (out / "model" / name).read_bytes() == (again / "model" / name).read_bytes(), name

@@ -22,14 +22,22 @@ from .reference_page import first_cells, undescribed
 pytestmark = pytest.mark.slow
 
 COMMAND = [sys.executable, "-c", "from alexmri.cli import main; main()"]
-TINY = ("--folds", "2", "--epochs", "3", "--batch-size", "4", "--wandb-mode", "disabled")
+TINY = (
+    *("--folds", "2", "--epochs", "3", "--batch-size", "4", "--wandb-mode", "disabled"),
+    *("--subgroups", "site"),
+)
 
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four people of one class, two of another, two slices each."""
+    """Four people of one class, two of another, two slices each; one class for each site."""
     folder = tmp_path_factory.mktemp("few") / "slices"
     write_demo_data(folder, subjects={"MildDemented": 2, "NonDemented": 4}, slices=2)
+    names = [path.relative_to(folder) for path in sorted(folder.rglob("*.jpg"))]
+    # `26 (2).jpg` shows subject 2.
+    subjects = [f"{name.parent}/{name.stem.partition(' ')[2]}" for name in names]
+    rows = [f"{name},{who},{who[0]}\n" for name, who in zip(names, subjects, strict=True)]
+    (folder / "groups.csv").write_text("path,subject,site\n" + "".join(rows), encoding="utf-8")
     return folder
 
 
@@ -126,6 +134,29 @@ def test_the_figures_are_those_of_the_pooled_predictions(whole: tuple[Path, str]
     assert "Fold by fold" in page
     look_up = evaluation["test"]["baselines"]["nearest_neighbour"]["accuracy"]["value"]
     assert evaluation["leak_probe"]["subject"] == look_up
+
+
+def test_subgroups_are_those_of_the_table(whole: tuple[Path, str]) -> None:
+    out, printed = whole
+    (column,) = read(out / "evaluation.json")["subgroups"]["columns"]
+    mild, healthy = column["subgroups"]
+    assert (mild["name"], mild["images"], mild["subjects"]) == ("M", 4, 2)
+    assert (healthy["name"], healthy["images"], healthy["subjects"]) == ("N", 8, 4)
+    with (out / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["label"] == "MildDemented"]
+    right = [row["predicted"] == row["label"] for row in rows]
+    assert mild["accuracy"] == {"value": sum(right) / 4, "ci95": None}
+    assert "M (fewer than 10 subjects)" in printed
+    assert "<h3>By site</h3>" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_subgroups_without_a_table_are_refused_before_the_training(
+    demo: Path, tmp_path: Path
+) -> None:
+    refused = crossval(demo, tmp_path / "out")
+    assert refused.returncode == 2
+    assert "subgroups are columns of groups.csv, which is not in" in refused.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_finished_fold_keeps_its_model_and_not_its_checkpoints(whole: tuple[Path, str]) -> None:

@@ -22,8 +22,10 @@ from .report_facts import (
     NOBODY,
     SHARED,
     UNKNOWN,
+    external,
     facts,
     predictions,
+    subgroups,
 )
 
 
@@ -215,3 +217,45 @@ def test_forgotten_fact_is_an_error_not_a_hole() -> None:
     given["model"].pop("temperature")
     with pytest.raises(UndefinedError, match="temperature"):
         render_report(given)
+
+
+def test_subgroups_stand_with_their_people_figures_and_test() -> None:
+    given = subgroups()
+    text = render_report(facts(subgroups=given))
+    Page(text)
+    page = " ".join(text.split())
+    assert "<h3>By site</h3>" in page
+    assert "&lt;b&gt;north" in page
+    assert "<b>north</b>" not in page
+    site = given["columns"][0]
+    _, south, missing = site["subgroups"]
+    low, high = south["accuracy"]["ci95"]
+    assert f"{south['accuracy']['value']:.3f} <small>{low:.3f} to {high:.3f}</small>" in page
+    assert "<td>15 (150)</td>" in page
+    assert 'missing <small class="few">fewer than 10 subjects</small>' in page
+    assert (missing["subjects"], missing["accuracy"]["ci95"]) == (5, None)
+    assert f"(p = {site['p_value_holm']:.3f}, corrected for 2 columns)" in page
+    assert "Null hypothesis: " in page
+    assert "<h2>Subgroups</h2>" not in render_report(facts())
+
+
+def test_external_data_are_called_so_and_stand_beside_the_own() -> None:
+    page = " ".join(render_report(facts(external=external())).split())
+    assert "<h2>External data</h2> <p>External: none of the 400 images is in" in page
+    row = page[page.index("Calibration error (ECE)</th><td>0.040") :]
+    assert row.startswith("Calibration error (ECE)</th><td>0.040</td><td>0.200</td><td>0.050</td>")
+    assert "0.120 (0.100 to 0.200) of all have an ood_percentile above 0.99" in page
+    assert "External data" not in render_report(facts())
+
+
+def test_images_of_the_training_are_not_called_external() -> None:
+    known = external(is_external=False, images_in_training=3, subjects_in_training=1)
+    known["calibration"] |= {"own_split": None, "own": None, "recalibrated": None}
+    page = " ".join(render_report(facts(external=known | {"unusual": None})).split())
+    assert "<h2>External data</h2>" not in page
+    assert (
+        '<p class="loud">NOT external: 3 of the 400 images were in the training (1 person).' in page
+    )
+    assert '<th scope="col">Here</th></tr>' in page
+    assert "too few people here" in page
+    assert "The model cannot tell how unusual the images are." in page

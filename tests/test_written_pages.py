@@ -14,7 +14,7 @@ from alexmri.data.phantom import write_demo_data
 from alexmri.evaluation.report import render_report
 
 from .browser import check_readable, show_as
-from .report_facts import draw_all, facts
+from .report_facts import draw_all, external, facts, subgroups
 
 LONG = "Very" * 12 + "MildImpairment"
 
@@ -33,7 +33,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "overlay": picture.getvalue(),
     }
     classes = ("Mild", "Non", LONG)
-    shown = facts(classes, top_losses=[loss] * 4, plots=draw_all(classes, "Non"))
+    shown = facts(
+        classes,
+        top_losses=[loss] * 4,
+        plots=draw_all(classes, "Non"),
+        external=external(),
+        subgroups=subgroups(classes, LONG),
+    )
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(render_report(shown), encoding="utf-8")
     return path

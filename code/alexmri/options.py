@@ -85,6 +85,16 @@ command: Callable[..., Callable[[Callable[..., Any]], Command]] = partial(
 )
 
 
+def subgroups_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the option to measure subgroups by columns of groups.csv, as a text."""
+    return click.option(
+        "--subgroups",
+        metavar="COLUMN,…",
+        help="also measure subgroups, by columns of groups.csv; cut numbers at bounds or at thirds"
+        " of the subjects: sex,site,age:65:80",
+    )(function)
+
+
 def settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command one option for each setting; those that were given arrive in `options`."""
     defaults = resolve([]).settings

@@ -26,6 +26,7 @@ def test_exit_code_0_is_a_model(training: Training) -> None:
     assert names == {
         *("model.safetensors", "model.json", "golden.npz", "ood.safetensors", "MODEL_CARD.md"),
         "training_images.sha256",
+        "held_out_images.sha256",
     }
 
 

@@ -47,8 +47,14 @@ def state_of(folder: Path) -> list[tuple[str, int, int]]:
 
 def test_a_packed_model_is_measured_and_reported(job: Tree, trained: Tree) -> None:
     processing = job.root / "processing"
+    names = [path.relative_to(processing / "test") for path in processing.rglob("*.jpg")]
+    # `26 (2).jpg` shows subject 2.
+    subjects = [f"{name.parent}/{name.stem.partition(' ')[2]}" for name in names]
+    rows = [f"{name},{who},{who[0]}\n" for name, who in zip(names, subjects, strict=True)]
+    table = processing / "test" / "groups.csv"
+    table.write_text("path,subject,site\n" + "".join(rows), encoding="utf-8")
     before = state_of(processing / "model") + state_of(processing / "test")
-    result = job.run("evaluate")
+    result = job.run("evaluate", "--subgroups", "site")
     assert result.returncode == 0, result.stderr
     assert state_of(processing / "model") + state_of(processing / "test") == before
     assert not list(Path(job.extra["TMPDIR"]).iterdir())
@@ -89,7 +95,14 @@ def test_a_packed_model_is_measured_and_reported(job: Tree, trained: Tree) -> No
     pictures = report.count("<img ")
     assert 6 <= pictures <= 6 + 2 * 12  # plots, and a picture with an overlay for each mistake
     assert pictures % 2 == 0
-    for section in ("Class by class (test set)", "Settings of the training"):
+    assert [group["images"] for group in evaluation["subgroups"]["columns"][0]["subgroups"]] == [
+        *(24, 24)
+    ]
+    external = evaluation["external"]
+    assert external["is_external"] is False
+    assert external["images_in_training"] + external["images_held_out"] == 48
+    assert f"NOT external: {trained_on} of the 48 images were in the training" in report
+    for section in ("Class by class (test set)", "Settings of the training", "By site"):
         assert section in report
     for absent in ("<h2>Training</h2>", '<th scope="col">Validation</th>', ">None<"):
         assert absent not in report

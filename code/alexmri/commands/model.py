@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from alexmri.errors import UserError
-from alexmri.options import command
+from alexmri.options import command, subgroups_option
 
 if TYPE_CHECKING:
     from alexmri.data.pixels import Pixels
@@ -32,12 +32,14 @@ LOOPBACK = "127.0.0.1"
     show_default=True,
     help="what to do with unreadable images; skip = leave them out",
 )
+@subgroups_option
 def evaluate(
     bundle: Path,
     folder: Path,
     json_file: Path | None,
     against: Path | None,
     on_bad_image: Literal["fail", "skip"],
+    subgroups: str | None,
 ) -> None:
     """Measure the model BUNDLE on the class folders in FOLDER.
 
@@ -45,11 +47,14 @@ def evaluate(
     only test is measured. The figures mean something only for images, and people, that the model
     was not trained on.
     """
+    from alexmri.data.groups_table import parse_columns
+
+    columns = parse_columns(subgroups) if subgroups else ()
     _use_gpu()
-    from alexmri.commands.tables import show_measured
+    from alexmri.commands.tables import show_measured, show_subgroups
     from alexmri.contract.resources import cpu_cores
     from alexmri.evaluation.evaluate import evaluate_folder, evaluation_document
-    from alexmri.evaluation.interpretation import compared_with_model
+    from alexmri.evaluation.interpretation import compared_with_model, describe_external
     from alexmri.files import write_json
     from alexmri.model.predictor import Predictor
     from alexmri.terminal import choose_terminal
@@ -61,10 +66,15 @@ def evaluate(
         terminal=choose_terminal(),
         on_bad_image=on_bad_image,
         against=Predictor.load(against) if against else None,
+        subgroups=columns,
     )
     if json_file:
         write_json(json_file, evaluation_document(facts))
     show_measured(facts["test"], f"images in {folder}")
+    if facts["subgroups"]:
+        show_subgroups(facts["subgroups"])
+    for sentence in describe_external(facts["external"]):
+        click.echo(sentence)
     if facts["against"]:
         for each in compared_with_model(facts["against"]):
             click.echo(f"{each.finding} {each.difference}")

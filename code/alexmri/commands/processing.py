@@ -10,6 +10,7 @@ from typing import NoReturn
 from alexmri.contract.failure import report_failure
 from alexmri.contract.gpu import use_gpu
 from alexmri.contract.paths import Paths
+from alexmri.data.groups_table import parse_columns
 from alexmri.errors import UserError
 from alexmri.terminal import PlainTerminal, prepare_output
 
@@ -59,6 +60,13 @@ def _parse(doc: str | None, paths: Paths) -> argparse.Namespace:
         default="fail",
         help="what to do with unreadable images; skip = leave them out (default: fail)",
     )
+    parser.add_argument(
+        "--subgroups",
+        type=parse_columns,
+        default=(),
+        metavar="COLUMN,…",
+        help="also measure subgroups, by columns of groups.csv, as in sex,site,age:65:80",
+    )
     return parser.parse_args()
 
 
@@ -87,6 +95,7 @@ def _measure_into(arguments: argparse.Namespace, terminal: PlainTerminal) -> Non
         workers=cpu_cores(),
         terminal=terminal,
         on_bad_image=arguments.on_bad_image,
+        subgroups=arguments.subgroups,
     )
     shown = {
         **facts,

@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from alexmri.evaluation.formatting import estimate, figure
+from alexmri.evaluation.interpretation import describe_subgroups
 from alexmri.terminal import print_table
 
 
@@ -79,3 +80,22 @@ def show_measured(measured: Mapping[str, Any], what: str) -> None:
         for title, figures in _baselines(measured):
             table.add_row(f"  {title}", "", "", "", estimate(figures[key]))
     print_table(table)
+
+
+def show_subgroups(subgroups: Mapping[str, Any]) -> None:
+    """Print the figures of each subgroup, and what the test of each column found."""
+    unit = "people" if subgroups["resampled_by"] == "subject" else "images"
+    title = f"subgroups, 95 % intervals over {unit}"
+    heads = ("accuracy", "macro F1", "AUC demented")
+    table = Table("subgroup", "people", "images", *heads, title=title)
+    for column in subgroups["columns"]:
+        table.add_section()
+        table.add_row(escape(f"by {column['column']}:"))
+        for group in column["subgroups"]:
+            name = group["name"] + (f" ({group['small']})" if group["small"] else "")
+            people = "" if group["subjects"] is None else str(group["subjects"])
+            figures = (estimate(group[key]) for key in ("accuracy", "macro_f1", "auc_demented"))
+            table.add_row(f"  {escape(name)}", people, str(group["images"]), *figures)
+    print_table(table)
+    for sentence in describe_subgroups(subgroups):
+        print(sentence)

@@ -12,7 +12,7 @@ import click
 from alexmri.contract.gpu import use_gpu
 from alexmri.contract.launcher import is_launched
 from alexmri.errors import UserError
-from alexmri.options import command, read_settings, settings_options
+from alexmri.options import command, read_settings, settings_options, subgroups_option
 from alexmri.settings import Layer, Settings
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **op
 @click.option(
     "--keep-all-checkpoints", is_flag=True, help="keep those of finished folds too (300 MB each)"
 )
+@subgroups_option
 @settings_options
 def crossval(
     data: Path,
@@ -96,6 +97,7 @@ def crossval(
     folds: int,
     overwrite: bool,
     keep_all_checkpoints: bool,
+    subgroups: str | None,
     config_file: Path | None,
     **options: Any,
 ) -> None:
@@ -104,10 +106,13 @@ def crossval(
     So every image is tested once. People are kept together where they are known; --split-by slice
     deals slices instead. The same command goes on where it was stopped.
     """
+    from alexmri.data.groups_table import parse_columns
+
+    columns = parse_columns(subgroups) if subgroups else ()
     resolved = read_settings(config_file, options)
     _check_folders(data, out, overwrite)
     use_gpu(click.echo)
-    from alexmri.commands.tables import show_folds, show_measured, show_pooled
+    from alexmri.commands.tables import show_folds, show_measured, show_pooled, show_subgroups
     from alexmri.contract.signals import StopRequest, exit_code_of_stop
     from alexmri.terminal import choose_terminal
     from alexmri.training.crossval import Crossval, choose_split_by, run_crossval
@@ -118,7 +123,7 @@ def crossval(
     if resolved.sources["split_by"] == "default":
         split_by = choose_split_by(data, resolved.settings, terminal)
         resolved = read_settings(config_file, options, Layer("crossval", {"split_by": split_by}))
-    plan = Crossval(data, resolved.settings, out, folds, overwrite, keep_all_checkpoints)
+    plan = Crossval(data, resolved.settings, out, folds, overwrite, keep_all_checkpoints, columns)
     with StopRequest().on() as stop:
         evaluation = run_crossval(plan, terminal, stop)
     if evaluation is None:
@@ -126,6 +131,8 @@ def crossval(
     show_folds(evaluation)
     show_measured(evaluation["test"], f"all {folds} folds pooled")
     show_pooled(evaluation)
+    if evaluation["subgroups"]:
+        show_subgroups(evaluation["subgroups"])
     terminal.say(f"predictions: {out / 'predictions.csv'}")
     terminal.say(f"report: {out / 'report.html'}")
 

@@ -1,6 +1,5 @@
 """Tell which images show the same subject, from file names, a regular expression or a CSV."""
 
-import csv
 import hashlib
 import re
 from collections.abc import Callable, Sequence
@@ -8,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alexmri.data.folders import MAX_NAMED, ImageFile
+from alexmri.data.groups_table import GROUPS_FILE, find_table, read_table
 from alexmri.data.slicing import SLICES
 from alexmri.errors import UserError
 
 # From this share of fitting names on, the others are strays; below it the pattern is not believed.
 MIN_FITTING_SHARE = 0.95
-# What `alexmri slices` writes beside the class folders, with slices.json, is used unasked.
-GROUPS_FILE = "groups.csv"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,30 +193,9 @@ def _by_regex(images: Sequence[ImageFile], regex: str) -> Subjects:
 
 
 def _by_csv(images: Sequence[ImageFile], root: Path, csv_file: str) -> Subjects:
-    path = next((p for p in (Path(csv_file), root / csv_file) if p.is_file()), None)
-    if path is None:
-        raise UserError(f"groups_file {csv_file} is neither here nor in {root}")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = {"path", "subject"} - set(reader.fieldnames or ())
-            if missing:
-                raise UserError(
-                    f"groups_file {path} lacks the column '{sorted(missing)[0]}'; it needs the"
-                    " columns path and subject"
-                )
-            subjects = {
-                row["path"].strip().replace("\\", "/").removeprefix("./"): row["subject"].strip()
-                for row in reader
-                if row["path"] and row["subject"]
-            }
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"groups_file {path} cannot be read as CSV in UTF-8: {error}") from None
-
-    def subject(image: ImageFile) -> str | None:
-        return subjects.get(image.name) or subjects.get(image.class_and_file)
-
-    return _for_each(images, subject, f"groups_file {path.name}")
+    table = read_table(find_table(root, csv_file))
+    source = f"groups_file {table.path.name}"
+    return _for_each(images, lambda image: table.value(image, "subject"), source)
 
 
 def _for_each(

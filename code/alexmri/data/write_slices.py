@@ -27,9 +27,9 @@ from alexmri.data.decode import shortened, stay_with_parent
 from alexmri.data.dicom import Identity
 from alexmri.data.find_scans import Scan, find_files, hashed, identify_files, series_of
 from alexmri.data.folders import kind_of, list_kinds
+from alexmri.data.groups_table import GROUPS_FILE
 from alexmri.data.scan_labels import CARRIED, STUDY, Labelled, Table, label_scans
 from alexmri.data.slicing import SCHEMA, SLICES, NotAScanError, Slicing, as_png, cut
-from alexmri.data.subjects import GROUPS_FILE
 from alexmri.errors import UserError
 from alexmri.files import (
     append_text,

@@ -1,30 +1,34 @@
 """Measure a model directory on a folder of class folders."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from alexmri.data.cache import DecodedCache, open_cache
 from alexmri.data.dataset import fingerprint, unknown_subjects, without
 from alexmri.data.decode import shortened
 from alexmri.data.folders import Folder, discover_for_test
+from alexmri.data.groups_table import GROUPS_FILE, Column, read_columns
 from alexmri.data.pixels import Preprocessing
 from alexmri.data.subjects import KAGGLE, Subjects, find_subjects
 from alexmri.data.synthetic import FOUND_BY_NAMES, NOTICE, is_synthetic
 from alexmri.errors import UserError
+from alexmri.evaluation.external import find_overlap, measure_external
 from alexmri.evaluation.metrics import find_negative_class, measure
 from alexmri.evaluation.prediction_sets import measure_sets
 from alexmri.evaluation.predictions import Predictions
 from alexmri.evaluation.resampling import compare
 from alexmri.evaluation.robustness import IMAGES_OF_A_FOLDER, Labelled, measure_robustness
+from alexmri.evaluation.subgroups import measure_subgroups
 from alexmri.evaluation.top_losses import find_top_losses
 from alexmri.model.bundle import Bundle
 from alexmri.model.predictor import Predictor, softmax
-from alexmri.settings import Settings, settings_of_model
+from alexmri.settings import settings_of_model
 from alexmri.terminal import Terminal
 
 
@@ -36,6 +40,7 @@ def evaluate_folder(
     terminal: Terminal,
     on_bad_image: Literal["fail", "skip"] = "fail",
     against: Predictor | None = None,
+    subgroups: Sequence[Column] = (),
 ) -> dict[str, Any]:
     """Measure the images in `root`; return the facts that document and report are made from.
 
@@ -43,10 +48,14 @@ def evaluate_folder(
     whoever's writes them) they hold "predictions". Of a folder that holds train / valid / test
     folders only test is measured. Subjects are found as in the training of the model. With
     `on_bad_image` "skip" images that cannot be read are left out, which is said. "against" is how
-    the model compares with the model `against` on the same images, None without one.
+    the model compares with the model `against` on the same images, None without one. "external" is
+    what `measure_external` returns, and "subgroups" what `measure_subgroups` does, None without
+    `subgroups`: columns of groups.csv in `root`, or else of the table that the training had, which
+    then tells subjects too.
 
     Raises:
-        UserError: bad data, a class the model does not know, or other classes in `against`.
+        UserError: bad data, a class the model does not know, other classes in `against`, or columns
+            that cannot be read.
     """
     bundle = predictor.bundle
     if against:
@@ -59,7 +68,12 @@ def evaluate_folder(
             f" are {', '.join(bundle.classes)}"
         )
     settings = settings_of_model(bundle.document.get("settings", {}))
-    groups = _groups(folder, settings, terminal)
+    groups_file = settings.groups_file
+    if subgroups:
+        if (folder.root / GROUPS_FILE).is_file():
+            groups_file = str(folder.root / GROUPS_FILE)
+        subgroups = read_columns(subgroups, folder.images, folder.root, groups_file)
+    groups = _groups(folder, settings.group_regex, groups_file, terminal)
     cache = open_cache(
         folder,
         image_size=bundle.image_size,
@@ -89,13 +103,17 @@ def evaluate_folder(
         warnings.append("the model was trained on synthetic images, which alexmri had drawn")
     for warning in warnings:
         terminal.warn(warning)
-    predictions = _predict(predictor, folder, groups, cache)
+    logits_NK = predictor.logits(cache.pixels_NCHW)
+    predictions = _predictions(bundle, logits_NK, folder, groups)
     compared = None
     if against:
         same_pixels = _kind_of_pixels(bundle) == _kind_of_pixels(against.bundle)
         known = cache if same_pixels else None
         compared = _compare_with(against, predictions, folder, groups, known, workers, terminal)
-    trained_on = _trained_on(bundle, folder, cache, terminal, "the model")
+    overlap = _overlap(bundle, folder, groups, cache)
+    trained_on = _trained_on(overlap, terminal, "the model")
+    negative_class = find_negative_class(bundle.classes, settings.negative_class)
+    measured = measure(predictions, negative_class=negative_class)
     counts = Counter(image.label for image in folder.images)
     subjects = None
     if groups:
@@ -118,10 +136,18 @@ def evaluate_folder(
         "leak_probe": {"slice": None, "subject": None, "shuffled": None},
         "predictions": predictions,
         "audit": None,
-        "test": measure(
+        "test": measured,
+        "external": measure_external(
+            bundle,
             predictions,
-            negative_class=find_negative_class(bundle.classes, settings.negative_class),
+            logits_NK,
+            predictor.predict(cache.pixels_NCHW).ood_percentile_N if bundle.ood else None,
+            overlap,
+            measured,
         ),
+        "subgroups": measure_subgroups(predictions, subgroups, negative_class=negative_class)
+        if subgroups
+        else None,
         "validation": None,
         "prediction_sets": measure_sets(predictions, bundle.conformal)
         if bundle.conformal
@@ -165,7 +191,10 @@ def evaluate_folder(
 
 def evaluation_document(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of evaluation.json."""
-    kept = ("protocol", "test", "prediction_sets", "robustness", "leak_probe", "skipped_images")
+    kept = (
+        *("protocol", "test", "external", "subgroups", "prediction_sets", "robustness"),
+        *("leak_probe", "skipped_images"),
+    )
     return {
         "schema": "alexmri.evaluation/1",
         "model": facts["model"]["version"],
@@ -174,15 +203,14 @@ def evaluation_document(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _predict(
-    predictor: Predictor, folder: Folder, groups: Subjects | None, cache: DecodedCache
+def _predictions(
+    bundle: Bundle, logits_NK: NDArray[np.float32], folder: Folder, groups: Subjects | None
 ) -> Predictions:
-    logits_NK = predictor.logits(cache.pixels_NCHW)
-    classes = predictor.bundle.classes
+    classes = bundle.classes
     return Predictions(
         classes=classes,
         labels_N=np.array([classes.index(image.label) for image in folder.images]),
-        probabilities_NK=softmax(logits_NK, predictor.bundle.temperature),
+        probabilities_NK=softmax(logits_NK, bundle.temperature),
         subjects_N=groups.ids if groups else None,
         paths=tuple(image.name for image in folder.images),
         uncalibrated_NK=softmax(logits_NK),
@@ -222,10 +250,12 @@ def _compare_with(
             workers=workers,
             terminal=terminal,
         )
+    logits_NK = against.logits(cache.pixels_NCHW)
+    overlap = _overlap(other, folder, groups, cache)
     return {
         "model": other.version,
-        **_trained_on(other, folder, cache, terminal, "the other model"),
-        **compare(predictions, _predict(against, folder, groups, cache)),
+        **_trained_on(overlap, terminal, "the other model"),
+        **compare(predictions, _predictions(other, logits_NK, folder, groups)),
     }
 
 
@@ -233,35 +263,41 @@ def _kind_of_pixels(bundle: Bundle) -> tuple[Preprocessing, int, int]:
     return bundle.preprocessing, bundle.channels, bundle.image_size
 
 
-def _trained_on(
-    bundle: Bundle, folder: Folder, cache: DecodedCache, terminal: Terminal, model: str
+def _overlap(
+    bundle: Bundle, folder: Folder, groups: Subjects | None, cache: DecodedCache
 ) -> dict[str, Any]:
+    """Return what `find_overlap` does; version 0.1.0 stored of all its images one fingerprint."""
+    stored = bundle.document.get("data", {}).get("fingerprint")
+    return find_overlap(
+        bundle,
+        cache.sha256,
+        groups.ids if groups else None,
+        same_data=fingerprint(folder, cache) == stored,
+    )
+
+
+def _trained_on(overlap: Mapping[str, Any], terminal: Terminal, model: str) -> dict[str, Any]:
     """Tell whether a model was trained with any of the images, and with how many.
 
     One is enough: only without any are all figures about new images. Both are None where the model
     does not list its training images.
     """
-    count = None
-    if bundle.training_images is not None:
-        known = frozenset(bundle.training_images.split())
-        count = sum(sha256 in known for sha256 in cache.sha256)
-    trained_on = None if count is None else count > 0
-    if fingerprint(folder, cache) == bundle.document.get("data", {}).get("fingerprint"):
-        trained_on = True  # all that version 0.1.0 stored, of the whole data set
+    count = overlap["images_in_training"]
+    trained_on = count > 0 if count is not None else overlap["is_external"] is False or None
     if trained_on:
         terminal.warn(
-            f"{model} was trained with {count or 'some'} of the {len(folder.images)} images: the"
+            f"{model} was trained with {count or 'some'} of the {overlap['images']} images: the"
             " figures are not a test"
         )
     return {"trained_on_these_images": trained_on, "images_in_training": count}
 
 
-def _groups(folder: Folder, settings: Settings, terminal: Terminal) -> Subjects | None:
+def _groups(
+    folder: Folder, regex: str | None, csv_file: str | None, terminal: Terminal
+) -> Subjects | None:
     """Find subjects as in training, or else by file names: another folder has other names."""
     try:
-        return find_subjects(
-            folder.images, folder.root, regex=settings.group_regex, csv_file=settings.groups_file
-        )
+        return find_subjects(folder.images, folder.root, regex=regex, csv_file=csv_file)
     except UserError as error:
         terminal.warn(f"people are looked for in file names, because {error}")
         return find_subjects(folder.images, folder.root, regex=None, csv_file=None)

@@ -35,8 +35,12 @@ def lead(difference: Mapping[str, Any] | None) -> str:
     if difference["ci95"] is None or p_value is None:
         return _signed(difference["value"])
     low, high = map(_signed, difference["ci95"])
-    p = "p ≤ 0.001" if p_value <= 0.001 else f"p = {p_value:.3f}"
-    return f"{_signed(difference['value'])} ({low} to {high}, {p})"
+    return f"{_signed(difference['value'])} ({low} to {high}, p {shown_p_value(p_value)})"
+
+
+def shown_p_value(p_value: float) -> str:
+    """Write a p-value with its sign: `= 0.040`, or `≤ 0.001`, below which no test here goes."""
+    return "≤ 0.001" if p_value <= 0.001 else f"= {p_value:.3f}"
 
 
 def text_templates() -> Environment:
@@ -51,6 +55,7 @@ def text_templates() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {"figure": figure, "estimate": estimate, "lead": lead}
+    environment.filters["p_value"] = shown_p_value
     return environment
 
 

@@ -77,6 +77,27 @@ def compared_with_model(against: Mapping[str, Any]) -> list[Comparison]:
     ]
 
 
+def describe_subgroups(subgroups: Mapping[str, Any]) -> list[str]:
+    """Return what the test of each column found; `subgroups` is what `measure_subgroups` returned.
+
+    The answer is about accuracy alone.
+    """
+    columns = subgroups["columns"]
+    return [
+        _say("subgroups_tested", column=column, columns=len(columns), significant=SIGNIFICANT)
+        for column in columns
+    ]
+
+
+def describe_external(external: Mapping[str, Any]) -> list[str]:
+    """Return whether data are external, and what changed there, as sentences.
+
+    `external` is what `measure_external` returned.
+    """
+    found = [_say("overlap", external=external), _say("calibration_here", **external)]
+    return [*found, _say("unusual_images", **external)]
+
+
 def interpret(
     protocol: Mapping[str, Any], leak_probe: Mapping[str, Any], test: Mapping[str, Any] | None
 ) -> list[str]:

@@ -1,7 +1,7 @@
 """What a model said about labelled images; how that is pooled, narrowed, averaged by subject."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -94,19 +94,30 @@ def restrict(predictions: Predictions, classes: Sequence[str]) -> Predictions:
     kept = [k for k, name in enumerate(predictions.classes) if name in classes]
     new_K = np.full(len(predictions.classes) + 1, OTHER)  # the last is for OTHER itself
     new_K[kept] = np.arange(len(kept))
-    rows_M = np.flatnonzero(np.isin(predictions.labels_N, kept))
+    of_them = at_rows(predictions, np.flatnonzero(np.isin(predictions.labels_N, kept)))
+    nearest_N, uncalibrated_NK = of_them.nearest_N, of_them.uncalibrated_NK
+    return replace(
+        of_them,
+        classes=tuple(predictions.classes[k] for k in kept),
+        labels_N=new_K[of_them.labels_N],
+        probabilities_NK=_shares(of_them.probabilities_NK[:, kept]),
+        uncalibrated_NK=None if uncalibrated_NK is None else _shares(uncalibrated_NK[:, kept]),
+        nearest_N=None if nearest_N is None else new_K[nearest_N],
+    )
+
+
+def at_rows(predictions: Predictions, rows_M: Ints) -> Predictions:
+    """Return the predictions on some of the images; ValueError for none."""
     subjects, nearest_N = predictions.subjects_N, predictions.nearest_N
     uncalibrated_NK = predictions.uncalibrated_NK
-    return Predictions(
-        classes=tuple(predictions.classes[k] for k in kept),
-        labels_N=new_K[predictions.labels_N[rows_M]],
-        probabilities_NK=_shares(predictions.probabilities_NK[rows_M][:, kept]),
+    return replace(
+        predictions,
+        labels_N=predictions.labels_N[rows_M],
+        probabilities_NK=predictions.probabilities_NK[rows_M],
         subjects_N=None if subjects is None else tuple(subjects[row] for row in rows_M.tolist()),
         paths=tuple(predictions.paths[row] for row in rows_M.tolist()),
-        uncalibrated_NK=(
-            None if uncalibrated_NK is None else _shares(uncalibrated_NK[rows_M][:, kept])
-        ),
-        nearest_N=None if nearest_N is None else new_K[nearest_N[rows_M]],
+        uncalibrated_NK=None if uncalibrated_NK is None else uncalibrated_NK[rows_M],
+        nearest_N=None if nearest_N is None else nearest_N[rows_M],
     )
 
 

@@ -9,7 +9,13 @@ from typing import Any
 from alexmri.data.pages import page_templates
 from alexmri.data.synthetic import NOTICE
 from alexmri.evaluation.formatting import figure, interval, text_templates
-from alexmri.evaluation.interpretation import compared, headline, interpret
+from alexmri.evaluation.interpretation import (
+    compared,
+    describe_external,
+    describe_subgroups,
+    headline,
+    interpret,
+)
 from alexmri.evaluation.metrics import statistics
 from alexmri.files import write_atomically, write_json
 
@@ -43,7 +49,8 @@ def render_report(facts: Mapping[str, Any]) -> str:
     data's audit, or None), robustness (of `measure_robustness`), prediction_sets (of
     `measure_sets`), top_losses, settings, run, code, model (parameters, temperature) and plots (PNG
     bytes by name; missing ones are left out).
-    Without a training `history` is empty, and only the splits that `counts` names are shown.
+    Without a training `history` is empty, and only the splits that `counts` names are shown. There
+    may also be subgroups (of `measure_subgroups`) and external (of `measure_external`).
     Everything in it is escaped: class names are folder names. Raises jinja2.UndefinedError where a
     key is missing.
     """
@@ -54,9 +61,11 @@ def render_report(facts: Mapping[str, Any]) -> str:
         "shown": _shown,
         "base64": _base64,
         "compared": compared,
+        "describe_external": describe_external,
+        "describe_subgroups": describe_subgroups,
     }
     return environment.get_template("report.html").render(
-        **facts,
+        **{"external": None, "subgroups": None, **facts},
         **_meaning(facts),
         disclaimer=DISCLAIMER,
         other=facts["protocol"].get("compared_with") or "test",

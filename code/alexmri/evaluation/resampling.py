@@ -1,6 +1,6 @@
-"""Tell figures from chance by resampling people: intervals, and tests between two answers."""
+"""Tell figures from chance by resampling people: intervals, tests of two answers and of groups."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,3 +149,55 @@ def paired_test(
             seen.setdefault(name, float(gap_R[0]))
             as_large[name] += int((gap_R >= seen[name] - 1e-12).sum())
     return {name: count / (permutations + 1) for name, count in as_large.items()}
+
+
+def difference_test(
+    right_U: Floats, images_U: Floats, groups_U: Ints, *, permutations: int, seed: int
+) -> float | None:
+    """Return the p-value that accuracy differs between groups of units by chance alone.
+
+    `right_U` of the `images_U` of each unit were answered right, and `groups_U` are numbers of
+    groups, 0 or more. The statistic is the sum over groups of images times the squared distance of
+    the group's accuracy from that of all. Null hypothesis: the group of a unit has nothing to do
+    with how many of its images are answered right. Then any other dealing of the units to groups of
+    the same sizes is as likely, so `permutations` of them are drawn, and p is the share with a
+    statistic as large as the one seen, that one included (Fisher 1935; Phipson and Smyth 2010):
+    never below 1 / (permutations + 1). None where there is one group only.
+    """
+    sizes_G = np.unique(groups_U, return_counts=True)[1]
+    if len(sizes_G) < 2:
+        return None
+    starts_G = np.concatenate([[0], np.cumsum(sizes_G)[:-1]])
+    accuracy = right_U.sum() / images_U.sum()
+
+    def statistics_of(order_RU: Ints) -> Floats:
+        right_RG, images_RG = (
+            np.add.reduceat(each_U[order_RU], starts_G, axis=1) for each_U in (right_U, images_U)
+        )
+        squares_RG = images_RG * np.square(right_RG / images_RG - accuracy)
+        summed_R: Floats = squares_RG.sum(axis=1)
+        return summed_R
+
+    U = len(groups_U)
+    seen = statistics_of(groups_U.argsort(kind="stable")[None])[0]
+    rng = np.random.default_rng(np.random.SeedSequence((seed, 2)))
+    as_large, size = 1, max(1, _BLOCK // U)
+    for start in range(0, permutations, size):
+        R = min(size, permutations - start)
+        order_RU = rng.permuted(np.tile(np.arange(U), (R, 1)), axis=1)
+        as_large += int((statistics_of(order_RU) >= seen - 1e-9).sum())
+    return as_large / (permutations + 1)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Return p-values corrected for there being several (Holm 1979); None stays, and is no test.
+
+    The chance that any true null hypothesis has one of at most 0.05 is then at most 0.05.
+    """
+    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for rank, (p, i) in enumerate(known):
+        highest = max(highest, min(1.0, p * (len(known) - rank)))
+        corrected[i] = highest
+    return corrected

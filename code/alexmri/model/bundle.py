@@ -12,6 +12,8 @@
     training_images.sha256
                         SHA-256 of the file of every training image, one a line, sorted. A model of
                         0.1.0 has none
+    held_out_images.sha256
+                        the same of the other images of its data set: validation and test
     model.onnx          on request: the network for other runtimes (see model/onnx.py)
     MODEL_CARD.md       the same for readers
 
@@ -57,6 +59,7 @@ OOD = "ood.safetensors"
 OOD_OF_0_1_0 = "unlike.safetensors"
 ONNX = "model.onnx"
 TRAINING_IMAGES = "training_images.sha256"
+HELD_OUT_IMAGES = "held_out_images.sha256"
 FEATURES = sum(WIDTHS[:DESCRIBING_BLOCKS])
 GOLDEN_IMAGES = 4
 # Relative to the largest logit. Other processors round differently; a wrong weight is off by more.
@@ -120,7 +123,8 @@ class Bundle:
 
     `document` is model.json, `golden_NCHW` are the `uint8` images of the stored example, and `card`
     is the text of MODEL_CARD.md. `ood` is None for a model without `ood.safetensors`.
-    `training_images` is the text of training_images.sha256, None where it is unknown.
+    `training_images` is the text of training_images.sha256, `held_out_images` that of
+    held_out_images.sha256; None where it is unknown.
     """
 
     network: AlexNet
@@ -129,6 +133,7 @@ class Bundle:
     ood: OutOfDistribution | None
     card: str
     training_images: str | None = None
+    held_out_images: str | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -185,15 +190,16 @@ def save_bundle(
     card: str,
     ood: OutOfDistribution | None = None,
     training_images: Iterable[str] | None = None,
+    held_out_images: Iterable[str] | None = None,
     also: tuple[str, ...] = (),
     preprocessing: Preprocessing = PREPROCESSING,
 ) -> None:
     """Write the model directory; model.json comes last, so where it stands the rest is whole.
 
     `facts` (settings, split, data, code, slicing, metrics) are stored in model.json as they are.
-    `training_images` are the SHA-256 of the training images' files. `also`
-    names files that stand in `folder` already and belong to the model. What an earlier model left
-    there and this one does not have is removed.
+    `training_images` are the SHA-256 of the training images' files, `held_out_images` those of the
+    other images of the data set. `also` names files that stand in `folder` already and belong to
+    the model. What an earlier model left there and this one does not have is removed.
     """
     # A copy: a stopped training measures the network once more, on the device it trained on.
     network = copy.deepcopy(network).cpu().eval()
@@ -211,11 +217,12 @@ def save_bundle(
         with appearing(folder / OOD) as temporary:
             ood.save(temporary)
         names.append(OOD)
-    if training_images is not None:
-        lines = "".join(f"{sha256}\n" for sha256 in sorted(training_images))
-        write_atomically(folder / TRAINING_IMAGES, lines)
-        names.append(TRAINING_IMAGES)
-    for name in {OOD, OOD_OF_0_1_0, ONNX, TRAINING_IMAGES}.difference(names):
+    for name, images in ((TRAINING_IMAGES, training_images), (HELD_OUT_IMAGES, held_out_images)):
+        if images is not None:
+            write_atomically(folder / name, "".join(f"{sha256}\n" for sha256 in sorted(images)))
+            names.append(name)
+    optional = {OOD, OOD_OF_0_1_0, ONNX, TRAINING_IMAGES, HELD_OUT_IMAGES}
+    for name in optional.difference(names):
         (folder / name).unlink(missing_ok=True)
     files = {name: sha256_of(folder / name) for name in names}
     content = {
@@ -266,10 +273,11 @@ def load_bundle(folder: Path) -> Bundle:
         raise UserError(
             f"{folder / 'model.json'} is damaged: its checksum does not match; copy the model again"
         )
-    trained_with = None
-    if TRAINING_IMAGES in model.files:
-        trained_with = (folder / TRAINING_IMAGES).read_text("ascii", "replace")
-    return Bundle(network, document, golden_NCHW, ood, _read_card(folder), trained_with)
+    listed = (
+        (folder / name).read_text("ascii", "replace") if name in model.files else None
+        for name in (TRAINING_IMAGES, HELD_OUT_IMAGES)
+    )
+    return Bundle(network, document, golden_NCHW, ood, _read_card(folder), *listed)
 
 
 def _checked(folder: Path, document: Mapping[str, Any]) -> _ModelJson:

@@ -14,6 +14,7 @@ from alexmri.contract.signals import Stopped, StopRequest
 from alexmri.data.audit import Comparison, compare_images
 from alexmri.data.dataset import Dataset, load_dataset
 from alexmri.data.folders import discover
+from alexmri.data.groups_table import Column, read_columns
 from alexmri.data.split import Fold
 from alexmri.data.subjects import find_subjects
 from alexmri.errors import UserError
@@ -35,7 +36,8 @@ PLAN = "crossval.json"
 class Crossval:
     """What to cross-validate and where to write; `start_anew` removes the one that stands there.
 
-    The checkpoints of a finished fold are removed unless `keep_all_checkpoints`.
+    The checkpoints of a finished fold are removed unless `keep_all_checkpoints`. The pooled answers
+    are also measured by `subgroups`, columns of groups.csv.
     """
 
     data: Path
@@ -44,6 +46,7 @@ class Crossval:
     folds: int
     start_anew: bool = False
     keep_all_checkpoints: bool = False
+    subgroups: tuple[Column, ...] = ()
 
     def job(self, number: int, compared: Comparison) -> Job:
         """Return the training of fold `number` (from 1)."""
@@ -90,6 +93,7 @@ def run_crossval(plan: Crossval, terminal: Terminal, stop: StopRequest) -> dict[
     Raises:
         UserError: as `run_job`, and where the folder holds another cross-validation.
     """
+    columns = _read_subgroups(plan)
     make_writable(plan.output)
     with claimed(plan.output):
         try:
@@ -109,9 +113,17 @@ def run_crossval(plan: Crossval, terminal: Terminal, stop: StopRequest) -> dict[
                 if not _finish_fold(plan, number, compared, terminal, stop):
                     return None
             with stop.interrupts(at=1):
-                return pool_folds(plan.output, plan.folds, plan.settings)
+                return pool_folds(plan.output, plan.folds, plan.settings, columns)
         except Stopped:
             return None
+
+
+def _read_subgroups(plan: Crossval) -> tuple[Column, ...]:
+    """Return the columns with their values, before hours of training."""
+    if not plan.subgroups:
+        return ()
+    folder = discover(plan.data)
+    return read_columns(plan.subgroups, folder.images, folder.root, plan.settings.groups_file)
 
 
 def _take_up(plan: Crossval, dataset: Dataset) -> None:

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alexmri.data.groups_table import Column
 from alexmri.data.split import classes_of_enough
 from alexmri.errors import UserError
 from alexmri.evaluation.metrics import find_negative_class, measure
 from alexmri.evaluation.predictions import Predictions, pool, restrict
 from alexmri.evaluation.report import write_measured
+from alexmri.evaluation.subgroups import measure_subgroups
 from alexmri.files import require_json_object, write_json
 from alexmri.settings import Settings
 from alexmri.training.predictions_csv import PREDICTIONS, read_predictions, write_predictions
@@ -35,10 +37,13 @@ READ = {
 }
 
 
-def pool_folds(output: Path, folds: int, settings: Settings) -> dict[str, Any]:
+def pool_folds(
+    output: Path, folds: int, settings: Settings, subgroups: Sequence[Column] = ()
+) -> dict[str, Any]:
     """Measure what the finished folds in `output` predicted; write it all and return the figures.
 
-    Only what the folds left is read, so the result is a function of that.
+    Only what the folds left is read, so the result is a function of that and of `subgroups`, the
+    columns to measure subgroups by.
     """
     # matplotlib: seconds that no training waits for.
     from alexmri.evaluation.plots import measured_plots
@@ -80,6 +85,11 @@ def pool_folds(output: Path, folds: int, settings: Settings) -> dict[str, Any]:
         "without_small_classes": without_small_classes(
             predictions, folds, negative_class, settings.seed
         ),
+        "subgroups": measure_subgroups(
+            predictions, subgroups, negative_class=negative_class, seed=settings.seed
+        )
+        if subgroups
+        else None,
     }
     fold_of = [number for number, part in enumerate(parts, start=1) for _ in part.paths]
     write_predictions(output / PREDICTIONS, predictions, fold_of)

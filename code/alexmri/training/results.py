@@ -215,6 +215,7 @@ def write_model(
             pixels_NCHW=validation.pixels_NCHW[:64],
             preprocessing=preprocessing_of(settings),
         )
+    images = list(zip(dataset.cache.sha256, dataset.split.assigned, strict=True))
     save_bundle(
         folder,
         network,
@@ -237,7 +238,8 @@ def write_model(
             "metrics": {"validation": facts["validation"], "test": facts["test"]},
         },
         card=model_card(facts),
-        training_images=[dataset.cache.sha256[i] for i in dataset.split.indices("train")],
+        training_images=[sha for sha, split in images if split == "train"],
+        held_out_images=[sha for sha, split in images if split != "train"],
         also=(ONNX,) if with_onnx else (),
         ood=ood,
     )
