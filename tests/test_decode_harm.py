@@ -171,6 +171,7 @@ def decode_one(body: bytes) -> None:
         to_pixels(records, budget, image_size=32, channels=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "megabytes"),
     [

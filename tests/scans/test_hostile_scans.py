@@ -233,6 +233,7 @@ def test_a_decoder_that_costs_too_much_is_ended() -> None:
         read_series([lambda: data], seconds=0)
 
 
+@pytest.mark.slow
 def test_large_requests_wait_for_one_another_before_a_file_is_unpacked() -> None:
     class WaitedError(Exception):
         pass

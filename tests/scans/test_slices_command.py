@@ -448,6 +448,7 @@ INTERRUPTIBLE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_leaves_whole_files_and_goes_on(
     tmp_path: Path, number: signal.Signals
@@ -638,6 +639,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.slow
 def test_volumes_do_not_add_up_in_memory(tmp_path: Path) -> None:
     """One volume at a time and worker: each takes 55 MB as float32."""
     big = np.zeros((240, 240, 240), np.uint8)
