@@ -16,6 +16,8 @@ from alexmri.evaluation.predictions import Predictions
 
 from .report_facts import draw_all, history, predictions
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -85,7 +87,6 @@ def test_no_epochs_is_refused() -> None:
         plots.curves([])
 
 
-@pytest.mark.slow
 def test_drawing_chooses_no_backend_and_keeps_no_figure() -> None:
     """A process without a screen draws, also in a thread and whatever screen is asked for."""
     program = (

@@ -217,6 +217,7 @@ DEADLY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DEADLY)
 def test_a_frame_that_ends_its_decoder_ends_nothing_else(name: str) -> None:
     original = (PYDICOM / name).read_bytes()

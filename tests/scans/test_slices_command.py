@@ -564,6 +564,7 @@ def test_the_list_of_mr_images_is_that_of_pydicom() -> None:
     assert found == set(MR_IMAGES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "expected"), [*MR_IMAGES.items(), *OTHERS.items()])
 def test_real_dicom_files_give_a_slice_or_one_sentence(
     name: str, expected: int | str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
