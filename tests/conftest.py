@@ -18,9 +18,11 @@ from alexmri.data.phantom import write_demo_data
 pytest_plugins = ["tests.browser"]
 # Those run in environments of their own, without alexmri: `make conformance-clients`.
 collect_ignore = ["clients"]
-# Tests in these folders start servers, containers or a simulated AWS; tests with these fixtures
-# start Chromium or a training. Other slow tests are marked where they stand.
-SLOW_FOLDERS, SLOW_FIXTURES = {"aws", "docker", "process"}, {"browser", "finished"}
+# Tests in these folders start servers, containers or a simulated AWS. Tests with these fixtures
+# start Chromium, a training or a simulated S3, or read thousands of real slices. Other slow tests
+# are marked where they stand.
+SLOW_FOLDERS = {"aws", "docker", "process"}
+SLOW_FIXTURES = {"browser", "finished", "real_slices", "s3_server"}
 REAL_SLICES = Path(__file__).parents[2] / "shared" / "data" / "alzheimer-mri"
 
 

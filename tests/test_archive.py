@@ -238,6 +238,7 @@ def test_folders_within_folders_without_end_are_refused(
         unpack(packed, tmp_path / "target")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, b"L", b"K"]
 )

@@ -93,6 +93,7 @@ for value in (1.0, 2.0):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("name", ["*.safetensors", "*.json"])
 def test_a_kill_between_two_saves_at_one_step_leaves_a_whole_one(

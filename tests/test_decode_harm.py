@@ -43,6 +43,8 @@ from .request_bodies import (
     pixels_of,
 )
 
+pytestmark = pytest.mark.slow
+
 HEADER = b"{'descr': '|u1', 'fortran_order': False, 'shape': (99999999, 99999), }"
 # As large as a request may be, nearly.
 LARGE = 24_000_000

@@ -26,6 +26,8 @@ from alexmri.training.optim import build_optimizer, set_learning_rate
 from alexmri.training.state import State
 from alexmri.training.step_graph import Step, StepGraph
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -71,6 +71,7 @@ def test_heat_is_the_gradient_weighted_sum_of_the_last_block(tmp_path: Path) -> 
     assert colour(predictor.gradcam_png(pixels, 1)).max() == 0
 
 
+@pytest.mark.slow
 def test_a_large_picture_in_colour_keeps_its_size(tmp_path: Path) -> None:
     network = network_of(288, 3)
     bundles.save(tmp_path, network, CLASSES, image_size=288, channels=3)

@@ -78,6 +78,7 @@ def test_at_224_pixels_it_is_the_classic_network() -> None:
     assert next(layer for layer in layers if layer.kind == "Flatten").output == (256 * 6 * 6,)
 
 
+@pytest.mark.slow
 def test_weights_are_a_function_of_the_seed_and_leave_no_trace() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()

@@ -22,6 +22,8 @@ from alexmri.settings import Layer, resolve
 
 from .test_predictor import CLASSES, network_of, noise, save
 
+pytestmark = pytest.mark.slow
+
 
 def run(*arguments: object, without: str = "") -> subprocess.CompletedProcess[str]:
     """Run the command; `without` is a package that then cannot be imported."""
@@ -107,7 +109,6 @@ def test_a_file_that_answers_otherwise_does_not_appear(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_where_it_cannot_be_done_it_says_so(bundle: Path, tmp_path: Path, demo: Path) -> None:
     missing = run("export", bundle, "--onnx", "--out", tmp_path / "x", without="onnxruntime")
     assert missing.returncode == 2
@@ -124,7 +125,6 @@ def test_where_it_cannot_be_done_it_says_so(bundle: Path, tmp_path: Path, demo: 
     assert "no model directory; name the file" in run("export", tmp_path, "--onnx").stderr
 
 
-@pytest.mark.slow
 def test_training_writes_it_beside_the_model_and_vouches_for_it(demo: Path, tmp_path: Path) -> None:
     command = ("train", "--data", demo, "--out", tmp_path, "--epochs", "1", "--export-onnx")
     done = run(*command, "--wandb-mode", "disabled")

@@ -64,6 +64,7 @@ def content(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_files_are_named_and_shaped_like_the_public_ones(folder: Path) -> None:
     for name, subjects in DEMO_SUBJECTS.items():
         found = {path.name for path in (folder / name).iterdir()}

@@ -16,6 +16,8 @@ from alexmri.evaluation.predictions import Predictions
 
 from .report_facts import draw_all, history, predictions
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

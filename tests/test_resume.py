@@ -21,6 +21,8 @@ from alexmri.training import loop
 from alexmri.training.checkpoint import CheckpointWriter, load_newest
 from alexmri.training.loop import Run
 
+pytestmark = pytest.mark.slow
+
 FEW = {"epochs": 3, "batch_size": 8, "augment": "none", "checkpoint_every_seconds": None}
 
 
@@ -79,7 +81,6 @@ class StopAtStep(StopRequest):
         return self._left < 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("steps", [0, 1, 2, 4, 8])
 @pytest.mark.parametrize("ema_decay", [0, 0.9])
 def test_a_run_stopped_at_any_step_ends_as_if_it_had_not_been(

@@ -121,6 +121,7 @@ def test_few_people_are_not_taken_for_one(real: People, people: int) -> None:
     assert real.infer(rows[real.slice_N[rows] % 2 == 0])[0] >= 0.75
 
 
+@pytest.mark.slow
 def test_the_confidence_is_low_where_people_are_torn(real: People) -> None:
     generator = np.random.default_rng(0)
     images, slices = len(real.subject_N), real.slice_N

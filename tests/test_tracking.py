@@ -33,6 +33,7 @@ def test_metrics_file_starts_with_the_history_and_appends(tmp_path: Path) -> Non
     assert rows == [{"epoch": 1}, {"epoch": 2, "val_loss": 0.5}]
 
 
+@pytest.mark.slow
 def test_without_a_key_the_run_is_kept_offline(tmp_path: Path, warnings: list[str]) -> None:
     sink = WandbSink(settings_of(), tmp_path, None, {"images": 3}, warnings.append)
     assert sink.run_id

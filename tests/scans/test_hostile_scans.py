@@ -217,6 +217,7 @@ DEADLY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DEADLY)
 def test_a_frame_that_ends_its_decoder_ends_nothing_else(name: str) -> None:
     original = (PYDICOM / name).read_bytes()
@@ -233,6 +234,7 @@ def test_a_decoder_that_costs_too_much_is_ended() -> None:
         read_series([lambda: data], seconds=0)
 
 
+@pytest.mark.slow
 def test_large_requests_wait_for_one_another_before_a_file_is_unpacked() -> None:
     class WaitedError(Exception):
         pass

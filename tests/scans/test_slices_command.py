@@ -448,6 +448,7 @@ INTERRUPTIBLE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_leaves_whole_files_and_goes_on(
     tmp_path: Path, number: signal.Signals
@@ -563,6 +564,7 @@ def test_the_list_of_mr_images_is_that_of_pydicom() -> None:
     assert found == set(MR_IMAGES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "expected"), [*MR_IMAGES.items(), *OTHERS.items()])
 def test_real_dicom_files_give_a_slice_or_one_sentence(
     name: str, expected: int | str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -638,6 +640,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.slow
 def test_volumes_do_not_add_up_in_memory(tmp_path: Path) -> None:
     """One volume at a time and worker: each takes 55 MB as float32."""
     big = np.zeros((240, 240, 240), np.uint8)
