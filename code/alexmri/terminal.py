@@ -3,13 +3,17 @@
 import io
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 T = TypeVar("T")
+# Where nobody sees a bar, how often a line says how far the work is.
+SECONDS_BETWEEN_LINES = 10.0
 
 
 class Terminal(Protocol):
@@ -23,6 +27,9 @@ class Terminal(Protocol):
 
     def track(self, items: Iterable[T], total: int, description: str) -> Iterable[T]:
         """Pass `items` through, showing how many of `total` are done."""
+
+    def working(self, description: str) -> AbstractContextManager[None]:
+        """Show what is done inside the block, where there is nothing to count."""
 
 
 class PlainTerminal:
@@ -40,8 +47,19 @@ class PlainTerminal:
     def warn(self, line: str) -> None:
         self.say(f"warning: {line}")
 
-    def track(self, items: Iterable[T], total: int, description: str) -> Iterable[T]:
-        return items
+    def track(self, items: Iterable[T], total: int, description: str) -> Iterator[T]:
+        last = time.monotonic()
+        for done, item in enumerate(items, start=1):
+            yield item
+            now = time.monotonic()
+            if now - last >= SECONDS_BETWEEN_LINES:
+                last = now
+                self.say(f"{description}: {done} of {total}")
+
+    @contextmanager
+    def working(self, description: str) -> Iterator[None]:
+        self.say(description)
+        yield
 
 
 class SilentTerminal(PlainTerminal):
@@ -92,6 +110,13 @@ class RichTerminal(PlainTerminal):
             for item in items:
                 yield item
                 progress.advance(task)
+
+    @contextmanager
+    def working(self, description: str) -> Iterator[None]:
+        from rich.text import Text
+
+        with self._console.status(Text(description)):
+            yield
 
 
 def number_of(count: int, thing: str) -> str:

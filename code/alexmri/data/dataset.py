@@ -34,7 +34,7 @@ from alexmri.data.subjects import KAGGLE, Subjects, find_subjects, misfits, shor
 from alexmri.data.synthetic import FOUND_BY_NAMES, is_synthetic
 from alexmri.errors import UserError, option
 from alexmri.settings import Settings, cases_needed
-from alexmri.terminal import Terminal
+from alexmri.terminal import Terminal, number_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +229,9 @@ def load_dataset(
 
         # Where a head lies, and its size, help to tell people apart.
         whole = decoded(folder, preprocessing=PREPROCESSING)
-        inferred = infer_subjects(unit_vectors(whole.pixels_NCHW))
+        images = number_of(len(folder.images), "image")
+        with terminal.working(f"looking for the people on {images}"):
+            inferred = infer_subjects(unit_vectors(whole.pixels_NCHW))
         groups = inferred.subjects(cache.sha256)
     try:
         if fold:

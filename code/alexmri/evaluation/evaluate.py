@@ -96,6 +96,10 @@ def evaluate_folder(
         known = cache if same_pixels else None
         compared = _compare_with(against, predictions, folder, groups, known, workers, terminal)
     trained_on = _trained_on(bundle, folder, cache, terminal, "the model")
+    negative_class = find_negative_class(bundle.classes, settings.negative_class)
+    with terminal.working("computing figures and their intervals"):
+        test = measure(predictions, negative_class=negative_class)
+        sets = measure_sets(predictions, bundle.conformal) if bundle.conformal else None
     counts = Counter(image.label for image in folder.images)
     subjects = None
     if groups:
@@ -118,14 +122,9 @@ def evaluate_folder(
         "leak_probe": {"slice": None, "subject": None, "shuffled": None},
         "predictions": predictions,
         "audit": None,
-        "test": measure(
-            predictions,
-            negative_class=find_negative_class(bundle.classes, settings.negative_class),
-        ),
+        "test": test,
         "validation": None,
-        "prediction_sets": measure_sets(predictions, bundle.conformal)
-        if bundle.conformal
-        else None,
+        "prediction_sets": sets,
         "robustness": measure_robustness(
             Labelled(
                 [image.path for image in folder.images],
@@ -139,6 +138,7 @@ def evaluate_folder(
             preprocessing=bundle.preprocessing,
             at_most=IMAGES_OF_A_FOLDER,
             workers=workers,
+            terminal=terminal,
         ),
         "against": compared,
         "top_losses": find_top_losses(

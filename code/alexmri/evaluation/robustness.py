@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from alexmri.data.pixels import Pixels, Preprocessing, fit
 from alexmri.evaluation.predictions import Floats, Ints
 from alexmri.evaluation.rates import rates, ratio, unit_matrices
 from alexmri.evaluation.resampling import estimate, resamples, units_of
+from alexmri.terminal import Terminal
 
 # An image under all changes takes 86 ms of a core at 32 pixels: as long as about so many images
 # take in training.
@@ -76,6 +78,7 @@ def measure_robustness(
     preprocessing: Preprocessing,
     at_most: int,
     workers: int,
+    terminal: Terminal,
     seed: int = SEED,
     replicates: int = 1000,
 ) -> dict[str, Any] | None:
@@ -99,13 +102,15 @@ def measure_robustness(
 
     found: list[int] = []
     answers: list[Ints] = []
+    total = len(sample.paths)
+    chunks = (range(start, min(start + CHUNK, total)) for start in range(0, total, CHUNK))
     with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(sample.paths), CHUNK):
-            numbers = range(start, min(start + CHUNK, len(sample.paths)))
-            for number, pixels_TCHW in zip(numbers, pool.map(changed, numbers), strict=True):
-                if pixels_TCHW is not None:
-                    found.append(number)
-                    answers.append(logits(pixels_TCHW).argmax(axis=1))
+        results = chain.from_iterable(pool.map(changed, numbers) for numbers in chunks)
+        tracked = terminal.track(results, total, "measuring changed images")
+        for number, pixels_TCHW in enumerate(tracked):
+            if pixels_TCHW is not None:
+                found.append(number)
+                answers.append(logits(pixels_TCHW).argmax(axis=1))
     if not found:
         return None
     measured = sample.rows(np.array(found))
