@@ -122,7 +122,7 @@ def test_a_pipe_or_device_among_the_images_is_refused_and_not_waited_for(
     root = make_images("A/1.png", "A/2.png", "B/1.png", "B/2.png")
     os.mkfifo(root / "A" / "3.png")
     (root / "B" / "3.png").symlink_to("/dev/zero")
-    with pytest.raises(UserError, match=r"A/3\.png is no file; .*B/3\.png is no file"):
+    with pytest.raises(UserError, match=r"A/3\.png is not a file; .*B/3\.png is not a file"):
         load(root)
 
 

@@ -213,7 +213,7 @@ def test_weights_that_answer_otherwise_are_refused(bundle: Path, tmp_path: Path)
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is no model: it has no model\.json"):
+    with pytest.raises(UserError, match=r"is not a model: it has no model\.json"):
         load_bundle(tmp_path)
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(UserError, match=r"model\.json is not valid JSON"):
@@ -399,7 +399,7 @@ def replace(path: Path, data: bytes) -> None:
             in_weights(lambda w: w.update(more=torch.ones(1))),
             "has, and the network has not, 'more'",
         ),
-        (in_ood(mean_F=lambda a: a * torch.nan), "mean_F holds values that are no finite numbers"),
+        (in_ood(mean_F=lambda a: a * torch.nan), "mean_F holds values that are not finite numbers"),
         (in_ood(mean_F=lambda a: a.double()), "mean_F is float64 [736], not float32 [736]"),
         (in_ood(mean_F=lambda a: a[:40], directions_DF=lambda a: a[:, :40]), "by 40 numbers"),
         (in_ood(directions_DF=lambda a: a.T), "directions_DF is float32"),

@@ -172,8 +172,8 @@ class Settings(BaseModel):
     )
     groups: Literal["auto", "inferred"] = Field(
         "auto",
-        description="who tells the people: auto = file names, group_regex or groups_file;"
-        " inferred = the pixels, as chains of neighbouring slices",
+        description="how people are found: auto = file names, group_regex or groups_file;"
+        " inferred = by the pixels, as chains of neighbouring slices",
     )
     on_bad_image: Literal["fail", "skip"] = Field(
         "fail", description="what to do with unreadable images; skip = leave out at most 5 %"
@@ -345,9 +345,11 @@ def _refuse_without_effect(resolved: Resolved, given: Set[str]) -> None:
 
     for key in ("group_regex", "groups_file"):
         if chosen.groups == "inferred" and getattr(chosen, key):
-            refuse(key, "with groups=inferred the pixels tell the people; give one of the two")
+            refuse(
+                key, "groups is inferred, so the pixels tell the people; set only one of the two"
+            )
     if chosen.group_regex and chosen.groups_file:
-        refuse("group_regex", "groups_file tells the people; give one of the two")
+        refuse("group_regex", "groups_file names the people already; set only one of the two")
     if chosen.augment == "none":
         for key in ("augment_backend", "augment_probability", *AUGMENT_LIMITS):
             if key in given and getattr(chosen, key):

@@ -250,7 +250,7 @@ def test_a_transform_on_a_gpu_gets_the_newest_driver_and_is_marked_untried(
     name_cuda_of_versions(cuda)
     instance = f"ml.{instance}.2xlarge"
     done = run("--transform-instance", instance, "transform", f"s3://{BUCKET}/pictures")
-    assert f"nobody has tried a batch transform on a GPU with {cuda} yet" in done.stdout
+    assert f"a batch transform on a GPU with {cuda} is not tested yet" in done.stdout
     (request,) = cloud.sent("CreateTransformJob")
     assert request["TransformResources"] == {
         "InstanceType": instance,
@@ -321,7 +321,10 @@ def test_delete_lists_what_costs_and_removes_all_of_it(
     assert settings["EndpointConfigName"].startswith("alexmri-other-")
     alarms = client("cloudwatch").describe_alarms()["MetricAlarms"]
     assert {each["AlarmName"].rpartition("-")[0] for each in alarms} == {"alexmri-alexmri-other"}
-    assert run("delete", "alexmri", "--yes").stdout == "there is nothing of alexmri\n"
+    assert (
+        run("delete", "alexmri", "--yes").stdout == "alexmri does not exist, and nothing"
+        " of it is left\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -336,7 +339,7 @@ def test_a_removal_that_was_cut_off_goes_on(
         cloud.texts[cut] = 403, refused
     else:
         cloud.refuse(cut, "AccessDeniedException")
-    assert "may not do" in error_of(run("delete", "alexmri", "--yes", ok=False))
+    assert "do not allow" in error_of(run("delete", "alexmri", "--yes", ok=False))
     cloud.texts.clear()
     cloud.answers.pop(cut, None)
     run("delete", "alexmri", "--yes")

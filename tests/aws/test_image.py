@@ -323,7 +323,7 @@ def test_a_manifest_that_sagemaker_refuses_is_refused_here(
 
 
 def test_a_folder_without_git_is_refused(cloud: Cloud, tmp_path: Path, run: Run) -> None:
-    assert "is no git repository with a commit" in error_of(run("push", tmp_path, ok=False))
+    assert "is not a git repository with a commit" in error_of(run("push", tmp_path, ok=False))
 
 
 def test_an_image_that_is_not_there_is_named(cloud: Cloud, image: str, run: Run) -> None:

@@ -79,7 +79,7 @@ class AwsConfig(BaseModel):
     )
 
     training_instance: Instance = Field("ml.g5.xlarge", description="instance that trains")
-    training_instances: int = Field(1, ge=1, le=100, description="how many train one model")
+    training_instances: int = Field(1, ge=1, le=100, description="instances that train one model")
     processing_instance: Instance = Field(
         "ml.m5.xlarge", description="instance that audits and evaluates in a pipeline"
     )
@@ -90,7 +90,7 @@ class AwsConfig(BaseModel):
     transform_instance: Instance = Field(
         "ml.m5.xlarge", description="instance of a batch transform"
     )
-    endpoint_instances: int = Field(1, ge=1, le=100, description="how many instances serve")
+    endpoint_instances: int = Field(1, ge=1, le=100, description="instances of an endpoint")
     volume_gb: int = Field(50, ge=10, le=16_384, description="disk of a job in GB")
     spot: bool = Field(True, description="train on spare capacity: cheaper, with interruptions")
     max_run_seconds: int = Field(

@@ -81,10 +81,12 @@ def _git(folder: Path, *arguments: str) -> str:
             check=True,
         ).stdout
     except FileNotFoundError:
-        raise UserError("there is no `git` here, which names the image; install it") from None
+        raise UserError(
+            "`git` is not installed, and its revision names the image; install it"
+        ) from None
     except subprocess.CalledProcessError as error:
         raise UserError(
-            f"{folder} is no git repository with a commit ({error.stderr.strip()}); images are"
+            f"{folder} is not a git repository with a commit ({error.stderr.strip()}); images are"
             " named by their revision"
         ) from None
 
@@ -353,7 +355,7 @@ def _run(
             command, input=secret, text=True, capture_output=quiet, check=False
         )
     except FileNotFoundError:
-        raise UserError("there is no `docker` here; install a Docker engine") from None
+        raise UserError("`docker` is not installed; install a Docker engine") from None
     if done.returncode:
         why = (done.stderr or "").strip().splitlines()[-1:] if quiet else []
         told = f" ({why[0]})" if why and not (secret and secret in why[0]) else ""

@@ -71,7 +71,7 @@ def _names(folder: Path) -> Iterator[str]:
         for name in (*folders, *files):
             path = Path(root, name)
             if path.is_symlink():
-                raise UserError(f"{path} is a link; put a copy of what it leads to in its place")
+                raise UserError(f"{path} is a link; replace it by a copy of its target")
         for name in files:
             if not name.startswith("."):
                 yield Path(root, name).relative_to(folder).as_posix()

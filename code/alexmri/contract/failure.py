@@ -113,8 +113,8 @@ SIGNALS = {
     signal.SIGILL: "this CPU lacks an instruction the program was built with; take a newer CPU",
     signal.SIGKILL: "killed from outside or by the kernel for lack of memory ({memory}); if nobody"
     " sent it, lower batch_size or image_size, or give it more memory",
-    signal.SIGSEGV: "a crash in native code; the log has the place",
-    signal.SIGABRT: "native code gave up; the log has the place",
+    signal.SIGSEGV: "native code crashed; the log shows where",
+    signal.SIGABRT: "native code aborted; the log shows where",
 }
 
 

@@ -152,7 +152,7 @@ def _notes(dataset: Dataset, *, left_out: bool) -> list[str]:
     notes = dataset.notes
     if dataset.subjects and not dataset.subjects.believed:
         notes.append(
-            f"people are told by {dataset.subjects.found_by}: slices of one person probably stand"
+            f"people are told by {dataset.subjects.found_by}: slices of one person probably count"
             " as several people, on both sides of the split"
         )
     skipped = [f"{name} {reason}" for name, reason in dataset.cache.skipped.items()]

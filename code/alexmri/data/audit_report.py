@@ -62,7 +62,7 @@ def _what_a_score_measures(found: Mapping[str, Any]) -> str:
         return (
             "Whether a score on this split measures recognition of people is uncertain: of the"
             f" {subjects} people told apart by pixels {shared} {both}. The confidence is only"
-            f" {pixels['confidence']:.2f}: slices of one person probably stand as several people."
+            f" {pixels['confidence']:.2f}: slices of one person probably count as several people."
         )
     if shared:
         return (
@@ -117,7 +117,8 @@ def describe_findings(found: Mapping[str, Any]) -> list[str]:
     if found["misfiled"]:
         first = found["misfiled"][0]
         notes.append(
-            f"people who stand in several classes or under several names: {len(found['misfiled'])};"
+            "people who appear in several classes or under several names:"
+            f" {len(found['misfiled'])};"
             f" the first stray images are {', '.join(first['paths'][:3])}"
         )
     return notes

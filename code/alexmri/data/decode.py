@@ -102,7 +102,7 @@ def decode_all(
         except BrokenProcessPool:
             raise UserError(
                 "a process that decodes images was killed, probably for lack of memory"
-                f" ({size_text(usable_memory_bytes())}); give the training more"
+                f" ({size_text(usable_memory_bytes())}); give the training more memory"
             ) from None
         finally:
             # Where a signal ends the work, the images that wait are not decoded first.

@@ -152,7 +152,7 @@ def label_scans(
             if other != subject:
                 raise UserError(
                     f"{name} and {scan.name} have the same PatientID, and their names say that they"
-                    f" are of two subjects, {other} and {subject}; mend one of them"
+                    f" are of two subjects, {other} and {subject}; correct one of them"
                 )
         carried = {
             name: value
@@ -245,7 +245,7 @@ def _subject(
     if named and in_table and not _may_be_same(named[0], in_table):
         raise UserError(
             f"{scan.name} is of sub-{named[0]} by its name, and of {shown} by"
-            f" {table.path if table else 'the table'}; mend one of them"
+            f" {table.path if table else 'the table'}; correct one of them"
         )
     if named:
         return f"sub-{named[0]}"

@@ -180,7 +180,7 @@ def _by_regex(images: Sequence[ImageFile], regex: str) -> Subjects:
     try:
         pattern = re.compile(regex)
     except re.error as error:
-        raise UserError(f"group_regex {regex!r} is no regular expression: {error}") from None
+        raise UserError(f"group_regex {regex!r} is not a regular expression: {error}") from None
     if not pattern.groups:
         raise UserError(
             f"group_regex {regex!r} has no capture group; put the part of CLASS/NAME that names"
@@ -197,7 +197,7 @@ def _by_regex(images: Sequence[ImageFile], regex: str) -> Subjects:
 def _by_csv(images: Sequence[ImageFile], root: Path, csv_file: str) -> Subjects:
     path = next((p for p in (Path(csv_file), root / csv_file) if p.is_file()), None)
     if path is None:
-        raise UserError(f"groups_file {csv_file} is neither here nor in {root}")
+        raise UserError(f"groups_file {csv_file} is neither in the current folder nor in {root}")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)

@@ -144,7 +144,7 @@ def _require_apart(root: Path, out: Path) -> None:
     a, b = root.resolve(), out.resolve()
     if a == b or a in b.parents or b in a.parents:
         raise UserError(
-            f"{out} and {root} lie in one another; choose another folder for the slices"
+            f"{out} and {root} contain one another; choose another folder for the slices"
         )
 
 

@@ -230,7 +230,7 @@ ERRORS = {
     404: "there is no such address",
     405: "the address does not take this method",
     406: "no type of the Accept header is offered",
-    408: "the body did not come in time, or not whole",
+    408: "the body did not arrive in time, or not completely",
     413: "over a limit: bytes, images, pixels, or the length of a side",
     415: "unknown content type",
     422: "an image cannot be read",

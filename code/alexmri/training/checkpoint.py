@@ -261,7 +261,7 @@ def _load(json_file: Path) -> Checkpoint:
         raise DamagedCheckpointError(str(error)) from None
     resume_check = content.get("resume_check")
     if not isinstance(resume_check, dict) or not isinstance(resume_check.get("settings", {}), dict):
-        raise DamagedCheckpointError("it does not say what its run was about")
+        raise DamagedCheckpointError("it does not say which run it belongs to")
     return Checkpoint(progress, tensors, resume_check)
 
 

@@ -79,7 +79,7 @@ def changes(
     """
     if not {"settings", "data", "split"} <= before.keys():
         raise UserError(
-            f"the checkpoints in {folder} do not say what their run was about; start anew by"
+            f"the checkpoints in {folder} do not say which run they belong to; start anew by"
             " resume=never (--overwrite for `alexmri train`)"
         )
     words = settings_changed(before, resume_check)

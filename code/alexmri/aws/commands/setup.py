@@ -33,7 +33,7 @@ def setup(account: Account, dry_run: bool) -> None:
     try:
         outputs = deploy_stack(account.aws, terminal)
     except KeyboardInterrupt:
-        terminal.say("detached; the stack goes on. The same command waits again")
+        terminal.say("stopped waiting; the stack goes on. Run the same command to wait again")
         sys.exit(130)
     for key, value in outputs.items():
         click.echo(f"{key}: {value}")

@@ -97,7 +97,7 @@ def _parameter_range(each: Range, kind: type) -> tuple[str, dict[str, Any]]:
         return "CategoricalParameterRanges", {"Name": each.name, "Values": list(each.values)}
     if kind not in (int, float):
         raise UserError(
-            f"--range: setting '{each.name}' is no number; list its values as {each.name}=A,B"
+            f"--range: setting '{each.name}' is not a number; list its values as {each.name}=A,B"
         )
     if kind is int and each.scale == "reverselog":
         raise UserError(f"--range: '{each.name}' is a whole number, which reverselog does not take")
