@@ -153,7 +153,7 @@ def test_skipping_bad_images_equals_removing_them_and_is_told(
     assert found["images"] == 117
     assert found["skipped_images"] == dataset.cache.skipped
     assert found["warnings"][0].startswith(
-        "3 of 120 images are left out, because on_bad_image is skip: A/3 (3).png cannot be read as"
+        "left out because on_bad_image is skip: 3 of 120 images: A/3 (3).png cannot be read as"
     )
     assert str(tmp_path) not in str(found["warnings"])  # they stand in the model file too
 

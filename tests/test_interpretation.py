@@ -270,4 +270,6 @@ def test_subjects_shared_with_validation_are_named_beside_a_clean_test_split(
     protocol = APART | {"split_by": "folders", "compared_with": "test"}
     test = result(0.6, 0.55, 0.65)
     assert expected in said(protocol | {"subjects_between": between | {key: 7}}, LEAKY, test)
+    one = said(protocol | {"subjects_between": between | {key: 1}}, LEAKY, test)
+    assert expected.replace("7 people have", "1 person has") in one
     assert "But" not in said(protocol | {"subjects_between": between}, LEAKY, test)

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from alexmri.errors import UserError
+from alexmri.errors import UserError, option
 
 ENVIRONMENT_PREFIX = "ALEXMRI_"
 # Environment variables with our prefix that steer the program around a run, not the run.
@@ -132,7 +132,8 @@ class Settings(BaseModel):
 
     augment: Literal["none", "shift-scale-rotate"] = Field("none", description="augmentation")
     augment_backend: Literal["batched", "albumentations"] = Field(
-        "batched", description="who augments: batched = a batch at once, on the device of the net"
+        "batched",
+        description="what augments: batched = a whole batch at once, on the device of the network",
     )
     augment_probability: float = Field(0.2, ge=0, le=1, description="share of images augmented")
     shift_limit: float = Field(
@@ -184,7 +185,7 @@ class Settings(BaseModel):
     )
 
     deterministic: bool = Field(
-        False, description="on a GPU, only kernels that round alike in every run; slower"
+        False, description="on a GPU, only kernels that give the same result in every run; slower"
     )
 
     workers_per_host: Annotated[int, OrAutomatic] = Field(
@@ -353,7 +354,11 @@ def _refuse_without_effect(resolved: Resolved, given: Set[str]) -> None:
     if chosen.augment == "none":
         for key in ("augment_backend", "augment_probability", *AUGMENT_LIMITS):
             if key in given and getattr(chosen, key):
-                refuse(key, "augment is none; give augment=shift-scale-rotate too, or leave it out")
+                refuse(
+                    key,
+                    f"augment is none; set {option('augment', 'shift-scale-rotate')} too, or"
+                    " leave it out",
+                )
         return
     if 0 < chosen.shift_limit * chosen.image_size <= 1:
         refuse(
@@ -362,11 +367,18 @@ def _refuse_without_effect(resolved: Resolved, given: Set[str]) -> None:
             f" more than {1 / chosen.image_size:.4g} (1/image_size)",
         )
     if not chosen.augment_probability and given & {"augment", "augment_probability"}:
-        refuse("augment_probability", "no image is augmented; give more, or augment=none")
+        refuse(
+            "augment_probability",
+            f"no image is augmented; give more, or set {option('augment', 'none')}",
+        )
     if not any(getattr(chosen, key) for key in AUGMENT_LIMITS):
         for key in ("augment", *AUGMENT_LIMITS):
             if key in given:
-                refuse(key, "all of the limits are 0; give one of them, or augment=none")
+                refuse(
+                    key,
+                    "all of the limits are 0; give one of them, or set"
+                    f" {option('augment', 'none')}",
+                )
 
 
 def _first(layers: Sequence[Layer], key: str) -> Any:

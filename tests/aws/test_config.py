@@ -84,7 +84,11 @@ def test_help_needs_neither_boto3_nor_an_account() -> None:
 @pytest.mark.parametrize(
     ("code", "message", "words"),
     [
-        ("ThrottlingException", "Rate exceeded", "AWS asks to slow down, still after several"),
+        (
+            "ThrottlingException",
+            "Rate exceeded",
+            "AWS limits the rate of requests, even after several",
+        ),
         ("ExpiredTokenException", "expired", "the AWS credentials have expired; get new ones"),
         ("UnrecognizedClientException", "bad", "the AWS credentials are not valid"),
         ("AccessDeniedException", "no", "do not allow sagemaker:DescribeTrainingJob; let an"),

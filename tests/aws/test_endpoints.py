@@ -192,7 +192,9 @@ def test_an_endpoint_that_changes_is_left_alone(cloud: Cloud, versions: None, ru
     cloud.answer("DescribeEndpoint", state)
     for command in ("deploy", "rollback"):
         told = error_of(run(command, ok=False))
-        assert told.startswith("alexmri is Updating and takes no change now; run the same command")
+        assert told.startswith(
+            "alexmri is Updating and cannot be changed now; run the same command"
+        )
 
 
 def test_a_failed_endpoint_says_why(cloud: Cloud, versions: None, run: Run) -> None:
@@ -205,7 +207,7 @@ def test_a_failed_endpoint_says_why(cloud: Cloud, versions: None, run: Run) -> N
     told = error_of(run("deploy", "1", ok=False))
     assert told == "alexmri is Failed: no ping"
     told = error_of(run("deploy", "1", ok=False))
-    assert told.startswith("alexmri has failed (no ping) and takes no update; remove it with")
+    assert told.startswith("alexmri has failed (no ping) and cannot be updated; remove it with")
 
 
 def test_invoke_prints_an_answer_for_each_file(cloud: Cloud, versions: None, run: Run) -> None:
@@ -219,7 +221,9 @@ def test_invoke_prints_an_answer_for_each_file(cloud: Cloud, versions: None, run
     assert printed[0]["answer"] == "body"
     asked = [each for each in cloud.requests if "invocations" in each.target]
     assert [each.size for each in asked] == [7, 7]
-    assert "is of no kind the endpoint takes" in error_of(run("invoke", "alexmri.toml", ok=False))
+    assert "has a type that the endpoint does not take" in error_of(
+        run("invoke", "alexmri.toml", ok=False)
+    )
 
 
 def test_transform_asks_about_a_prefix_once(cloud: Cloud, versions: None, run: Run) -> None:

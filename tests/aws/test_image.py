@@ -316,7 +316,7 @@ def test_a_manifest_that_sagemaker_refuses_is_refused_here(
     given = name if by == "digest" else revision
     train = ("train", "--data", "s3://slices/x", "--image", given)
     told = error_of(run("push", source, ok=False) if by == "push" else run(*train, ok=False))
-    assert f"has a manifest of type {kind}, and SageMaker takes none but {MANIFEST}" in told
+    assert f"has a manifest of type {kind}, and SageMaker takes only {MANIFEST}" in told
     if by == "push":
         assert f"--repository-name alexmri --image-ids imageTag={revision}` first" in told
     assert not cloud.sent("CreateTrainingJob")

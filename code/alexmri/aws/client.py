@@ -328,8 +328,8 @@ def _refused(error: Any, action: str, region: str, hints: Hints) -> str:
         return f"{INVALID}, or AWS_PROFILE"
     if code in SLOW:
         return (
-            f"{action}: AWS asks to slow down, still after several attempts; run the same command"
-            " again in a minute: it goes on where it was"
+            f"{action}: AWS limits the rate of requests, even after several attempts; run the"
+            " same command again in a minute: it continues where it stopped"
         )
     if code in ELSEWHERE:
         return f"{action}: this is in another region than {region}; {hints.region}"

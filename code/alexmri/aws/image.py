@@ -257,7 +257,7 @@ def _require_docker_manifest(details: Mapping[str, Any], image: str) -> None:
             else ""
         )
         raise UserError(
-            f"{image} has a manifest of type {found}, and SageMaker takes none but {MANIFEST};"
+            f"{image} has a manifest of type {found}, and SageMaker takes only {MANIFEST};"
             " build it with `docker buildx build --provenance=false --sbom=false --output"
             f" type=docker,oci-mediatypes=false` and push that{remove}"
         )

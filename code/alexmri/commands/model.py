@@ -46,10 +46,10 @@ def evaluate(
     was not trained on.
     """
     _use_gpu()
-    from alexmri.commands.tables import show_measured
     from alexmri.contract.resources import cpu_cores
     from alexmri.evaluation.evaluate import evaluate_folder, evaluation_document
     from alexmri.evaluation.interpretation import compared_with_model
+    from alexmri.evaluation.tables import show_measured
     from alexmri.files import write_json
     from alexmri.model.predictor import Predictor
     from alexmri.terminal import choose_terminal

@@ -87,7 +87,8 @@ class LostPeer(Exception):  # noqa: N818 - the error is at another worker
 KNOWN = (
     (
         r"(?i)watchdog caught collective operation timeout|nccl.*time(d)? ?-?out",
-        "NCCL time-out: a GPU waited for one that never came; find the first error in the logs of"
+        "NCCL time-out: a GPU waited for another one that did not answer; find the first"
+        " error in the logs of"
         " all hosts, and let the hosts reach each other (security group, NCCL_SOCKET_IFNAME)",
     ),
     (

@@ -89,7 +89,8 @@ def _also_shared(found: Mapping[str, Any]) -> Iterator[str]:
     ):
         if between.get(key):
             first, second = (name.replace("train", "training") for name in key.split("_"))
-            yield f"{between[key]} people have images in both {first} and {second}, {effect}."
+            who = "1 person has" if between[key] == 1 else f"{between[key]} people have"
+            yield f"{who} images in both {first} and {second}, {effect}."
 
 
 def describe_findings(found: Mapping[str, Any]) -> list[str]:

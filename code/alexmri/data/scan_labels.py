@@ -220,12 +220,12 @@ def _top_folders(scan: Scan) -> tuple[str, str]:
 def _class_of(scan: Scan, folder: str) -> str:
     if BIDS_SUBJECT.match(folder):
         raise UserError(
-            f"{folder} names a subject and no class (BIDS); tell the classes by --labels"
+            f"{folder} names a subject and no class (BIDS); name the classes by --labels"
             " participants.tsv --label-column COLUMN"
         )
     if not folder:
         raise UserError(
-            f"{scan.name} is in no class folder; put the scans into a folder per class, or tell the"
+            f"{scan.name} is in no class folder; put the scans into a folder per class, or name the"
             " classes by --labels FILE --label-column COLUMN"
         )
     return folder

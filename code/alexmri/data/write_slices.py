@@ -276,7 +276,7 @@ def _refuse_others(out: Path, done: Mapping[str, Record], tasks: Mapping[str, La
     if gone:
         raise UserError(
             f"{out} holds slices of {number_of(len(gone), 'scan')} that"
-            f" {'is' if len(gone) == 1 else 'are'} not among these any more, such as"
+            f" {'is' if len(gone) == 1 else 'are'} no longer among these, such as"
             f" {gone[0]}; choose another folder"
         )
 

@@ -25,7 +25,7 @@ from alexmri.evaluation.top_losses import find_top_losses
 from alexmri.model.bundle import Bundle
 from alexmri.model.predictor import Predictor, softmax
 from alexmri.settings import Settings, settings_of_model
-from alexmri.terminal import Terminal
+from alexmri.terminal import Terminal, number_of
 
 
 def evaluate_folder(
@@ -80,8 +80,8 @@ def evaluate_folder(
     warnings = [*folder.left_out, *unknown_subjects(folder, groups)]
     if skipped:
         warnings.append(
-            f"{len(skipped)} of {found_images} images are left out, because on_bad_image is skip:"
-            f" {shortened(skipped)}"
+            f"left out because on_bad_image is skip: {len(skipped)} of"
+            f" {number_of(found_images, 'image')}: {shortened(skipped)}"
         )
     if synthetic:
         terminal.warn(NOTICE)

@@ -205,7 +205,7 @@ class Info(BaseModel):
 
 
 class ExecutionParameters(_Model):
-    """How a batch transform shall send (names of SageMaker)."""
+    """How a batch transform should send its records (names of SageMaker)."""
 
     MaxConcurrentTransforms: Annotated[int, Field(ge=1)]
     BatchStrategy: Literal["SINGLE_RECORD"] = "SINGLE_RECORD"
@@ -254,7 +254,7 @@ ROUTES = (
     Route(
         "get",
         "/execution-parameters",
-        "How a batch transform shall send",
+        "How a batch transform should send its records",
         {200: ExecutionParameters},
     ),
     Route(
@@ -345,7 +345,7 @@ def _response(status: int, body: type[BaseModel] | str | None) -> dict[str, Any]
     response["headers"] = {"X-Request-Id": {"schema": {"type": "string"}}}
     if status in RETRY_AFTER and body is not None:
         response["headers"]["Retry-After"] = {
-            "description": "seconds after which the same request may do better",
+            "description": "seconds after which the same request may succeed",
             "schema": {"type": "integer", "minimum": 1},
         }
     return response

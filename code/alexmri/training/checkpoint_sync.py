@@ -237,7 +237,7 @@ class _Writer:
                     if before:
                         self._terminal.say(
                             f"{self._s3.url} is taken over from the training {_who(before)}; if"
-                            " that is alive, it uploads nothing any more"
+                            " that still runs, it no longer uploads"
                         )
                     return
             raise S3Error(
