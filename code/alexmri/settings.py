@@ -1,6 +1,5 @@
 """Every knob of a run: its type, its bounds, what it does, and where its value came from."""
 
-import difflib
 import json
 import math
 import re
@@ -19,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from alexmri.errors import UserError, option
+from alexmri.errors import UserError, did_you_mean, option
 
 ENVIRONMENT_PREFIX = "ALEXMRI_"
 # Environment variables with our prefix that steer the program around a run, not the run.
@@ -393,8 +392,10 @@ def _known_keys(layer: Layer) -> dict[str, Any]:
         if key.startswith(PLATFORM_PREFIXES):
             continue
         if key not in Settings.model_fields:
+            foreign = FOREIGN.get(key)
+            hint = f"; {foreign}" if foreign else did_you_mean(key, Settings.model_fields)
             raise UserError(
-                f"unknown setting '{original}' {_where(layer.name)}{_hint(key)}"
+                f"unknown setting '{original}' {_where(layer.name)}{hint}"
                 " (`alexmri config` lists all settings)"
             )
         if key in known:
@@ -405,16 +406,6 @@ def _known_keys(layer: Layer) -> dict[str, Any]:
         known[key] = _decode(key, value)
         spelled[key] = original
     return known
-
-
-def _hint(key: str) -> str:
-    """Return what somebody may have meant by a setting that there is not, or nothing."""
-    if key in FOREIGN:
-        return f"; {FOREIGN[key]}"
-    likely = difflib.get_close_matches(key, Settings.model_fields, n=1, cutoff=0.72)
-    begun = [name for name in Settings.model_fields if len(key) > 3 and name.startswith(key)]
-    nearest = next(iter(likely or begun), None)
-    return f"; did you mean '{nearest}'?" if nearest else ""
 
 
 def _decode(key: str, value: Any) -> Any:

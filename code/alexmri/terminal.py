@@ -4,7 +4,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # Where nobody sees a bar, how often a line says how far the work is.
 SECONDS_BETWEEN_LINES = 10.0
+# How many names one sentence lists.
+MAX_NAMED = 5
 
 
 class Terminal(Protocol):
@@ -122,6 +124,12 @@ class RichTerminal(PlainTerminal):
 def number_of(count: int, thing: str) -> str:
     """Return `1 scan` or `2 scans`."""
     return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
+def first_few(items: Sequence[str], between: str = ", ") -> str:
+    """Return the first items in one line, and how many more there are."""
+    more = [f"and {len(items) - MAX_NAMED} more"] if len(items) > MAX_NAMED else []
+    return between.join([*items[:MAX_NAMED], *more])
 
 
 def choose_terminal() -> Terminal:

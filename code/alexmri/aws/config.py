@@ -1,6 +1,5 @@
 """What `alexmri.toml` says about an AWS account: typed, bounded, documented, once."""
 
-import difflib
 import hashlib
 import json
 import os
@@ -13,7 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from alexmri.errors import UserError
+from alexmri.errors import UserError, did_you_mean
 
 DEFAULT_FILE = Path("alexmri.toml")
 # As the Dockerfile has it (TORCH_CUDA).
@@ -192,8 +191,7 @@ def read_config(file: Path | None, options: Mapping[str, str]) -> AwsConfig:
             raise UserError(f"{path} is not valid TOML: {error}") from None
     for key in values:
         if key not in AwsConfig.model_fields:
-            near = difflib.get_close_matches(key, AwsConfig.model_fields, n=1, cutoff=0.5)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            hint = did_you_mean(key, AwsConfig.model_fields)
             raise UserError(f"unknown key '{key}' in {path}{hint} (docs/aws.md lists all keys)")
     for variable in ("AWS_REGION", "AWS_DEFAULT_REGION"):
         if "region" not in values and os.environ.get(variable):

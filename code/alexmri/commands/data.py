@@ -160,7 +160,7 @@ def slices(
     from alexmri.data.scan_labels import read_table
     from alexmri.data.slicing import Slicing
     from alexmri.data.write_slices import write_slices
-    from alexmri.terminal import choose_terminal, number_of
+    from alexmri.terminal import choose_terminal, first_few, number_of
 
     chosen: dict[str, Any] = {"percentiles": percentiles} if percentiles else {}
     if window:
@@ -201,9 +201,8 @@ def slices(
     each = ", ".join(f"{label} {count}" for label, count in sorted(written.slices.items()))
     click.echo(f"{out} holds {found} ({each})")
     if faults := written.unreadable:
-        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise UserError(
-            f"{number_of(len(faults), 'scan')} could not be used: {'; '.join(faults[:5])}{more}."
+            f"{number_of(len(faults), 'scan')} could not be used: {first_few(faults, '; ')}."
             f" Repair or remove them and run the same command again, or train on what is in {out}"
         )
 

@@ -13,14 +13,14 @@ from alexmri.data.audit_probe import probe_leak, probed_rows
 from alexmri.data.audit_report import describe_findings, verdict
 from alexmri.data.audit_subjects import misfiled, near_pairs
 from alexmri.data.dataset import Dataset
-from alexmri.data.decode import read_image, shortened
+from alexmri.data.decode import read_image
 from alexmri.data.duplicates import Copy, Size, find_copies
 from alexmri.data.nearest import Indices, Vectors, normalised, small_grays
 from alexmri.data.split import subjects_between, subjects_shared
 from alexmri.data.subjects_from_pixels import Inferred, infer_subjects
 from alexmri.errors import UserError
 from alexmri.settings import Settings
-from alexmri.terminal import number_of
+from alexmri.terminal import first_few, number_of
 
 # Look-alikes that are written down one by one; the rest is counted.
 LISTED = 1000
@@ -161,7 +161,7 @@ def _notes(dataset: Dataset, *, left_out: bool) -> list[str]:
         whole = len(dataset.folder.images)
         notes.append(
             f"left out because on_bad_image is skip: {len(skipped)} of"
-            f" {number_of(whole + len(skipped), 'image')}: {shortened(skipped)}"
+            f" {number_of(whole + len(skipped), 'image')}: {first_few(skipped, '; ')}"
         )
     if dataset.cache.enlarged:
         notes.append(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from alexmri.contract.inputs import SPLIT_NAMES
 from alexmri.data.find_scans import Scan, hashed
-from alexmri.data.folders import MAX_NAMED
 from alexmri.data.subjects import SCHEMES
 from alexmri.errors import UserError
 from alexmri.terminal import number_of
@@ -35,6 +34,8 @@ NOBODY = re.compile(r"|0+|anon\w*|anonymi[sz]ed|unknown|none|removed|xxx+", re.I
 # How a subject is named of whom nothing is known but a DICOM study, which may be one of several.
 STUDY = "study-"
 CLASS_NAME = re.compile(r"[\w][\w .,()+-]{0,99}")
+# Names up to so many characters may stand in other names by chance.
+SHORT_NAME = 5
 TOKEN = re.compile(r"[A-Za-z0-9]+")
 
 
@@ -277,7 +278,7 @@ def _by_pattern(name: str) -> str | None:
 def _may_be_same(first: str, second: str) -> bool:
     """Whether two names may be of one subject: BIDS allows letters and digits only."""
     a, b = ("".join(TOKEN.findall(name)).lower().removeprefix("sub") for name in (first, second))
-    return a == b or (min(len(a), len(b)) > MAX_NAMED and (a in b or b in a))
+    return a == b or (min(len(a), len(b)) > SHORT_NAME and (a in b or b in a))
 
 
 def _equal(key: str, value: str) -> bool:

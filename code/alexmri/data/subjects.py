@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from alexmri.data.folders import MAX_NAMED, ImageFile
+from alexmri.data.folders import ImageFile
 from alexmri.data.slicing import SLICES
 from alexmri.errors import UserError
+from alexmri.terminal import first_few
 
 # From this share of fitting names on, the others are strays; below it the pattern is not believed.
 MIN_FITTING_SHARE = 0.95
@@ -102,12 +103,6 @@ def misfits(images: Sequence[ImageFile]) -> tuple[str, list[str]] | None:
     if 2 * fitting[best] < len(images):
         return None
     return best.title, [image.name for image in images if best.subject(image) is None]
-
-
-def shortened_names(names: Sequence[str]) -> str:
-    """Return the first few names in one line, and how many more there are."""
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more
 
 
 def _by_name(images: Sequence[ImageFile]) -> Subjects | None:
@@ -229,6 +224,6 @@ def _for_each(
     if unknown:
         raise UserError(
             f"{source} names no subject for {len(unknown)} of {len(images)} images,"
-            f" such as {shortened_names(unknown)}"
+            f" such as {first_few(unknown)}"
         )
     return Subjects(tuple(found for found in subjects if found), source)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from alexmri.contract.inputs import is_system_name
-from alexmri.data.decode import shortened, stay_with_parent
+from alexmri.data.decode import stay_with_parent
 from alexmri.data.dicom import Identity
 from alexmri.data.find_scans import Scan, find_files, hashed, identify_files, series_of
 from alexmri.data.folders import kind_of, list_kinds
@@ -39,7 +39,7 @@ from alexmri.files import (
     write_atomically,
     write_json,
 )
-from alexmri.terminal import Terminal, number_of
+from alexmri.terminal import Terminal, first_few, number_of
 
 JOURNAL = ".slices.jsonl"
 SALT_VARIABLE = "ALEXMRI_SUBJECT_SALT"
@@ -129,7 +129,7 @@ def write_slices(
         terminal.warn(f"{number_of(count, 'scan')}: {note}")
     if not records:
         raise UserError(
-            f"none of the scans in {root} could be read: {shortened(broken or left_out)}"
+            f"none of the scans in {root} could be read: {first_few(broken or left_out, '; ')}"
         )
     _finish(out, about, [records[key] for key in tasks if key in records], tasks, left_out + broken)
     slices: Counter[str] = Counter()

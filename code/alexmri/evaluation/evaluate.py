@@ -10,7 +10,6 @@ import numpy as np
 
 from alexmri.data.cache import DecodedCache, open_cache
 from alexmri.data.dataset import fingerprint, unknown_subjects, without
-from alexmri.data.decode import shortened
 from alexmri.data.folders import Folder, discover_for_test
 from alexmri.data.pixels import Preprocessing
 from alexmri.data.subjects import KAGGLE, Subjects, find_subjects
@@ -25,7 +24,7 @@ from alexmri.evaluation.top_losses import find_top_losses
 from alexmri.model.bundle import Bundle
 from alexmri.model.predictor import Predictor, softmax
 from alexmri.settings import Settings, settings_of_model
-from alexmri.terminal import Terminal, number_of
+from alexmri.terminal import Terminal, first_few, number_of
 
 
 def evaluate_folder(
@@ -76,12 +75,12 @@ def evaluate_folder(
     folder, groups = without(cache.skipped, folder, groups)
     skipped = [f"{name} {reason}" for name, reason in cache.skipped.items()]
     if not folder.images:
-        raise UserError(f"none of the images in {root} can be read: {shortened(skipped)}")
+        raise UserError(f"none of the images in {root} can be read: {first_few(skipped, '; ')}")
     warnings = [*folder.left_out, *unknown_subjects(folder, groups)]
     if skipped:
         warnings.append(
             f"left out because on_bad_image is skip: {len(skipped)} of"
-            f" {number_of(found_images, 'image')}: {shortened(skipped)}"
+            f" {number_of(found_images, 'image')}: {first_few(skipped, '; ')}"
         )
     if synthetic:
         terminal.warn(NOTICE)
