@@ -17,6 +17,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import statistics
 import subprocess
 import tempfile
@@ -183,7 +184,7 @@ def start_and_memory(bench: Bench) -> dict[str, float]:
     command = train_command(bench.data, out, *options)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout
-    lines = (time.perf_counter() for line in process.stdout if " epochs of " in line)
+    lines = (time.perf_counter() for line in process.stdout if re.match(r"\d+ epochs? of ", line))
     first_step = next(lines, None)
     if first_step is None:
         raise RuntimeError(f"alexmri train ended early, with exit code {process.wait()}")

@@ -391,8 +391,8 @@ def replace(path: Path, data: bytes) -> None:
             in_weights(lambda w: w.update({k: v.half() for k, v in w.items()})),
             "is float16 [96, 1, 11, 11], and the network of model.json has float32 [96, 1, 11, 11]",
         ),
-        (in_weights(lambda w: w["features.0.0.weight"][0].fill_(torch.nan)), "no finite numbers"),
-        (in_weights(lambda w: w["classifier.7.bias"].fill_(torch.inf)), "no finite numbers"),
+        (in_weights(lambda w: w["features.0.0.weight"][0].fill_(torch.nan)), "not finite numbers"),
+        (in_weights(lambda w: w["classifier.7.bias"].fill_(torch.inf)), "not finite numbers"),
         (in_weights(lambda w: w["features.0.1.running_var"].neg_()), "negative variances"),
         (in_weights(lambda w: w.pop("classifier.7.bias")), "it lacks 'classifier.7.bias'"),
         (

@@ -126,10 +126,10 @@ def hostile() -> Iterator[tuple[str, bytes, str]]:
         changed(good, 70, struct.pack("<h", 4242)),
         "header is damaged",
     )
-    yield "NIfTI, colours", changed(good, 70, struct.pack("<hh", 128, 24)), "no single numbers"
+    yield "NIfTI, colours", changed(good, 70, struct.pack("<hh", 128, 24)), "not single numbers"
     yield "NIfTI, no axes", changed(good, 280, bytes(48)), "axes are not valid"
     yield "NIfTI, constant", nifti(np.ones((9, 9, 9), np.int16), AFFINE), "all of its voxels are 1"
-    yield "gzip of something", gzip.compress(b"hello" * 99), "it is no NIfTI file"
+    yield "gzip of something", gzip.compress(b"hello" * 99), "it is not a NIfTI file"
     yield "DICOM, truncated", data[:-500], "ends too early"
     yield "DICOM, only its mark", data[:140], "holds no image|damaged"
     yield "DICOM, mosaic", edited(data, ImageType=["ORIGINAL", "M", "MOSAIC"]), "a Siemens mosaic"

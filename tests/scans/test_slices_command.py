@@ -495,7 +495,7 @@ def test_scans_that_cannot_be_read_are_named_and_the_others_are_written(tmp_path
     assert "4 scans could not be used" in done.stderr
     assert "AD/empty.nii: it is empty (0 bytes)" in done.stderr
     assert "AD/half.hdr: it is half of a pair" in done.stderr
-    assert "AD/broken.dcm: it is no DICOM file" in done.stderr
+    assert "AD/broken.dcm: it is not a DICOM file" in done.stderr
     assert "AD/cut.nii.gz: it is damaged, or was not copied whole" in done.stderr
     assert "Traceback" not in done.stderr
     assert len(groups(out)) == 12
