@@ -215,7 +215,9 @@ def test_a_class_may_not_be_skipped_away(make_images: ImageMaker) -> None:
 def test_small_images_are_enlarged_and_told(make_images: ImageMaker) -> None:
     make_images(*(f"{label}/{i}.png" for label in "AB" for i in range(9)))
     root = make_images("A/small.png", size=(20, 40))
-    assert "1 images are smaller than the network's input" in str(audited(root)["warnings"])
+    assert "enlarged, because smaller than the network's input: 1 image" in str(
+        audited(root)["warnings"]
+    )
 
 
 def test_the_number_of_classes_is_checked(demo: Path) -> None:

@@ -198,7 +198,7 @@ def test_a_gpu_instance_without_a_driver_fails(machine: Machine) -> None:
     ("variables", "words"),
     [
         ({}, "but its library libcuda.so.1 is not here; start the container with NVIDIA's"),
-        ({"NVIDIA_VISIBLE_DEVICES": "void"}, "NVIDIA_VISIBLE_DEVICES is 'void', which keeps"),
+        ({"NVIDIA_VISIBLE_DEVICES": "void"}, "NVIDIA_VISIBLE_DEVICES is 'void', which hides"),
     ],
 )
 def test_a_driver_whose_library_is_not_in_the_container(

@@ -279,7 +279,7 @@ def test_kill_9_while_waiting_costs_nothing(cloud: Cloud, data: str, image: str,
     process.kill()
     process.communicate()
     printed = run(*TRAIN).stdout
-    assert "runs already: attaching to it" in printed or "and done" in printed
+    assert "runs already: attaching to it" in printed or "has finished" in printed
     assert len(cloud.sent("CreateTrainingJob")) == 1
     assert len(set(started)) == 1
 

@@ -274,7 +274,7 @@ def test_stop_stops_a_search_once(cloud: Cloud, data: str, run: Run) -> None:
         (("epochs=1:2", "--epochs", "3"), "'epochs' has a --range and a value"),
         (("epochs=1:2", "--max-jobs", "2", "--parallel", "3"), "--parallel 3 is more than"),
         (("epochs=1:2", "--name", "n" * 30), "is longer than 29 characters; shorten it"),
-        (("epochs=1:2", "--test", "slices"), "--test slices is no S3 address"),
+        (("epochs=1:2", "--test", "slices"), "--test slices is not an S3 address"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -431,7 +431,7 @@ def test_another_folder_is_asked_for_where_slices_would_mix(tmp_path: Path) -> N
     with pytest.raises(UserError, match="slices made with other parameters; choose another"):
         slices(scans, out, "--plane", "coronal")
     (scans / "AD" / "sub-a.nii.gz").unlink()
-    with pytest.raises(UserError, match=r"1 scan that is not among these any more.*sub-a"):
+    with pytest.raises(UserError, match=r"1 scan that is no longer among these.*sub-a"):
         slices(scans, out)
     put(tmp_path / "mine" / "thesis.txt", b"x")
     with pytest.raises(UserError, match="holds other files; choose a new or empty folder"):
