@@ -50,7 +50,7 @@ def _what_a_score_measures(found: Mapping[str, Any]) -> str:
             "Whether a score measures recognition of people is unknown, because the images could"
             " not be split."
         )
-    both = f"have images in both training and {other}"
+    both = f"{'has' if shared == 1 else 'have'} images in both training and {other}"
     if shared is None:
         return (
             "Whether a score on this split measures recognition of people is unknown, because who"
