@@ -292,7 +292,7 @@ def test_stop_asks_once(cloud: Cloud, run: Run) -> None:
     cloud.answer("StopTrainingJob", {})
     assert "j is being stopped; the same" in run("stop", "j").stdout
     assert "already" in run("stop", "j").stdout
-    assert "it is Stopped" in run("stop", "j").stdout
+    assert "its status is Stopped" in run("stop", "j").stdout
     assert cloud.sent("StopTrainingJob") == [{"TrainingJobName": "j"}]
 
 

@@ -55,7 +55,7 @@ def test_everything_arrives_once(cloud: Cloud, folder: Path, run: Run) -> None:
     cloud.requests.clear()
     again = run("upload", folder)
     assert again.stdout.splitlines()[-1] == address
-    assert f"all {len(FILES)} files are there already" in again.stdout
+    assert "all files are there already" in again.stdout
     assert sent(cloud) == []
 
 
