@@ -86,7 +86,7 @@ def test_figures_stand_beside_their_intervals_and_both_baselines() -> None:
         "torch 2.14.1",
         "version 0.1.0",
         "It leaks.",
-        "2 of them in different splits",
+        "of which 2 are in different splits",
     ):
         assert expected in page
 
