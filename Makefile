@@ -64,6 +64,8 @@ base-image:
 	@docker image inspect $(BASE_IMAGE) >/dev/null 2>&1 || docker pull $(BASE_IMAGE) || { \
 	  echo "the base image $(BASE_IMAGE) is not here and cannot be pulled: name another Debian or Ubuntu image with" \
 	    "BASE_IMAGE=, or do without Docker with RUNTIME=venv" >&2; exit 1; }
+	@docker image inspect $(or $(IMAGE),alexmri) >/dev/null 2>&1 || echo "make: the first build takes minutes;" \
+	  "installing the packages and exporting the layers print nothing for a minute each"
 
 # Without DATA=, as under compose: ./data where it holds anything of yours, else made-up data.
 OWN := $(wildcard data/*)

@@ -51,8 +51,8 @@ class Bench:
     dataset: Dataset
 
     @classmethod
-    def of(cls, data: Path, scratch: Path, *, seed: int = 0) -> "Bench":
-        chosen = Layer("bench", {"seed": seed, **WHOLE_IMAGE})
+    def of(cls, data: Path, scratch: Path, *, seed: int = 0, precision: str = "auto") -> "Bench":
+        chosen = Layer("bench", {"seed": seed, "precision": precision, **WHOLE_IMAGE})
         settings, terminal = resolve([chosen]).settings, PlainTerminal()
         dataset = load_dataset({"train": data}, settings, workers=cpu_cores(), terminal=terminal)
         return cls(data, scratch, settings, choose_compute(settings.precision), dataset)

@@ -157,7 +157,7 @@ def running(command: str, bundle: Path, settings: Mapping[str, Any]) -> Iterator
                 cwd=folder,
                 env=inherited
                 | {
-                    # As ours sets it: numpy's own threads would spin beside everyone's forward pass.
+                    # As ours sets it: numpy's own threads would spin beside the forward pass.
                     "OPENBLAS_NUM_THREADS": "1",
                     "PYTHONPATH": f"{BENCH.parent / 'code'}{os.pathsep}{PEERS_INSTALLED}",
                     "BENCH_SERVER": json.dumps(full),

@@ -6,16 +6,18 @@
 the default recipe (order, augmentation, step, sums), without validation, over as many images as
 take seconds; `textbook` the same recipe written as tutorials write it (bench/peers/). All are
 images per second: medians over rounds in which each is measured once, so that what else the machine
-does hits all of them; ratios are medians of the rounds' ratios. A CPU without bf16 arithmetic
-computes three images a second in it: there the columns of bf16 are null. Without --data synthetic
-slices are drawn. It ends within five minutes on two cores. `--full` adds the default job to its end
-and three seeds of the recipe by engine and by textbook, which takes hours on two cores. The peers
-besides the textbook need requirements/bench.txt, see there.
+does hits all of them; ratios are medians of the rounds' ratios. Where a CPU lacks bf16, all is
+measured in fp32 and the columns of bf16 are null. Without --data synthetic slices are drawn. It
+takes five to ten minutes on two cores. `--full` adds the default job to its end and three seeds of
+the recipe by engine and by textbook, which takes hours on two cores. The peers besides the textbook
+need requirements/bench.txt, see there.
 """
 
 import argparse
+import itertools
 import json
 import os
+import re
 import statistics
 import subprocess
 import tempfile
@@ -36,7 +38,7 @@ from alexmri.data.dataset import Part, Rows
 from alexmri.data.folders import discover
 from alexmri.data.phantom import write_demo_data
 from alexmri.model.alexnet import summarise
-from alexmri.model.forward import Compute, choose_compute
+from alexmri.model.forward import Compute, Precision, choose_compute
 from alexmri.terminal import PlainTerminal
 from alexmri.training.provenance import machine_document
 
@@ -49,18 +51,17 @@ def measure(bench: Bench, repeats: int) -> dict[str, Any]:
     """Return the table, measured in `repeats` rounds."""
     gemm = best_gemm(bench.compute)
     say(f"the best matrix product: {gemm / 1e9:.0f} GFLOP/s; now the textbook's loader")
-    precisions = ["fp32", *(["bf16"] if choose_compute("auto").precision == "bf16" else [])]
-    if "bf16" not in precisions:
-        say("bf16 is skipped: this CPU has no bf16 arithmetic")
+    precisions = ["fp32", *(["bf16"] if bench.compute.precision == "bf16" else [])]
     by_workers: dict[str, dict[str, float]] = {"fp32": {}, "bf16": {}}
-    for precision in precisions:
-        textbook = partial(bench.speed_of_peer, "textbook", precision=precision)
-        by_workers[precision] = {str(number): textbook(workers=number) for number in (0, 1, 2)}
-    say(f"textbook by workers: {by_workers}")
+    for precision, number in itertools.product(precisions, (0, 1, 2)):
+        speed = bench.speed_of_peer("textbook", precision=precision, workers=number)
+        by_workers[precision][str(number)] = speed
+        say(f"textbook, {precision}, {number} workers: {speed:.0f} images/s")
     workers = {each: best_workers(by_workers[each]) for each in precisions}
     train = first_images(bench.dataset.part("train"), round(bench.limit() * EPOCH_SECONDS))
     epochs = bench.epochs(train)
-    next(epochs)  # the warm-up
+    say("an epoch to warm up")
+    next(epochs)
     columns: dict[str, Callable[[], float]] = {
         "limit": bench.limit,
         "engine": lambda: next(epochs)["images_per_second"],
@@ -70,18 +71,17 @@ def measure(bench: Bench, repeats: int) -> dict[str, Any]:
         columns[name] = partial(bench.speed_of_peer, "textbook", **wishes)
     could_not: dict[str, str] = {}
     for peer in ("with_timm", "with_lightning"):
-        speed = partial(bench.speed_of_peer, peer, workers=workers["fp32"], precision="fp32")
+        ask = partial(bench.speed_of_peer, peer, workers=workers["fp32"], precision="fp32")
         try:
-            speed()
-            columns[peer] = speed
+            ask()
+            columns[peer] = ask
         except RuntimeError as error:
             could_not[peer] = f"{error} (pip install the requirements/bench.txt, see there)"
     runs: dict[str, list[float]] = {name: [] for name in columns}
     for number in range(1, repeats + 1):
         for name, column in columns.items():
             runs[name].append(column())
-        shown = ", ".join(f"{name} {speeds[-1]:.0f}" for name, speeds in runs.items())
-        say(f"round {number}/{repeats}, images/s: {shown}")
+            say(f"round {number}/{repeats}, {name}: {runs[name][-1]:.0f} images/s")
     medians = {name: statistics.median(speeds) for name, speeds in runs.items()}
     costs = floor(bench)
     operations = costs["operations_per_image"]["step"]
@@ -104,6 +104,26 @@ def measure(bench: Bench, repeats: int) -> dict[str, Any]:
             "images_per_second_at_gemm_rate": gemm / operations,
         },
     }
+
+
+def usable_precision() -> Precision:
+    """Return the precision the engine would choose, but fp32 where a CPU only emulates bf16.
+
+    Emulated, a training takes three images a second; `auto` goes by what the CPU says of itself.
+    """
+    chosen = choose_compute("auto")
+    if chosen.device.type == "cuda" or chosen.precision == "fp32":
+        return chosen.precision
+    seconds = {}
+    for dtype in (torch.float32, chosen.dtype):
+        images = torch.ones(4, 96, 15, 15, dtype=dtype)
+        weights = torch.ones(256, 96, 5, 5, dtype=dtype)
+        torch.conv2d(images, weights)  # the warm-up
+        started = time.perf_counter()
+        torch.conv2d(images, weights)
+        seconds[dtype] = time.perf_counter() - started
+    emulated = seconds[chosen.dtype] > 3 * seconds[torch.float32]
+    return "fp32" if emulated else chosen.precision
 
 
 def best_workers(speeds: dict[str, float]) -> int:
@@ -160,10 +180,11 @@ def start_and_memory(bench: Bench) -> dict[str, float]:
     """Train for some seconds in a process of its own; time its start, measure its peak memory."""
     started = time.perf_counter()
     out = Path(tempfile.mkdtemp(dir=bench.scratch))
-    command = train_command(bench.data, out, "--epochs", "1", "--workers-per-host", "1")
+    options = ("--epochs", "1", "--workers-per-host", "1", "--precision", bench.compute.precision)
+    command = train_command(bench.data, out, *options)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout
-    lines = (time.perf_counter() for line in process.stdout if " epochs of " in line)
+    lines = (time.perf_counter() for line in process.stdout if re.match(r"\d+ epochs? of ", line))
     first_step = next(lines, None)
     if first_step is None:
         raise RuntimeError(f"alexmri train ended early, with exit code {process.wait()}")
@@ -201,7 +222,8 @@ def accuracy(bench: Bench, workers: int) -> dict[str, Any]:
     rows: dict[str, list[dict[str, float]]] = {"engine": [], "textbook": []}
     wishes = {"epochs": bench.settings.epochs, "workers": workers, "precision": "fp32"}
     for seed in FULL_SEEDS:
-        options = ["--seed", str(seed), *(f"--{key}={value}" for key, value in WHOLE_IMAGE.items())]
+        options = ["--seed", str(seed), "--precision", bench.compute.precision]
+        options += [f"--{key}={value}" for key, value in WHOLE_IMAGE.items()]
         rows["engine"].append(train_to_the_end(bench.data, bench.scratch, *options))
         seeded = Bench.of(bench.data, bench.scratch, seed=seed)
         rows["textbook"].append(seeded.ask_peer("textbook", **wishes))
@@ -228,21 +250,32 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--full", action="store_true", help="hours: the whole job, and accuracy")
     options = parser.parse_args()
+    say("this takes hours" if options.full else "this takes five to ten minutes on two cores")
     ask_for_large_pages()
     torch.set_num_threads(cpu_cores())
     with tempfile.TemporaryDirectory() as folder:
-        data = options.data or Path(folder) / "slices"
+        terminal, data = PlainTerminal(), options.data or Path(folder) / "slices"
         if options.data is None:
-            say(f"no --data: {write_demo_data(data)} synthetic slices are used")
-        bench = Bench.of(data, Path(folder))
-        document = {
-            **measure(bench, options.repeats),
-            "end_to_end": start_and_memory(bench),
-            "decoding": decoding(bench),
-            "large": bench.large(),
-        }
+            say("no --data: synthetic slices are used")
+            write_demo_data(data, track=terminal.track)
+        precision = usable_precision()
+        if precision == "fp32":
+            say("everything is measured in fp32, because this CPU lacks bf16")
+        bench = Bench.of(data, Path(folder), precision=precision)
+        say("part 1 of 4: the speed of the engine, of its limit and of the peers")
+        document = measure(bench, options.repeats)
+        say("part 2 of 4: the start and the memory of a training")
+        document["end_to_end"] = start_and_memory(bench)
+        say("part 3 of 4: decoding the images")
+        document["decoding"] = decoding(bench)
+        say("part 4 of 4: a million slices on disk")
+        document["large"] = bench.large()
         if options.full:
-            document["end_to_end"]["default_job"] = train_to_the_end(bench.data, bench.scratch)
+            say("the default job, to its end")
+            document["end_to_end"]["default_job"] = train_to_the_end(
+                bench.data, bench.scratch, "--precision", precision
+            )
+            say("three seeds of the recipe, by engine and by textbook")
             workers = best_workers(document["textbook_by_workers"]["fp32"])
             document["accuracy"] = accuracy(bench, workers)
         document |= {

@@ -104,7 +104,7 @@ def test_other_archives_beside_the_model_are_no_matter(tmp_path: Path) -> None:
     folder = tmp_path / "output"
     folder.mkdir()
     pack(folder / "output.tar.gz", a_file("report.html"))
-    with pytest.raises(UserError, match=r"output\.tar\.gz is no model: it has no model\.json"):
+    with pytest.raises(UserError, match=r"output\.tar\.gz is not a model: it has no model\.json"):
         model_folder(folder).__enter__()
     pack(folder / "another.tar.gz", a_file("report.html"))
     with pytest.raises(UserError, match=r"several archives \(another.*, output.*\); keep the one"):
@@ -115,13 +115,13 @@ def test_other_archives_beside_the_model_are_no_matter(tmp_path: Path) -> None:
 
 
 def test_no_model_and_several_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere is no model: it does not exist"):
+    with pytest.raises(UserError, match="nowhere is not a model: it does not exist"):
         model_folder(tmp_path / "nowhere").__enter__()
     two = pack(tmp_path / "two.tar.gz", a_file("a/model.json"), a_file("b/model.json"))
     with pytest.raises(UserError, match=r"two\.tar\.gz holds several models \(a, b\)"):
         model_folder(two).__enter__()
     deep = pack(tmp_path / "deep.tar.gz", a_file("a/b/model.json"))
-    with pytest.raises(UserError, match=r"deep\.tar\.gz is no model"):
+    with pytest.raises(UserError, match=r"deep\.tar\.gz is not a model"):
         model_folder(deep).__enter__()
 
 

@@ -207,7 +207,7 @@ def test_two_healthy_names_are_one_too_many_and_the_setting_wins() -> None:
     assert find_negative_class(["CN", "Control"], None) is None
     assert find_negative_class(["CN", "Control"], "Control") == "Control"
     with pytest.raises(
-        UserError, match="negative_class is 'Cn', which is no class folder; .*CN, C"
+        UserError, match="negative_class is 'Cn', which is not a class folder; .*CN, C"
     ):
         find_negative_class(["CN", "Control"], "Cn")
 

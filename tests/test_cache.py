@@ -324,7 +324,9 @@ def test_the_temporary_folder_is_private(root: Path, homeless: Path) -> None:
 def test_a_temporary_folder_of_somebody_else_is_refused(
     root: Path, homeless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused = pytest.raises(UserError, match=r"is no folder of this user alone.*ALEXMRI_CACHE_DIR")
+    refused = pytest.raises(
+        UserError, match=r"does not belong to this user" " alone.*ALEXMRI_CACHE_DIR"
+    )
     (tmp_path / "theirs").mkdir()
     homeless.symlink_to(tmp_path / "theirs")
     with refused:

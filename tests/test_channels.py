@@ -69,5 +69,5 @@ def test_two_channels_of_one_meaning_are_refused(tmp_path: Path) -> None:
 
 def test_a_channel_of_unknown_name_is_refused(tmp_path: Path) -> None:
     root = lay_out(tmp_path, "train/A/1.png", "vlidation/A/1.png")
-    with pytest.raises(UserError, match="channel 'vlidation' .* has no meaning here"):
+    with pytest.raises(UserError, match="channel 'vlidation' .* is not a known channel"):
         find_channels(root)

@@ -301,7 +301,7 @@ def test_two_trainings_never_mix_their_checkpoints(
     first.save(20)
     first.close()
     assert len([line for line in first.notes.warnings if "taken over" in line]) == 1
-    assert first.notes.warnings[0].endswith("this training goes on, and uploads nothing any more")
+    assert first.notes.warnings[0].endswith("this training goes on without uploading")
     wait_until_there(bucket, 5, 6)  # also writer.json, which is the second one's
     second.close()
     assert bucket.names() == files(5, 6)

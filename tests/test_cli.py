@@ -64,6 +64,9 @@ def test_the_lines_are_those_log_readers_parse(finished: tuple[Path, str]) -> No
         "NonDemented",
         "about ",
         "not a diagnostic",
+        "auditing 96 images",
+        "computing figures and their intervals",
+        "writing the model and the report",
     ):
         assert promise in printed
     assert printed.rstrip().endswith("report.html")

@@ -160,7 +160,7 @@ def test_a_run_away_loss_is_told(demo: Path, tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert refused.stdout.count("going back to the weights of") == 2
     assert re.search(
-        r"the loss is no finite number in epoch \d+, even with 0.09 times the learning rate;"
+        r"the loss is not a finite number in epoch \d+, even with 0.09 times the learning rate;"
         r" lower learning_rate \(100\)",
         refused.stderr,
     )
@@ -175,5 +175,7 @@ def test_a_healthy_class_that_is_none_ends_a_training_before_it_begins(
         check=False,
     )
     assert refused.returncode == 2
-    assert "negative_class is 'Well', which is no class folder; the classes are" in refused.stderr
+    assert (
+        "negative_class is 'Well', which is not a class folder; the classes are" in refused.stderr
+    )
     assert not (tmp_path / "out" / "metrics.jsonl").exists()

@@ -78,7 +78,7 @@ def test_a_channel_by_a_name_that_is_none_is_refused(tmp_path: Path, name: str) 
 def test_files_dealt_out_to_several_hosts_are_refused(tmp_path: Path, said: Any) -> None:
     (tmp_path / "train").mkdir()
     check_input_modes({"train": said}, tmp_path, hosts=1)
-    with pytest.raises(UserError, match="'train' deals its files out.*use FullyReplicated"):
+    with pytest.raises(UserError, match="'train' distributes its files over.*use FullyReplicated"):
         check_input_modes({"train": said}, tmp_path, hosts=2)
 
 

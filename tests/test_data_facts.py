@@ -93,7 +93,7 @@ def test_evaluate_leaves_unreadable_images_out_where_it_is_told_to(
     assert "on_bad_image=skip" not in refused.stderr
 
     done = run(*arguments, "--on-bad-image", "skip")
-    assert "1 of 45 images are left out" in done.stdout + done.stderr
+    assert "left out because on_bad_image is skip: 1 of 45 images" in done.stdout + done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["test"]["images"] == 44
     assert list(found["skipped_images"]) == ["NonDemented/zero.jpg"]

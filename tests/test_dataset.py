@@ -122,7 +122,7 @@ def test_a_pipe_or_device_among_the_images_is_refused_and_not_waited_for(
     root = make_images("A/1.png", "A/2.png", "B/1.png", "B/2.png")
     os.mkfifo(root / "A" / "3.png")
     (root / "B" / "3.png").symlink_to("/dev/zero")
-    with pytest.raises(UserError, match=r"A/3\.png is no file; .*B/3\.png is no file"):
+    with pytest.raises(UserError, match=r"A/3\.png is not a file; .*B/3\.png is not a file"):
         load(root)
 
 
@@ -153,7 +153,7 @@ def test_skipping_bad_images_equals_removing_them_and_is_told(
     assert found["images"] == 117
     assert found["skipped_images"] == dataset.cache.skipped
     assert found["warnings"][0].startswith(
-        "3 of 120 images are left out, because on_bad_image is skip: A/3 (3).png cannot be read as"
+        "left out because on_bad_image is skip: 3 of 120 images: A/3 (3).png cannot be read as"
     )
     assert str(tmp_path) not in str(found["warnings"])  # they stand in the model file too
 
@@ -215,7 +215,9 @@ def test_a_class_may_not_be_skipped_away(make_images: ImageMaker) -> None:
 def test_small_images_are_enlarged_and_told(make_images: ImageMaker) -> None:
     make_images(*(f"{label}/{i}.png" for label in "AB" for i in range(9)))
     root = make_images("A/small.png", size=(20, 40))
-    assert "1 images are smaller than the network's input" in str(audited(root)["warnings"])
+    assert "enlarged, because smaller than the network's input: 1 image" in str(
+        audited(root)["warnings"]
+    )
 
 
 def test_the_number_of_classes_is_checked(demo: Path) -> None:

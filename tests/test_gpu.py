@@ -136,7 +136,7 @@ def test_a_driver_too_old_is_told_with_what_is_needed_and_what_helps(machine: Ma
         "ml.g5.xlarge is a GPU instance, but the NVIDIA driver is 535.183.01, and PyTorch for CUDA"
         " 13.0 needs 580 or newer; on an endpoint set InferenceAmiVersion to"
         " al2023-ami-sagemaker-inference-gpu-4-1, use an image built with TORCH_CUDA=cu126, or"
-        " update the driver; ALEXMRI_REQUIRE_GPU=0 computes on the CPU"
+        " update the driver; set ALEXMRI_REQUIRE_GPU=0 to use the CPU"
     )
 
 
@@ -198,7 +198,7 @@ def test_a_gpu_instance_without_a_driver_fails(machine: Machine) -> None:
     ("variables", "words"),
     [
         ({}, "but its library libcuda.so.1 is not here; start the container with NVIDIA's"),
-        ({"NVIDIA_VISIBLE_DEVICES": "void"}, "NVIDIA_VISIBLE_DEVICES is 'void', which keeps"),
+        ({"NVIDIA_VISIBLE_DEVICES": "void"}, "NVIDIA_VISIBLE_DEVICES is 'void', which hides"),
     ],
 )
 def test_a_driver_whose_library_is_not_in_the_container(
@@ -249,7 +249,7 @@ def test_who_needs_a_gpu(
 ) -> None:
     machine.instance(instance)
     if fails:
-        with pytest.raises(UserError, match="ALEXMRI_REQUIRE_GPU=0 computes on the CPU"):
+        with pytest.raises(UserError, match="set ALEXMRI_REQUIRE_GPU=0 to use the CPU"):
             machine.start(ALEXMRI_REQUIRE_GPU=switch)
     else:
         started = machine.start(ALEXMRI_REQUIRE_GPU=switch)

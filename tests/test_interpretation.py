@@ -31,6 +31,8 @@ def said(protocol: dict[str, Any], leak_probe: dict[str, Any], test: Any) -> str
 def test_people_on_both_sides_and_probe_as_good_is_called_recognising_people() -> None:
     words = said(SHARED, LEAKY, result(0.98, 0.97, 0.99))
     assert "198 of the 200 people have images in both training and test" in words
+    one = said(SHARED | {"subjects_shared": 1}, LEAKY, result(0.97, 0.96, 0.98))
+    assert "1 of the 200 people has images in both training and test" in one
     assert "People were told apart by: names. If that is wrong, so is this paragraph." in words
     assert "scores 0.992 when images are split one by one" in words
     assert "it scores 0.989. So it works by recognising people." in words
@@ -270,4 +272,6 @@ def test_subjects_shared_with_validation_are_named_beside_a_clean_test_split(
     protocol = APART | {"split_by": "folders", "compared_with": "test"}
     test = result(0.6, 0.55, 0.65)
     assert expected in said(protocol | {"subjects_between": between | {key: 7}}, LEAKY, test)
+    one = said(protocol | {"subjects_between": between | {key: 1}}, LEAKY, test)
+    assert expected.replace("7 people have", "1 person has") in one
     assert "But" not in said(protocol | {"subjects_between": between}, LEAKY, test)

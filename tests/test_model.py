@@ -214,7 +214,7 @@ def test_weights_that_answer_otherwise_are_refused(bundle: Path, tmp_path: Path)
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is no model: it has no model\.json"):
+    with pytest.raises(UserError, match=r"is not a model: it has no model\.json"):
         load_bundle(tmp_path)
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(UserError, match=r"model\.json is not valid JSON"):
@@ -392,15 +392,15 @@ def replace(path: Path, data: bytes) -> None:
             in_weights(lambda w: w.update({k: v.half() for k, v in w.items()})),
             "is float16 [96, 1, 11, 11], and the network of model.json has float32 [96, 1, 11, 11]",
         ),
-        (in_weights(lambda w: w["features.0.0.weight"][0].fill_(torch.nan)), "no finite numbers"),
-        (in_weights(lambda w: w["classifier.7.bias"].fill_(torch.inf)), "no finite numbers"),
+        (in_weights(lambda w: w["features.0.0.weight"][0].fill_(torch.nan)), "not finite numbers"),
+        (in_weights(lambda w: w["classifier.7.bias"].fill_(torch.inf)), "not finite numbers"),
         (in_weights(lambda w: w["features.0.1.running_var"].neg_()), "negative variances"),
         (in_weights(lambda w: w.pop("classifier.7.bias")), "it lacks 'classifier.7.bias'"),
         (
             in_weights(lambda w: w.update(more=torch.ones(1))),
             "has, and the network has not, 'more'",
         ),
-        (in_ood(mean_F=lambda a: a * torch.nan), "mean_F holds values that are no finite numbers"),
+        (in_ood(mean_F=lambda a: a * torch.nan), "mean_F holds values that are not finite numbers"),
         (in_ood(mean_F=lambda a: a.double()), "mean_F is float64 [736], not float32 [736]"),
         (in_ood(mean_F=lambda a: a[:40], directions_DF=lambda a: a[:, :40]), "by 40 numbers"),
         (in_ood(directions_DF=lambda a: a.T), "directions_DF is float32"),

@@ -122,7 +122,7 @@ def test_where_it_cannot_be_done_it_says_so(bundle: Path, tmp_path: Path, demo: 
     script = run("export", bundle, "--onnx", "--out", tmp_path / "x", without="onnxscript")
     assert "needs the package onnxscript, which is not installed" in script.stderr
     assert "Missing option '--onnx'" in run("export", bundle).stderr
-    assert "no model directory; name the file" in run("export", tmp_path, "--onnx").stderr
+    assert "not a model directory; name the file" in run("export", tmp_path, "--onnx").stderr
 
 
 def test_training_writes_it_beside_the_model_and_vouches_for_it(demo: Path, tmp_path: Path) -> None:

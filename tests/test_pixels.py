@@ -302,7 +302,7 @@ def test_transparent_16_bits_are_black() -> None:
         (tiff(RGB_16, photometric=2, planar=2), "16 bits per channel, stored in separate planes"),
         (tiff(RAMP_16.astype(np.uint32), ">"), "a kind of TIFF that is not supported, or damaged"),
         (tiff(np.dstack([RAMP_16, OPAQUE]), extra=2), "save it as PNG with 8 or 16 bits per pixel"),
-        (tiff(RAMP_16 * np.float32("nan"), sample_format=3), "3072 pixels that are no finite num"),
+        (tiff(RAMP_16 * np.float32("nan"), sample_format=3), "3072 pixels that are not finite num"),
         (tiff(RAMP_16.astype(np.float64), sample_format=3), "a kind of TIFF that is not supported"),
     ],
 )
@@ -335,7 +335,7 @@ def test_a_file_gives_the_pixels_of_its_bytes(
 
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(UserError, match=r"pipe\.png is no file"):
+    with pytest.raises(UserError, match=r"pipe\.png is not a file"):
         decode(tmp_path / "pipe.png", image_size=32, channels=1)
     (tmp_path / "empty.png").touch()
     with pytest.raises(UserError, match=r"empty\.png is empty"):

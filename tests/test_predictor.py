@@ -116,7 +116,7 @@ def test_a_model_that_fusing_changes_is_refused(tmp_path: Path) -> None:
     # Only evaluation mode can be fused; a network that answers otherwise must not be served.
     bundle.network.features[0][1].eps = float("inf")
     bundle.network.forward = lambda images: torch.ones(len(images), 4)  # type: ignore[assignment]
-    with pytest.raises(UserError, match="answers its stored example otherwise once"):
+    with pytest.raises(UserError, match="gives another answer to its stored example once"):
         choose_inference(bundle, CPU)
 
 

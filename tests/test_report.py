@@ -88,7 +88,7 @@ def test_figures_stand_beside_their_intervals_and_both_baselines() -> None:
         "torch 2.14.1",
         "version 7.8.9",
         "It leaks.",
-        "2 of them in different splits",
+        "of which 2 are in different splits",
     ):
         assert expected in page
 
@@ -130,7 +130,7 @@ def test_mistakes_are_pictures_with_names_and_escaped() -> None:
             {"verdict": ["a"], "near_duplicate_counts": {"pairs": 9, "across_splits": 4}},
             [
                 "a",
-                "9 pairs of slices are nearly the same, 4 of them in different splits."
+                "Pairs of slices that are nearly the same: 9, of which 4 are in different splits."
                 " Such pairs are often neighbouring slices of one person.",
                 "w",
             ],

@@ -171,7 +171,7 @@ def test_after_two_recoveries_it_gives_up_and_no_best_model_is_lost(
 ) -> None:
     astray(monkeypatch, {4, 6, 8, 10, 12})
     run = new_run()
-    with pytest.raises(UserError, match=r"no finite number in epoch 2, even with 0\.09 times"):
+    with pytest.raises(UserError, match=r"not a finite number in epoch 2, even with 0\.09 times"):
         go_on(run, tmp_path)
     assert run.progress.best_epoch == 1
 

@@ -45,6 +45,7 @@ def measured(
     images: Labelled, logits: Logits, preprocessing: Preprocessing = FRAMED, **changes: Any
 ) -> dict[str, Any]:
     usual: dict[str, Any] = {"at_most": 1000, "workers": 2, "replicates": 200}
+    usual["terminal"] = PlainTerminal()
     found = measure_robustness(
         images,
         2,
@@ -221,6 +222,7 @@ def test_files_are_read_once_and_those_that_are_gone_are_left_out(
         preprocessing=FRAMED,
         at_most=10,
         workers=1,
+        terminal=PlainTerminal(),
     )
     assert nothing is None
 

@@ -65,7 +65,7 @@ def test_a_damaged_plan_of_a_crossvalidation_is_one_sentence(
 
 
 def test_a_checkpoint_that_does_not_say_what_it_is_about_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="do not say what their run was about"):
+    with pytest.raises(UserError, match="do not say which run they belong to"):
         changes({"data": "x"}, {}, tmp_path, allowed=True)
 
 

@@ -111,7 +111,11 @@ def refusal(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Re
 @pytest.mark.parametrize(
     ("status", "code", "words"),
     [
-        (403, "AccessDenied", "these credentials may not do s3:PutObject; they need s3:ListBucket"),
+        (
+            403,
+            "AccessDenied",
+            "these credentials do not allow s3:PutObject; they need s3:ListBucket",
+        ),
         (400, "ExpiredToken", "the AWS credentials have expired; get new ones"),
         (403, "InvalidAccessKeyId", "the AWS credentials are not valid; check AWS_ACCESS_KEY_ID"),
         (403, "SignatureDoesNotMatch", "the AWS credentials are not valid"),
@@ -148,7 +152,7 @@ def test_missing_credentials_are_named(bucket: Bucket, monkeypatch: pytest.Monke
     with pytest.raises(S3Error, match="no AWS credentials were found; set AWS_ACCESS_KEY_ID"):
         Prefix(bucket.url).names()
     monkeypatch.setenv("AWS_PROFILE", "absent")
-    with pytest.raises(S3Error, match="AWS credentials cannot be had"):
+    with pytest.raises(S3Error, match="AWS credentials cannot be obtained"):
         Prefix(bucket.url)
 
 

@@ -150,7 +150,7 @@ def test_a_regex_sees_the_class_and_joins_its_groups() -> None:
 @pytest.mark.parametrize(
     ("regex", "message"),
     [
-        ("(p", "is no regular expression"),
+        ("(p", "is not a regular expression"),
         (r"p\d+", "has no capture group"),
         (r"(q\d+)", r"names no subject for 2 of 2 images, such as A/p1\.png, B/p2"),
     ],
@@ -182,7 +182,9 @@ def test_a_bad_csv_is_refused(tmp_path: Path, content: bytes, message: str) -> N
 
 
 def test_a_missing_csv_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"groups_file no\.csv is neither here nor in"):
+    with pytest.raises(
+        UserError, match=r"groups_file no\.csv is neither in the current" " folder nor in"
+    ):
         find_subjects(images("A/1.png"), tmp_path, regex=None, csv_file="no.csv")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alexmri.terminal import PlainTerminal, RichTerminal, Terminal, choose_terminal
+from alexmri.terminal import PlainTerminal, RichTerminal, SilentTerminal, Terminal, choose_terminal
 
 PREPARED = "import sys; from alexmri.terminal import *; prepare_output(); "
 
@@ -25,6 +25,7 @@ def test_letters_that_a_terminal_lacks_are_replaced(encoding: str, terminal: str
     text = "Ellipse … — Ω \udcff"
     code = (
         f"t = {terminal}; t.say({text!r}); t.warn({text!r}); list(t.track([1], 1, {text!r}));"
+        f" t.working({text!r}).__enter__();"
         f" print({text!r}); print({text!r}, file=sys.stderr)"
     )
     done = run(code, env={"PYTHONIOENCODING": encoding})
@@ -80,7 +81,8 @@ def lines_into(command: Sequence[str], stdout: int) -> int:
 @pytest.mark.parametrize("terminal", ["PlainTerminal()", "RichTerminal()"])
 def test_a_closed_pipe_a_full_disk_and_no_output_leave_the_exit_code(terminal: str) -> None:
     code = f"t = {terminal}; [t.say('x' * 999) for _ in range(99)]; list(t.track([1], 1, 'x'))"
-    code += "; print('x' * 99); print('y', file=sys.stderr); sys.exit(7)"
+    code += "\nwith t.working('x'): pass\n"
+    code += "print('x' * 99); print('y', file=sys.stderr); sys.exit(7)"
     command = [sys.executable, "-c", PREPARED + code]
     reading, writing = os.pipe()
     os.close(reading)
@@ -105,3 +107,35 @@ def test_a_terminal_that_was_closed_leaves_the_exit_code() -> None:
     os.close(side)
     os.close(main)
     assert process.wait(60) == 7
+
+
+def test_where_nobody_sees_a_bar_lines_say_how_far_the_work_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = iter(range(0, 1000, 4))  # from one item to the next
+    monkeypatch.setattr("alexmri.terminal.time.monotonic", lambda: next(seconds))
+    assert list(PlainTerminal().track("abcdefg", 7, "decoding")) == list("abcdefg")
+    assert capsys.readouterr().out.splitlines() == ["decoding: 3 of 7", "decoding: 6 of 7"]
+
+
+@pytest.mark.parametrize("terminal", [PlainTerminal, SilentTerminal])
+def test_work_without_steps_is_named_before_it_begins(
+    terminal: type[PlainTerminal], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with terminal().working("auditing 3 images"):
+        said = capsys.readouterr().out
+    assert said == ("auditing 3 images\n" if terminal is PlainTerminal else "")
+
+
+def test_at_a_terminal_a_spinner_names_the_work_and_goes() -> None:
+    main, side = os.openpty()
+    code = "t = choose_terminal()\nwith t.working('auditing [3] images'):\n    t.say('a line')"
+    done = subprocess.run(
+        [sys.executable, "-c", PREPARED + "\n" + code], stdin=side, stdout=side, timeout=60
+    )
+    os.close(side)
+    assert done.returncode == 0
+    printed = os.read(main, 10_000).decode()
+    os.close(main)
+    assert "auditing [3] images" in printed
+    assert "a line" in printed

@@ -1,4 +1,7 @@
-"""The error alexmri raises on purpose."""
+"""The error alexmri raises on purpose, and words that its sentences share."""
+
+import difflib
+from collections.abc import Collection
 
 
 class UserError(Exception):
@@ -6,6 +9,13 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with 2.
     """
+
+
+def did_you_mean(typed: str, known: Collection[str]) -> str:
+    """Return a question with the nearest of the names that are `known`, or nothing."""
+    likely = difflib.get_close_matches(typed, known, n=1, cutoff=0.72)
+    begun = [name for name in known if len(typed) > 3 and name.startswith(typed)]
+    return "".join(f"; did you mean '{name}'?" for name in (likely or begun)[:1])
 
 
 def option(setting: str, value: str | None = None) -> str:

@@ -1,6 +1,5 @@
 """Every knob of a run: its type, its bounds, what it does, and where its value came from."""
 
-import difflib
 import json
 import math
 import re
@@ -19,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from alexmri.errors import UserError
+from alexmri.errors import UserError, did_you_mean, option
 
 ENVIRONMENT_PREFIX = "ALEXMRI_"
 # Environment variables with our prefix that steer the program around a run, not the run.
@@ -132,7 +131,8 @@ class Settings(BaseModel):
 
     augment: Literal["none", "shift-scale-rotate"] = Field("none", description="augmentation")
     augment_backend: Literal["batched", "albumentations"] = Field(
-        "batched", description="who augments: batched = a batch at once, on the device of the net"
+        "batched",
+        description="what augments: batched = a whole batch at once, on the device of the network",
     )
     augment_probability: float = Field(0.2, ge=0, le=1, description="share of images augmented")
     shift_limit: float = Field(
@@ -172,8 +172,8 @@ class Settings(BaseModel):
     )
     groups: Literal["auto", "inferred"] = Field(
         "auto",
-        description="who tells the people: auto = file names, group_regex or groups_file;"
-        " inferred = the pixels, as chains of neighbouring slices",
+        description="how people are found: auto = file names, group_regex or groups_file;"
+        " inferred = by the pixels, as chains of neighbouring slices",
     )
     on_bad_image: Literal["fail", "skip"] = Field(
         "fail", description="what to do with unreadable images; skip = leave out at most 5 %"
@@ -184,7 +184,7 @@ class Settings(BaseModel):
     )
 
     deterministic: bool = Field(
-        False, description="on a GPU, only kernels that round alike in every run; slower"
+        False, description="on a GPU, only kernels that give the same result in every run; slower"
     )
 
     workers_per_host: Annotated[int, OrAutomatic] = Field(
@@ -345,13 +345,19 @@ def _refuse_without_effect(resolved: Resolved, given: Set[str]) -> None:
 
     for key in ("group_regex", "groups_file"):
         if chosen.groups == "inferred" and getattr(chosen, key):
-            refuse(key, "with groups=inferred the pixels tell the people; give one of the two")
+            refuse(
+                key, "groups is inferred, so the pixels tell the people; set only one of the two"
+            )
     if chosen.group_regex and chosen.groups_file:
-        refuse("group_regex", "groups_file tells the people; give one of the two")
+        refuse("group_regex", "groups_file names the people already; set only one of the two")
     if chosen.augment == "none":
         for key in ("augment_backend", "augment_probability", *AUGMENT_LIMITS):
             if key in given and getattr(chosen, key):
-                refuse(key, "augment is none; give augment=shift-scale-rotate too, or leave it out")
+                refuse(
+                    key,
+                    f"augment is none; set {option('augment', 'shift-scale-rotate')} too, or"
+                    " leave it out",
+                )
         return
     if 0 < chosen.shift_limit * chosen.image_size <= 1:
         refuse(
@@ -360,11 +366,18 @@ def _refuse_without_effect(resolved: Resolved, given: Set[str]) -> None:
             f" more than {1 / chosen.image_size:.4g} (1/image_size)",
         )
     if not chosen.augment_probability and given & {"augment", "augment_probability"}:
-        refuse("augment_probability", "no image is augmented; give more, or augment=none")
+        refuse(
+            "augment_probability",
+            f"no image is augmented; give more, or set {option('augment', 'none')}",
+        )
     if not any(getattr(chosen, key) for key in AUGMENT_LIMITS):
         for key in ("augment", *AUGMENT_LIMITS):
             if key in given:
-                refuse(key, "all of the limits are 0; give one of them, or augment=none")
+                refuse(
+                    key,
+                    "all of the limits are 0; give one of them, or set"
+                    f" {option('augment', 'none')}",
+                )
 
 
 def _first(layers: Sequence[Layer], key: str) -> Any:
@@ -379,8 +392,10 @@ def _known_keys(layer: Layer) -> dict[str, Any]:
         if key.startswith(PLATFORM_PREFIXES):
             continue
         if key not in Settings.model_fields:
+            foreign = FOREIGN.get(key)
+            hint = f"; {foreign}" if foreign else did_you_mean(key, Settings.model_fields)
             raise UserError(
-                f"unknown setting '{original}' {_where(layer.name)}{_hint(key)}"
+                f"unknown setting '{original}' {_where(layer.name)}{hint}"
                 " (`alexmri config` lists all settings)"
             )
         if key in known:
@@ -391,16 +406,6 @@ def _known_keys(layer: Layer) -> dict[str, Any]:
         known[key] = _decode(key, value)
         spelled[key] = original
     return known
-
-
-def _hint(key: str) -> str:
-    """Return what somebody may have meant by a setting that there is not, or nothing."""
-    if key in FOREIGN:
-        return f"; {FOREIGN[key]}"
-    likely = difflib.get_close_matches(key, Settings.model_fields, n=1, cutoff=0.72)
-    begun = [name for name in Settings.model_fields if len(key) > 3 and name.startswith(key)]
-    nearest = next(iter(likely or begun), None)
-    return f"; did you mean '{nearest}'?" if nearest else ""
 
 
 def _decode(key: str, value: Any) -> Any:

@@ -3,13 +3,19 @@
 import io
 import os
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 T = TypeVar("T")
+# Where nobody sees a bar, how often a line says how far the work is.
+SECONDS_BETWEEN_LINES = 10.0
+# How many names one sentence lists.
+MAX_NAMED = 5
 
 
 class Terminal(Protocol):
@@ -23,6 +29,9 @@ class Terminal(Protocol):
 
     def track(self, items: Iterable[T], total: int, description: str) -> Iterable[T]:
         """Pass `items` through, showing how many of `total` are done."""
+
+    def working(self, description: str) -> AbstractContextManager[None]:
+        """Show what is done inside the block, where there is nothing to count."""
 
 
 class PlainTerminal:
@@ -40,8 +49,19 @@ class PlainTerminal:
     def warn(self, line: str) -> None:
         self.say(f"warning: {line}")
 
-    def track(self, items: Iterable[T], total: int, description: str) -> Iterable[T]:
-        return items
+    def track(self, items: Iterable[T], total: int, description: str) -> Iterator[T]:
+        last = time.monotonic()
+        for done, item in enumerate(items, start=1):
+            yield item
+            now = time.monotonic()
+            if now - last >= SECONDS_BETWEEN_LINES:
+                last = now
+                self.say(f"{description}: {done} of {total}")
+
+    @contextmanager
+    def working(self, description: str) -> Iterator[None]:
+        self.say(description)
+        yield
 
 
 class SilentTerminal(PlainTerminal):
@@ -93,10 +113,23 @@ class RichTerminal(PlainTerminal):
                 yield item
                 progress.advance(task)
 
+    @contextmanager
+    def working(self, description: str) -> Iterator[None]:
+        from rich.text import Text
+
+        with self._console.status(Text(description)):
+            yield
+
 
 def number_of(count: int, thing: str) -> str:
     """Return `1 scan` or `2 scans`."""
     return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
+def first_few(items: Sequence[str], between: str = ", ") -> str:
+    """Return the first items in one line, and how many more there are."""
+    more = [f"and {len(items) - MAX_NAMED} more"] if len(items) > MAX_NAMED else []
+    return between.join([*items[:MAX_NAMED], *more])
 
 
 def choose_terminal() -> Terminal:

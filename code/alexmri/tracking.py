@@ -92,7 +92,7 @@ class WandbSink:
             self._run.finish()
         except TimeoutError:
             self._warn(
-                f"W&B did not take everything within {FINISH_TIMEOUT_S} s; to send the rest:"
+                f"W&B did not receive everything within {FINISH_TIMEOUT_S} s; to send the rest:"
                 f" wandb sync {self._run.settings.sync_dir}"
             )
 
@@ -159,7 +159,7 @@ def fetch_wandb_key(environment: Mapping[str, str], warn: Callable[[str], None])
     except Exception as error:
         # Never the text of the answer, which may be the key; botocore's errors do not hold it.
         told = type(error).__name__
-        warn(f"the W&B key cannot be had from Secrets Manager ({told}); the run is kept offline")
+        warn(f"the W&B key cannot be read from Secrets Manager ({told}); the run is kept offline")
         return
     os.environ[KEY_VARIABLE] = key
 

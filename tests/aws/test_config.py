@@ -84,14 +84,18 @@ def test_help_needs_neither_boto3_nor_an_account() -> None:
 @pytest.mark.parametrize(
     ("code", "message", "words"),
     [
-        ("ThrottlingException", "Rate exceeded", "AWS asks to slow down, still after several"),
+        (
+            "ThrottlingException",
+            "Rate exceeded",
+            "AWS limits the rate of requests, even after several",
+        ),
         ("ExpiredTokenException", "expired", "the AWS credentials have expired; get new ones"),
         ("UnrecognizedClientException", "bad", "the AWS credentials are not valid"),
-        ("AccessDeniedException", "no", "may not do sagemaker:DescribeTrainingJob; let an"),
+        ("AccessDeniedException", "no", "do not allow sagemaker:DescribeTrainingJob; let an"),
         (
             "AccessDeniedException",
             "User: u is not authorized to perform: iam:PassRole on resource: r",
-            "may not do iam:PassRole;",
+            "do not allow iam:PassRole;",
         ),
         ("ResourceLimitExceeded", "limit is 0 Instances", "(limit is 0 Instances); ask for more"),
         ("OptInRequired", "x", "this is in another region than us-east-1; set region"),
@@ -129,7 +133,10 @@ def test_who_has_no_credentials_is_told(
     assert "no AWS credentials were found" in error_of(run("status", "job", ok=False))
     monkeypatch.setenv("AWS_PROFILE", "absent")
     told = error_of(run("status", "job", ok=False))
-    assert "AWS credentials cannot be had (The config profile (absent) could not be found)" in told
+    assert (
+        "AWS credentials cannot be obtained (The config profile (absent) could not be"
+        " found)" in told
+    )
 
 
 def test_a_network_that_is_gone_is_told(

@@ -192,7 +192,9 @@ def test_an_endpoint_that_changes_is_left_alone(cloud: Cloud, versions: None, ru
     cloud.answer("DescribeEndpoint", state)
     for command in ("deploy", "rollback"):
         told = error_of(run(command, ok=False))
-        assert told.startswith("alexmri is Updating and takes no change now; run the same command")
+        assert told.startswith(
+            "alexmri is Updating and cannot be changed now; run the same command"
+        )
 
 
 def test_a_failed_endpoint_says_why(cloud: Cloud, versions: None, run: Run) -> None:
@@ -205,7 +207,7 @@ def test_a_failed_endpoint_says_why(cloud: Cloud, versions: None, run: Run) -> N
     told = error_of(run("deploy", "1", ok=False))
     assert told == "alexmri is Failed: no ping"
     told = error_of(run("deploy", "1", ok=False))
-    assert told.startswith("alexmri has failed (no ping) and takes no update; remove it with")
+    assert told.startswith("alexmri has failed (no ping) and cannot be updated; remove it with")
 
 
 def test_invoke_prints_an_answer_for_each_file(cloud: Cloud, versions: None, run: Run) -> None:
@@ -219,7 +221,9 @@ def test_invoke_prints_an_answer_for_each_file(cloud: Cloud, versions: None, run
     assert printed[0]["answer"] == "body"
     asked = [each for each in cloud.requests if "invocations" in each.target]
     assert [each.size for each in asked] == [7, 7]
-    assert "is of no kind the endpoint takes" in error_of(run("invoke", "alexmri.toml", ok=False))
+    assert "has a type that the endpoint does not take" in error_of(
+        run("invoke", "alexmri.toml", ok=False)
+    )
 
 
 def test_transform_asks_about_a_prefix_once(cloud: Cloud, versions: None, run: Run) -> None:
@@ -250,7 +254,7 @@ def test_a_transform_on_a_gpu_gets_the_newest_driver_and_is_marked_untried(
     name_cuda_of_versions(cuda)
     instance = f"ml.{instance}.2xlarge"
     done = run("--transform-instance", instance, "transform", f"s3://{BUCKET}/pictures")
-    assert f"nobody has tried a batch transform on a GPU with {cuda} yet" in done.stdout
+    assert f"a batch transform on a GPU with {cuda} is not tested yet" in done.stdout
     (request,) = cloud.sent("CreateTransformJob")
     assert request["TransformResources"] == {
         "InstanceType": instance,
@@ -321,7 +325,10 @@ def test_delete_lists_what_costs_and_removes_all_of_it(
     assert settings["EndpointConfigName"].startswith("alexmri-other-")
     alarms = client("cloudwatch").describe_alarms()["MetricAlarms"]
     assert {each["AlarmName"].rpartition("-")[0] for each in alarms} == {"alexmri-alexmri-other"}
-    assert run("delete", "alexmri", "--yes").stdout == "there is nothing of alexmri\n"
+    assert (
+        run("delete", "alexmri", "--yes").stdout == "alexmri does not exist, and nothing"
+        " of it is left\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -336,7 +343,7 @@ def test_a_removal_that_was_cut_off_goes_on(
         cloud.texts[cut] = 403, refused
     else:
         cloud.refuse(cut, "AccessDeniedException")
-    assert "may not do" in error_of(run("delete", "alexmri", "--yes", ok=False))
+    assert "do not allow" in error_of(run("delete", "alexmri", "--yes", ok=False))
     cloud.texts.clear()
     cloud.answers.pop(cut, None)
     run("delete", "alexmri", "--yes")

@@ -87,7 +87,7 @@ def test_scaling_that_was_cut_off_comes_with_the_same_command(
     run("deploy", "1", "--max-instances", "4")
     cloud.refuse("RegisterScalableTarget", "AccessDeniedException")
     told = error_of(run("deploy", "2", ok=False))
-    assert "may not do application-autoscaling:RegisterScalableTarget" in told
+    assert "do not allow application-autoscaling:RegisterScalableTarget" in told
     assert target() is None
     cloud.answers.pop("RegisterScalableTarget")
     assert "serves version 2 already" in run("deploy", "2").stdout
@@ -115,7 +115,10 @@ def test_delete_removes_scaling_and_all_alarms(cloud: Cloud, versions: None, run
     (other,) = left["ScalableTargets"]
     assert other["ResourceId"] == "endpoint/alexmri-b/variant/AllTraffic"
     assert set(alarms()) == {"alexmri-alexmri-b-5xx", "alexmri-alexmri-b-latency"}
-    assert run("delete", "alexmri", "--yes").stdout == "there is nothing of alexmri\n"
+    assert (
+        run("delete", "alexmri", "--yes").stdout == "alexmri does not exist, and nothing"
+        " of it is left\n"
+    )
 
 
 def test_scaling_is_removed_although_somebody_else_removed_the_endpoint(
@@ -265,10 +268,10 @@ def test_a_serverless_endpoint_has_neither_instances_nor_alarms(
         (("--async", "--max-concurrency", "2"), "--memory-mb and --max-concurrency belong to"),
         (("--s3-output", "s3://b/c"), "--s3-output and --notify belong to --async"),
         (("--serverless", "--notify", TOPIC), "--s3-output and --notify belong to --async"),
-        (("--async", "--s3-output", "answers"), "--s3-output answers is no S3 address"),
-        (("--async", "--notify", "me@here"), "--notify me@here is no SNS topic"),
+        (("--async", "--s3-output", "answers"), "--s3-output answers is not an S3 address"),
+        (("--async", "--notify", "me@here"), "--notify me@here is not an SNS topic"),
         (("--min-instances", "2"), "--min-instances goes with --max-instances; give both"),
-        (("--min-instances", "0", "--max-instances", "2"), "answers nobody; give --min-instances"),
+        (("--min-instances", "0", "--max-instances", "2"), "cannot answer; give --min-instances"),
         (("--min-instances", "3", "--max-instances", "2"), "3 is more than --max-instances 2"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -316,14 +316,14 @@ def test_a_manifest_that_sagemaker_refuses_is_refused_here(
     given = name if by == "digest" else revision
     train = ("train", "--data", "s3://slices/x", "--image", given)
     told = error_of(run("push", source, ok=False) if by == "push" else run(*train, ok=False))
-    assert f"has a manifest of type {kind}, and SageMaker takes none but {MANIFEST}" in told
+    assert f"has a manifest of type {kind}, and SageMaker takes only {MANIFEST}" in told
     if by == "push":
         assert f"--repository-name alexmri --image-ids imageTag={revision}` first" in told
     assert not cloud.sent("CreateTrainingJob")
 
 
 def test_a_folder_without_git_is_refused(cloud: Cloud, tmp_path: Path, run: Run) -> None:
-    assert "is no git repository with a commit" in error_of(run("push", tmp_path, ok=False))
+    assert "is not a git repository with a commit" in error_of(run("push", tmp_path, ok=False))
 
 
 def test_an_image_that_is_not_there_is_named(cloud: Cloud, image: str, run: Run) -> None:

@@ -147,7 +147,7 @@ def test_without_a_gate_the_leak_is_not_asked_for(cloud: Cloud, image: str, run:
 
 def test_twice_is_once(cloud: Cloud, image: str, run: Run) -> None:
     assert "made the pipeline alexmri" in run(*UPSERT).stdout
-    assert "is that already" in run(*UPSERT).stdout
+    assert "is up to date" in run(*UPSERT).stdout
     assert "updated" in run(*UPSERT, "--seed", "2").stdout
     assert len(cloud.sent("CreatePipeline")) == len(cloud.sent("UpdatePipeline")) == 1
     assert len(cloud.sent("CreateModelPackageGroup")) == 1

@@ -216,4 +216,4 @@ def test_a_missing_stack_or_right_is_one_sentence(cloud: Cloud, file: Path, run:
         ("<ErrorResponse><Error><Code>AccessDenied</Code></Error></ErrorResponse>"),
     )
     wrong = error_of(run("setup", ok=False))
-    assert wrong.startswith("these credentials may not do cloudformation:DescribeStacks; let an")
+    assert wrong.startswith("these credentials do not allow cloudformation:DescribeStacks; let an")

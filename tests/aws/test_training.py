@@ -110,7 +110,7 @@ def test_an_instance_with_a_disk_of_its_own_gets_no_key_for_it(
 
 def test_twice_is_once(cloud: Cloud, data: str, run: Run) -> None:
     run(*TRAIN)
-    assert "is this very training, and done" in run(*TRAIN).stdout
+    assert "has finished with these settings" in run(*TRAIN).stdout
     assert len(cloud.sent("CreateTrainingJob")) == 1
     run(*TRAIN, "--batch-size", "64")
     first, second = cloud.sent("CreateTrainingJob")
@@ -247,7 +247,7 @@ def test_ctrl_c_detaches_and_says_how_to_attach(cloud: Cloud, run: Run) -> None:
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "detached; j goes on. To attach again: alexmri aws logs j --follow" in printed
+    assert "stopped waiting; j goes on. To wait again: alexmri aws logs j --follow" in printed
     assert "Traceback" not in errors
     assert not cloud.sent("StopTrainingJob")
 
@@ -279,7 +279,7 @@ def test_kill_9_while_waiting_costs_nothing(cloud: Cloud, data: str, image: str,
     process.kill()
     process.communicate()
     printed = run(*TRAIN).stdout
-    assert "runs already: attaching to it" in printed or "and done" in printed
+    assert "runs already: attaching to it" in printed or "has finished" in printed
     assert len(cloud.sent("CreateTrainingJob")) == 1
     assert len(set(started)) == 1
 
@@ -292,7 +292,7 @@ def test_stop_asks_once(cloud: Cloud, run: Run) -> None:
     cloud.answer("StopTrainingJob", {})
     assert "j is being stopped; the same" in run("stop", "j").stdout
     assert "already" in run("stop", "j").stdout
-    assert "it is Stopped" in run("stop", "j").stdout
+    assert "its status is Stopped" in run("stop", "j").stdout
     assert cloud.sent("StopTrainingJob") == [{"TrainingJobName": "j"}]
 
 
@@ -349,7 +349,10 @@ def test_download_writes_nothing_outside_of_its_folder(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("train", "--data", "slices", "--image", "x"), "--data slices is no S3 address; `alexmri"),
+        (
+            ("train", "--data", "slices", "--image", "x"),
+            "--data slices is not an S3 address; `alexmri",
+        ),
         (("train", "--data", DATA, "--image", "x", "--epochs", "0"), "setting 'epochs' is '0'"),
         (("status", "gone"), "there is no training job and no tuning job gone in us-east-1"),
         ((*TRAIN,), f"there is nothing at {DATA}/; `alexmri aws upload DIR` prints an address"),

@@ -121,7 +121,7 @@ def test_twice_is_once(cloud: Cloud, data: str, run: Run) -> None:
     assert "runs already: attaching to it" in run(*TUNE, "--detach").stdout
     state(cloud, "Completed")
     trials(cloud, [])
-    assert "is this very search, and done" in run(*TUNE).stdout
+    assert "has finished with these settings" in run(*TUNE).stdout
     assert len(cloud.sent("CreateHyperParameterTuningJob")) == 1
     run(*TUNE, "--range", "momentum=0.8:0.9", "--detach")
     first, second = cloud.sent("CreateHyperParameterTuningJob")
@@ -247,7 +247,7 @@ def test_stop_stops_a_search_once(cloud: Cloud, data: str, run: Run) -> None:
     state(cloud, "Stopping")
     assert "is being stopped already" in run("stop", name).stdout
     state(cloud, "Stopped")
-    assert "runs no more: it is Stopped" in run("stop", name).stdout
+    assert "is not running; its status is Stopped" in run("stop", name).stdout
     assert cloud.sent("StopHyperParameterTuningJob") == [{"HyperParameterTuningJobName": name}]
 
 
@@ -274,7 +274,7 @@ def test_stop_stops_a_search_once(cloud: Cloud, data: str, run: Run) -> None:
         (("epochs=1:2", "--epochs", "3"), "'epochs' has a --range and a value"),
         (("epochs=1:2", "--max-jobs", "2", "--parallel", "3"), "--parallel 3 is more than"),
         (("epochs=1:2", "--name", "n" * 30), "is longer than 29 characters; shorten it"),
-        (("epochs=1:2", "--test", "slices"), "--test slices is no S3 address"),
+        (("epochs=1:2", "--test", "slices"), "--test slices is not an S3 address"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -55,7 +55,7 @@ def test_everything_arrives_once(cloud: Cloud, folder: Path, run: Run) -> None:
     cloud.requests.clear()
     again = run("upload", folder)
     assert again.stdout.splitlines()[-1] == address
-    assert f"all {len(FILES)} files are there already" in again.stdout
+    assert "all files are there already" in again.stdout
     assert sent(cloud) == []
 
 
@@ -118,7 +118,7 @@ def test_kill_9_in_the_middle_leaves_nothing_half_made(
 
 def test_nothing_is_taken_that_s3_cannot_hold(cloud: Cloud, folder: Path, run: Run) -> None:
     (folder / "link.png").symlink_to(folder / "groups.csv")
-    assert "link.png is a link; put a copy" in error_of(run("upload", folder, ok=False))
+    assert "link.png is a link; replace it by a copy" in error_of(run("upload", folder, ok=False))
     shutil.rmtree(folder)
     folder.mkdir()
     assert "holds no files" in error_of(run("upload", folder, ok=False))

@@ -57,7 +57,7 @@ def test_without_network_or_permission_a_training_goes_on_offline(
     sink = WandbSink(settings, tmp_path, None, {}, told.append)
     sink.close()
     assert told == [
-        "the W&B key cannot be had from Secrets Manager (ClientError); the run is kept offline"
+        "the W&B key cannot be read from Secrets Manager (ClientError); the run is kept offline"
     ]
     assert list((tmp_path / "wandb").glob("offline-run-*"))
     told.clear()

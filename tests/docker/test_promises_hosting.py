@@ -82,7 +82,7 @@ def test_sigterm_ends_a_server_in_time(served: Served) -> None:
 def test_a_model_that_is_none_ends_the_server(image: str, tmp_path: Path) -> None:
     """Serving: without a model it ends at once, with the reason and without a good ping."""
     endpoint = Endpoint(image, empty_archive(tmp_path), tmp_path)
-    with pytest.raises(AssertionError, match="no model: it has no model.json"), endpoint:
+    with pytest.raises(AssertionError, match="not a model: it has no model.json"), endpoint:
         pass
     assert not endpoint.container.runs
 

@@ -137,7 +137,7 @@ def test_a_stop_at_different_times(image: str, slices: Path, tmp_path: Path) -> 
         job.first.signal("TERM")
         end = job.wait()
     assert (end.status, list(end.codes)) == ("Stopped", [0, 0]), end.log
-    assert "hurrying" not in end.log
+    assert "saving only" not in end.log
     assert list((job.disk("algo-1") / "checkpoints").glob("step-*.json"))
     assert not list((job.disk("algo-2") / "checkpoints").glob("step-*"))
     assert json.loads((job.disk() / "model" / "model.json").read_text(encoding="utf-8"))["classes"]

@@ -139,7 +139,7 @@ def test_a_second_sigterm_hurries(hurried: tuple[TrainingJob, JobEnd, str]) -> N
     """A second SIGTERM: a checkpoint and exit code 0, without report and grace."""
     job, end, _ = hurried
     assert (end.status, list(end.codes)) == ("Stopped", [0]), end.log
-    assert "SIGTERM: hurrying" in end.log
+    assert "SIGTERM: saving only the checkpoint" in end.log
     assert "waiting 10 s" not in end.log
     saved = [path.stat().st_mtime for path in (job.disk() / "checkpoints").glob("*.json")]
     assert job.stopped_at

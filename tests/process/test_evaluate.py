@@ -167,7 +167,7 @@ def spoil_output(job: Tree) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (remove_model, "processing/model is no model: it does not exist"),
+        (remove_model, "processing/model is not a model: it does not exist"),
         (truncate_model, "model.tar.gz is not accepted: Compressed file ended before"),
         (pack_half_a_model, "model/model.tar.gz is incomplete: model.safetensors is missing"),
         (remove_pictures, "processing/test has no class folders"),

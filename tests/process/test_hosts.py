@@ -126,7 +126,7 @@ def test_a_stop_of_one_host_stops_both_and_saves_once(
     assert (hosts[0].root / "model" / "model.json").is_file()
     assert not any((tree.root / "output" / "failure").exists() for tree in hosts)
     assert printed.count("SIGTERM: stopping") == 2, printed
-    assert "hurrying" not in printed
+    assert "saving only" not in printed
 
 
 def test_other_images_on_one_host_end_both(hosts: list[Tree], start: Start) -> None:

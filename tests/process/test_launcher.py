@@ -43,7 +43,7 @@ def test_a_second_sigterm_leaves_out_all_but_the_checkpoint(tree: Tree) -> None:
     process.send_signal(signal.SIGTERM)
     printed = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0, printed
-    assert "SIGTERM: hurrying" in printed
+    assert "SIGTERM: saving only the checkpoint" in printed
     assert list((tree.root / "checkpoints").glob("*.safetensors"))
     assert not (tree.root / "output" / "data" / "report.html").exists()
     assert not (tree.root / "output" / "failure").exists()

@@ -41,7 +41,7 @@ def test_serve_says_what_it_has_before_it_starts(tmp_path: Path) -> None:
     result = Tree(tmp_path, NO_GPU).run("serve")
     assert result.stdout.splitlines()[1].startswith("resources: ")
     assert "the CPU computes" in result.stdout.splitlines()[2]
-    assert "is no model" in result.stderr
+    assert "is not a model" in result.stderr
 
 
 def test_preflight_prints_a_fact_per_line(tree: Tree) -> None:

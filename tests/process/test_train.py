@@ -39,6 +39,11 @@ def test_lines_are_plain_and_the_last_metric_belongs_to_the_model(tree: Tree) ->
     assert re.fullmatch(
         r"epoch=1; train_loss=.*; val_macro_f1=\S+; .*test_loss=\S+; .*;", metrics[-1]
     )
+    # As on the command line, a table follows, in which the network stands beside the baselines.
+    table = result.stdout.partition(metrics[-1])[2]
+    assert re.search(r"^accuracy +\d+ +[\d.]+ ", table, flags=re.MULTILINE)
+    assert re.search(r"^  1-NN baseline +[\d.]+ ", table, flags=re.MULTILINE)
+    assert f"report in this container: {tree.root}" in table
 
 
 def test_the_environment_wins_over_the_file(tree: Tree) -> None:

@@ -92,7 +92,7 @@ def test_losing_wandb_costs_one_warning(tree: Tree, wandb_server: WandbServer) -
     assert process.returncode == 0, printed
     warnings = [line for line in printed.splitlines() if "W&B" in line]
     assert len(warnings) == 1, printed
-    assert "W&B did not take everything within" in warnings[0]
+    assert "W&B did not receive everything within" in warnings[0]
     results = tree.root / "output" / "data"
     assert f"wandb sync {results / 'wandb' / 'run-'}" in warnings[0]
     rows = (results / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

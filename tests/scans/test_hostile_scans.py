@@ -112,12 +112,12 @@ def hostile() -> Iterator[tuple[str, bytes, str]]:
     )
     yield "NIfTI, negative offset", changed(good, 108, struct.pack("<f", -5.0)), "begin at byte"
     yield "NIfTI, no voxels", changed(good, 42, struct.pack("<h", 0)), "header says|header is dam"
-    yield "NIfTI, NaN voxels", nifti(strange, AFFINE), "5758 of its 5760 voxels are no finite num"
+    yield "NIfTI, NaN voxels", nifti(strange, AFFINE), "5758 of its 5760 voxels are not finite num"
     yield "empty", b"", "it is empty"
     yield (
         "NIfTI, quaternion that is none",
         changed(turned.to_bytes(), 256, struct.pack("<3f", 2, 2, 2)),
-        "axes are no axes",
+        "axes are not valid",
     )
     yield "NIfTI, no intercept", changed(good, 112, struct.pack("<2f", 1, np.nan)), "damaged"
     yield "NIfTI, too large", gzip_bomb(), "at most 256 million"
@@ -126,10 +126,10 @@ def hostile() -> Iterator[tuple[str, bytes, str]]:
         changed(good, 70, struct.pack("<h", 4242)),
         "header is damaged",
     )
-    yield "NIfTI, colours", changed(good, 70, struct.pack("<hh", 128, 24)), "no single numbers"
-    yield "NIfTI, no axes", changed(good, 280, bytes(48)), "axes are no axes"
+    yield "NIfTI, colours", changed(good, 70, struct.pack("<hh", 128, 24)), "not single numbers"
+    yield "NIfTI, no axes", changed(good, 280, bytes(48)), "axes are not valid"
     yield "NIfTI, constant", nifti(np.ones((9, 9, 9), np.int16), AFFINE), "all of its voxels are 1"
-    yield "gzip of something", gzip.compress(b"hello" * 99), "it is no NIfTI file"
+    yield "gzip of something", gzip.compress(b"hello" * 99), "it is not a NIfTI file"
     yield "DICOM, truncated", data[:-500], "ends too early"
     yield "DICOM, only its mark", data[:140], "holds no image|damaged"
     yield "DICOM, mosaic", edited(data, ImageType=["ORIGINAL", "M", "MOSAIC"]), "a Siemens mosaic"

@@ -305,7 +305,7 @@ def test_voxels_that_are_no_numbers_count_as_0() -> None:
         volume.voxels_XYZ, np.where(np.isfinite(values), values, np.float32(0))
     )
     assert volume.notes == (
-        "some of its voxels are no finite numbers (NaN or infinite); they count as 0",
+        "some of its voxels are not finite numbers (NaN or infinite); they count as 0",
     )
 
 

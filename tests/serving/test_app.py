@@ -76,7 +76,7 @@ def test_with_explain_each_answer_shows_where_its_label_was_seen(
 def test_another_explanation_is_refused(client: FlaskClient, image: Image.Image) -> None:
     refused = invoke(client, encoded(image, "PNG"), path="?explain=lime")
     assert refused.status_code == 400
-    assert refused.json["error"]["message"] == "there is one explanation: explain=gradcam"
+    assert refused.json["error"]["message"] == "the only explanation is explain=gradcam"
 
 
 def test_overlays_stand_with_their_pictures_when_one_is_bad(

@@ -303,7 +303,7 @@ def sentence(error: Exception, action: str, region: str, hints: Hints = COMMAND_
         | exceptions.CredentialRetrievalError
         | exceptions.ProfileNotFound,
     ):
-        return f"AWS credentials cannot be had ({_first(error)}); `aws sso login` may help"
+        return f"AWS credentials cannot be obtained ({_first(error)}); `aws sso login` may help"
     if isinstance(error, exceptions.EndpointConnectionError):
         return (
             f"{action}: AWS cannot be reached in {region}; check the network, and that the region"
@@ -319,7 +319,8 @@ def _refused(error: Any, action: str, region: str, hints: Hints) -> str:
     if code in DENIED:
         needed = re.search(r"perform: ([\w-]+:\w+)", message)
         return (
-            f"these credentials may not do {needed.group(1) if needed else action}; {hints.denied}"
+            f"these credentials do not allow {needed.group(1) if needed else action};"
+            f" {hints.denied}"
         )
     if code in EXPIRING:
         return f"{EXPIRED} (`aws sso login`, or a new AWS_SESSION_TOKEN)"
@@ -327,8 +328,8 @@ def _refused(error: Any, action: str, region: str, hints: Hints) -> str:
         return f"{INVALID}, or AWS_PROFILE"
     if code in SLOW:
         return (
-            f"{action}: AWS asks to slow down, still after several attempts; run the same command"
-            " again in a minute: it goes on where it was"
+            f"{action}: AWS limits the rate of requests, even after several attempts; run the"
+            " same command again in a minute: it continues where it stopped"
         )
     if code in ELSEWHERE:
         return f"{action}: this is in another region than {region}; {hints.region}"

@@ -1,6 +1,5 @@
 """What `alexmri.toml` says about an AWS account: typed, bounded, documented, once."""
 
-import difflib
 import hashlib
 import json
 import os
@@ -13,7 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from alexmri.errors import UserError
+from alexmri.errors import UserError, did_you_mean
 
 DEFAULT_FILE = Path("alexmri.toml")
 # As the Dockerfile has it (TORCH_CUDA).
@@ -79,7 +78,7 @@ class AwsConfig(BaseModel):
     )
 
     training_instance: Instance = Field("ml.g5.xlarge", description="instance that trains")
-    training_instances: int = Field(1, ge=1, le=100, description="how many train one model")
+    training_instances: int = Field(1, ge=1, le=100, description="instances that train one model")
     processing_instance: Instance = Field(
         "ml.m5.xlarge", description="instance that audits and evaluates in a pipeline"
     )
@@ -90,7 +89,7 @@ class AwsConfig(BaseModel):
     transform_instance: Instance = Field(
         "ml.m5.xlarge", description="instance of a batch transform"
     )
-    endpoint_instances: int = Field(1, ge=1, le=100, description="how many instances serve")
+    endpoint_instances: int = Field(1, ge=1, le=100, description="instances of an endpoint")
     volume_gb: int = Field(50, ge=10, le=16_384, description="disk of a job in GB")
     spot: bool = Field(True, description="train on spare capacity: cheaper, with interruptions")
     max_run_seconds: int = Field(
@@ -192,9 +191,8 @@ def read_config(file: Path | None, options: Mapping[str, str]) -> AwsConfig:
             raise UserError(f"{path} is not valid TOML: {error}") from None
     for key in values:
         if key not in AwsConfig.model_fields:
-            near = difflib.get_close_matches(key, AwsConfig.model_fields, n=1, cutoff=0.5)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise UserError(f"unknown key '{key}' in {path}{hint} (docs/sagemaker.md has all keys)")
+            hint = did_you_mean(key, AwsConfig.model_fields)
+            raise UserError(f"unknown key '{key}' in {path}{hint} (all keys: docs/sagemaker.md)")
     for variable in ("AWS_REGION", "AWS_DEFAULT_REGION"):
         if "region" not in values and os.environ.get(variable):
             values["region"] = os.environ[variable]

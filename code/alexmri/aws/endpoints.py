@@ -170,13 +170,13 @@ def cost_line(aws: Aws, endpoint: str, hosting: Hosting, bounds: Bounds | None) 
 def _require_calm(endpoint: str, found: dict[str, Any] | None) -> None:
     if found and found["EndpointStatus"] == "Failed":
         raise UserError(
-            f"{endpoint} has failed ({found.get('FailureReason', 'no reason')}) and takes no"
-            f" update; remove it with `alexmri aws delete {endpoint}`, then deploy again"
+            f"{endpoint} has failed ({found.get('FailureReason', 'no reason')}) and cannot be"
+            f" updated; remove it with `alexmri aws delete {endpoint}`, then deploy again"
         )
     if found and found["EndpointStatus"] in BUSY:
         raise UserError(
-            f"{endpoint} is {found['EndpointStatus']} and takes no change now; run the same command"
-            " again when it is InService"
+            f"{endpoint} is {found['EndpointStatus']} and cannot be changed now; run the same"
+            " command again when it is InService"
         )
 
 
@@ -301,7 +301,7 @@ def invoke_request(endpoint: str, file: Path) -> dict[str, Any]:
     kind = CONTENT_TYPES.get(file.suffix.lower())
     if kind is None:
         raise UserError(
-            f"{file} is of no kind the endpoint takes; name it {', '.join(CONTENT_TYPES)}"
+            f"{file} has a type that the endpoint does not take; name it {', '.join(CONTENT_TYPES)}"
         )
     return {"EndpointName": endpoint, "ContentType": kind, "Accept": "application/json"}
 

@@ -81,10 +81,12 @@ def _git(folder: Path, *arguments: str) -> str:
             check=True,
         ).stdout
     except FileNotFoundError:
-        raise UserError("there is no `git` here, which names the image; install it") from None
+        raise UserError(
+            "`git` is not installed, and its revision names the image; install it"
+        ) from None
     except subprocess.CalledProcessError as error:
         raise UserError(
-            f"{folder} is no git repository with a commit ({error.stderr.strip()}); images are"
+            f"{folder} is not a git repository with a commit ({error.stderr.strip()}); images are"
             " named by their revision"
         ) from None
 
@@ -255,7 +257,7 @@ def _require_docker_manifest(details: Mapping[str, Any], image: str) -> None:
             else ""
         )
         raise UserError(
-            f"{image} has a manifest of type {found}, and SageMaker takes none but {MANIFEST};"
+            f"{image} has a manifest of type {found}, and SageMaker takes only {MANIFEST};"
             " build it with `docker buildx build --provenance=false --sbom=false --output"
             f" type=docker,oci-mediatypes=false` and push that{remove}"
         )
@@ -353,7 +355,7 @@ def _run(
             command, input=secret, text=True, capture_output=quiet, check=False
         )
     except FileNotFoundError:
-        raise UserError("there is no `docker` here; install a Docker engine") from None
+        raise UserError("`docker` is not installed; install a Docker engine") from None
     if done.returncode:
         why = (done.stderr or "").strip().splitlines()[-1:] if quiet else []
         told = f" ({why[0]})" if why and not (secret and secret in why[0]) else ""

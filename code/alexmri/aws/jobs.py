@@ -48,7 +48,9 @@ def start(aws: Aws, request: Mapping[str, Any], terminal: Terminal) -> str:
             terminal.say(f"{name} runs already: attaching to it")
             return name
         if status == "Completed":
-            terminal.say(f"{name} is this very training, and done; another --name repeats it")
+            terminal.say(
+                f"{name} has finished with these settings; pass another --name to train again"
+            )
             return name
         terminal.say(f"{name} ended as {status}; the next attempt goes on from its checkpoints")
     raise AssertionError  # count never ends
@@ -306,7 +308,7 @@ def transform(
     model, job = (call.request for call in calls)
     require_data(aws, source)
     if has_gpu(aws.config.transform_instance):
-        terminal.warn(f"nobody has tried a batch transform on a GPU with {aws.config.cuda} yet")
+        terminal.warn(f"a batch transform on a GPU with {aws.config.cuda} is not tested yet")
     ensure(aws, "model", {"ModelName": model["ModelName"]}, dict(model), terminal)
     name = {"TransformJobName": job["TransformJobName"]}
     ensure(aws, "transform_job", name, dict(job), terminal)

@@ -50,7 +50,7 @@ def upsert(aws: Aws, definition: Mapping[str, Any], terminal: Terminal) -> None:
         return
     same_role = found["RoleArn"] == request["RoleArn"]
     if same_role and json.loads(found["PipelineDefinition"]) == definition:
-        terminal.say(f"the pipeline {aws.config.name} is that already")
+        terminal.say(f"the pipeline {aws.config.name} is up to date")
         return
     kept = ("PipelineName", "PipelineDefinition", "RoleArn")
     aws.call("sagemaker", "update_pipeline", {key: request[key] for key in kept})

@@ -69,7 +69,9 @@ def start(aws: Aws, request: Mapping[str, Any], terminal: Terminal) -> str:
             terminal.say(f"{name} runs already: attaching to it")
             return name
         if status == "Completed":
-            terminal.say(f"{name} is this very search, and done; another --name repeats it")
+            terminal.say(
+                f"{name} has finished with these settings; pass another --name to search again"
+            )
             return name
         terminal.say(f"{name} ended as {status}; the next attempt builds on its trials")
         if best_trial(found):

@@ -71,7 +71,7 @@ def _names(folder: Path) -> Iterator[str]:
         for name in (*folders, *files):
             path = Path(root, name)
             if path.is_symlink():
-                raise UserError(f"{path} is a link; put a copy of what it leads to in its place")
+                raise UserError(f"{path} is a link; replace it by a copy of its target")
         for name in files:
             if not name.startswith("."):
                 yield Path(root, name).relative_to(folder).as_posix()
@@ -133,7 +133,7 @@ def upload(aws: Aws, files: list[LocalFile], terminal: Terminal) -> Upload:
     if aws.call_or_none(
         "s3", "head_object", {"Bucket": bucket, "Key": manifest_key(config, found)}
     ):
-        terminal.say(f"all {len(files)} files are there already")
+        terminal.say("all files are there already")
         return Upload(address, found, len(files), 0, 0)
     there = _sizes(aws, prefix)
     missing = [file for file in files if there.get(prefix + file.name) != file.size]

@@ -20,7 +20,7 @@ class Millimetres(click.ParamType[float]):
         try:
             return float(str(value).lower().removesuffix("mm"))
         except ValueError:
-            self.fail(f"{value!r} is no length; write it as in '2 mm'", param, ctx)
+            self.fail(f"{value!r} is not a length; write it as in '2 mm'", param, ctx)
 
 
 MILLIMETRES = Millimetres()
@@ -69,7 +69,7 @@ def audit(
     from alexmri.data.audit_report import render_audit, show_audit
     from alexmri.data.dataset import load_dataset
     from alexmri.files import write_atomically, write_json
-    from alexmri.terminal import choose_terminal
+    from alexmri.terminal import choose_terminal, number_of
 
     # What the network would see does not matter here: the audit looks at whole images, 32 x 32.
     plain = {"image_size": 32, "channels": 1, "center": "none", "intensity": "none"}
@@ -78,7 +78,8 @@ def audit(
     dataset = load_dataset(
         {"train": data}, settings, workers=cpu_cores(), terminal=terminal, for_audit=True
     )
-    found = look(dataset, settings)
+    with terminal.working(f"auditing {number_of(len(dataset.folder.images), 'image')}"):
+        found = look(dataset, settings)
     if json_file:
         write_json(json_file, found.document)
     if html_file:
@@ -159,7 +160,7 @@ def slices(
     from alexmri.data.scan_labels import read_table
     from alexmri.data.slicing import Slicing
     from alexmri.data.write_slices import write_slices
-    from alexmri.terminal import choose_terminal, number_of
+    from alexmri.terminal import choose_terminal, first_few, number_of
 
     chosen: dict[str, Any] = {"percentiles": percentiles} if percentiles else {}
     if window:
@@ -200,10 +201,9 @@ def slices(
     each = ", ".join(f"{label} {count}" for label, count in sorted(written.slices.items()))
     click.echo(f"{out} holds {found} ({each})")
     if faults := written.unreadable:
-        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise UserError(
-            f"{number_of(len(faults), 'scan')} could not be used: {'; '.join(faults[:5])}{more}."
-            f" Mend or remove them and run the same command again, or train on what is in {out}"
+            f"{number_of(len(faults), 'scan')} could not be used: {first_few(faults, '; ')}."
+            f" Repair or remove them and run the same command again, or train on what is in {out}"
         )
 
 

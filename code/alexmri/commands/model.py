@@ -51,10 +51,10 @@ def evaluate(
 
     columns = parse_columns(subgroups) if subgroups else ()
     _use_gpu()
-    from alexmri.commands.tables import show_measured, show_subgroups
     from alexmri.contract.resources import cpu_cores
     from alexmri.evaluation.evaluate import evaluate_folder, evaluation_document
     from alexmri.evaluation.interpretation import compared_with_model, describe_external
+    from alexmri.evaluation.tables import show_measured, show_subgroups
     from alexmri.files import write_json
     from alexmri.model.predictor import Predictor
     from alexmri.terminal import choose_terminal
@@ -196,21 +196,25 @@ def export(bundle: Path, onnx: bool, out: Path | None) -> None:
     from alexmri.contract.archive import model_folder
     from alexmri.model.bundle import ONNX, load_bundle
     from alexmri.model.onnx import export_onnx, require_onnx
+    from alexmri.terminal import choose_terminal
 
     require_onnx()
     if out is None and not (bundle / "model.json").is_file():
-        raise UserError(f"{bundle} is no model directory; name the file to write with --out FILE")
+        raise UserError(
+            f"{bundle} is not a model directory; name the file to write with --out FILE"
+        )
     path = out or bundle / ONNX
     with model_folder(bundle) as folder:
         model = load_bundle(folder)
-    export_onnx(
-        path,
-        model.network,
-        classes=model.classes,
-        temperature=model.temperature,
-        pixels_NCHW=model.golden_NCHW,
-        preprocessing=model.preprocessing,
-    )
+    with choose_terminal().working(f"writing {path.name} and comparing it with PyTorch"):
+        export_onnx(
+            path,
+            model.network,
+            classes=model.classes,
+            temperature=model.temperature,
+            pixels_NCHW=model.golden_NCHW,
+            preprocessing=model.preprocessing,
+        )
     click.echo(f"{path}: onnxruntime and PyTorch agree about it")
 
 

@@ -45,7 +45,7 @@ def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **op
                 _check_folders(data, out, overwrite)
                 if not is_launched(os.environ):
                     _launch(settings)
-                from alexmri.commands.tables import show_measured
+                from alexmri.evaluation.tables import show_run
                 from alexmri.training.distributed import joined
                 from alexmri.training.job import Job, run_job
                 from alexmri.training.worker import ending_with_the_others
@@ -70,11 +70,7 @@ def train(data: Path, out: Path, overwrite: bool, config_file: Path | None, **op
     if outcome.stopped:
         _say_how_to_resume(terminal, exit_code_of_worker(stop))
     assert outcome.evaluation is not None  # noqa: S101 - a run that was not stopped was measured
-    test = outcome.evaluation["test"]
-    if test:
-        show_measured(test, "test")
-    else:
-        show_measured(outcome.evaluation["validation"], "validation (there is no test split)")
+    show_run(outcome.evaluation)
     terminal.say(f"model: {job.model}")
     terminal.say(f"report: {outcome.report}")
 
@@ -112,13 +108,13 @@ def crossval(
     resolved = read_settings(config_file, options)
     _check_folders(data, out, overwrite)
     use_gpu(click.echo)
-    from alexmri.commands.tables import show_folds, show_measured, show_pooled, show_subgroups
     from alexmri.contract.signals import StopRequest, exit_code_of_stop
+    from alexmri.evaluation.tables import show_folds, show_measured, show_pooled, show_subgroups
     from alexmri.terminal import choose_terminal
     from alexmri.training.crossval import Crossval, choose_split_by, run_crossval
 
     if resolved.settings.workers_per_host > 1:
-        raise UserError("crossval trains with one worker; leave workers_per_host out")
+        raise UserError("crossval trains with one worker; leave out --workers-per-host")
     terminal = choose_terminal()
     if resolved.sources["split_by"] == "default":
         split_by = choose_split_by(data, resolved.settings, terminal)

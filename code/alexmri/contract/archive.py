@@ -56,7 +56,7 @@ def require_model(source: Path) -> None:
         UserError: no model, or several.
     """
     if not source.exists():
-        raise UserError(f"{source} is no model: it is not there; give OUT/model of a training")
+        raise UserError(f"{source} is not a model: it does not exist; give OUT/model of a training")
     if source.is_dir() and _archive_in(source) is None:
         _model_in(source)
 
@@ -183,13 +183,13 @@ def _archive_in(folder: Path) -> Path | None:
 
 def _model_in(folder: Path) -> Path:
     if not folder.is_dir():
-        raise UserError(f"{folder} is no model: it does not exist")
+        raise UserError(f"{folder} is not a model: it does not exist")
     if (folder / "model.json").is_file():
         return folder
     inner = sorted(path.parent for path in folder.glob("[!.]*/model.json"))
     if not inner:
         raise UserError(
-            f"{folder} is no model: it has no model.json, {_contents(folder)}; give a folder or"
+            f"{folder} is not a model: it has no model.json, {_contents(folder)}; give a folder or"
             " model.tar.gz that `alexmri train` wrote, with model.json and model.safetensors"
         )
     if len(inner) > 1:

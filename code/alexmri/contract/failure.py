@@ -87,7 +87,8 @@ class LostPeer(Exception):  # noqa: N818 - the error is at another worker
 KNOWN = (
     (
         r"(?i)watchdog caught collective operation timeout|nccl.*time(d)? ?-?out",
-        "NCCL time-out: a GPU waited for one that never came; find the first error in the logs of"
+        "NCCL time-out: a GPU waited for another one that did not answer; find the first"
+        " error in the logs of"
         " all hosts, and let the hosts reach each other (security group, NCCL_SOCKET_IFNAME)",
     ),
     (
@@ -113,8 +114,8 @@ SIGNALS = {
     signal.SIGILL: "this CPU lacks an instruction the program was built with; take a newer CPU",
     signal.SIGKILL: "killed from outside or by the kernel for lack of memory ({memory}); if nobody"
     " sent it, lower batch_size or image_size, or give it more memory",
-    signal.SIGSEGV: "a crash in native code; the log has the place",
-    signal.SIGABRT: "native code gave up; the log has the place",
+    signal.SIGSEGV: "native code crashed; the log shows where",
+    signal.SIGABRT: "native code aborted; the log shows where",
 }
 
 

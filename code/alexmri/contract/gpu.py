@@ -128,7 +128,7 @@ def decide(gpu: Gpu, environment: Mapping[str, str], paths: Paths) -> Startup:
     required = required_by(environment, paths)
     problem = problem_of(gpu, environment)
     if problem and required:
-        raise UserError(f"{required}, but {problem}; {REQUIRE_SWITCH}=0 computes on the CPU")
+        raise UserError(f"{required}, but {problem}; set {REQUIRE_SWITCH}=0 to use the CPU")
     if problem and gpu.kernel is None and gpu.driver.is_missing:
         return Startup(("GPU: none, the CPU computes",), {})
     if problem:
@@ -259,7 +259,7 @@ def _no_library(kernel: str | None, environment: Mapping[str, str]) -> str:
         return "there is no NVIDIA driver on this machine"
     visible = environment.get("NVIDIA_VISIBLE_DEVICES")
     if visible in ("void", "none"):
-        return f"NVIDIA_VISIBLE_DEVICES is '{visible}', which keeps the GPU out; set it to all"
+        return f"NVIDIA_VISIBLE_DEVICES is '{visible}', which hides the GPU; set it to all"
     return (
         f"the NVIDIA driver {kernel} runs on this machine, but its library libcuda.so.1 is not"
         " here; start the container with NVIDIA's container toolkit (docker run --gpus all)"

@@ -50,8 +50,8 @@ def find_channels(data: Path) -> dict[str, Path]:
         split = CHANNEL_NAMES.get(folder.name.lower())
         if split is None:
             raise UserError(
-                f"channel '{folder.name}' ({folder}) has no meaning here; name it train, validation"
-                " or test, or training or data for a data set to be split"
+                f"channel '{folder.name}' ({folder}) is not a known channel; name it train,"
+                " validation or test, or training or data for a data set to be split"
             )
         if split in found:
             raise UserError(
@@ -140,7 +140,8 @@ def check_input_modes(config: Mapping[str, Any], data: Path, *, hosts: int = 1) 
             raise _piped(channel)
         if "shardedbys3key" in spoken and hosts > 1:
             raise UserError(
-                f"the channel '{channel}' deals its files out to the hosts (S3DataDistributionType"
+                f"the channel '{channel}' distributes its files over the hosts"
+                " (S3DataDistributionType"
                 " ShardedByS3Key); use FullyReplicated, so that every host has all images"
             )
     for path in sorted(data.iterdir()) if data.is_dir() else ():

@@ -11,8 +11,8 @@ from types import FrameType
 
 # What is printed after the first and the second signal.
 REPLIES = {
-    1: "stopping after saving; a second signal leaves out all but the checkpoint",
-    2: "hurrying; a third signal ends at once",
+    1: "stopping after saving; after a second signal only the checkpoint is saved",
+    2: "saving only the checkpoint; a third signal ends at once",
 }
 # SIGHUP comes when a terminal goes away, for example with an ssh session.
 STOPPING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})

@@ -13,13 +13,14 @@ from alexmri.data.audit_probe import probe_leak, probed_rows
 from alexmri.data.audit_report import describe_findings, verdict
 from alexmri.data.audit_subjects import misfiled, near_pairs
 from alexmri.data.dataset import Dataset
-from alexmri.data.decode import read_image, shortened
+from alexmri.data.decode import read_image
 from alexmri.data.duplicates import Copy, Size, find_copies
 from alexmri.data.nearest import Indices, Vectors, normalised, small_grays
 from alexmri.data.split import subjects_between, subjects_shared
 from alexmri.data.subjects_from_pixels import Inferred, infer_subjects
 from alexmri.errors import UserError
 from alexmri.settings import Settings
+from alexmri.terminal import first_few, number_of
 
 # Look-alikes that are written down one by one; the rest is counted.
 LISTED = 1000
@@ -152,20 +153,21 @@ def _notes(dataset: Dataset, *, left_out: bool) -> list[str]:
     notes = dataset.notes
     if dataset.subjects and not dataset.subjects.believed:
         notes.append(
-            f"people are told by {dataset.subjects.found_by}: slices of one person probably stand"
-            " as several people, on both sides of the split"
+            f"people are told apart by {dataset.subjects.found_by}: slices of one person"
+            " probably count as several people, on both sides of the split"
         )
     skipped = [f"{name} {reason}" for name, reason in dataset.cache.skipped.items()]
     if skipped and left_out:
         whole = len(dataset.folder.images)
         notes.append(
-            f"{len(skipped)} of {whole + len(skipped)} images are left out, because on_bad_image is"
-            f" skip: {shortened(skipped)}"
+            f"left out because on_bad_image is skip: {len(skipped)} of"
+            f" {number_of(whole + len(skipped), 'image')}: {first_few(skipped, '; ')}"
         )
     if dataset.cache.enlarged:
         notes.append(
-            f"{len(dataset.cache.enlarged)} images are smaller than the network's input and were"
-            f" enlarged, the first being {dataset.cache.enlarged[0]}"
+            f"enlarged, because smaller than the network's input:"
+            f" {number_of(len(dataset.cache.enlarged), 'image')}, the first being"
+            f" {dataset.cache.enlarged[0]}"
         )
     notes += _several_pages(dataset)
     images, probed = len(dataset.folder.images), len(probed_rows(dataset))

@@ -50,7 +50,7 @@ def _what_a_score_measures(found: Mapping[str, Any]) -> str:
             "Whether a score measures recognition of people is unknown, because the images could"
             " not be split."
         )
-    both = f"have images in both training and {other}"
+    both = f"{'has' if shared == 1 else 'have'} images in both training and {other}"
     if shared is None:
         return (
             "Whether a score on this split measures recognition of people is unknown, because who"
@@ -62,7 +62,7 @@ def _what_a_score_measures(found: Mapping[str, Any]) -> str:
         return (
             "Whether a score on this split measures recognition of people is uncertain: of the"
             f" {subjects} people told apart by pixels {shared} {both}. The confidence is only"
-            f" {pixels['confidence']:.2f}: slices of one person probably stand as several people."
+            f" {pixels['confidence']:.2f}: slices of one person probably count as several people."
         )
     if shared:
         return (
@@ -89,7 +89,8 @@ def _also_shared(found: Mapping[str, Any]) -> Iterator[str]:
     ):
         if between.get(key):
             first, second = (name.replace("train", "training") for name in key.split("_"))
-            yield f"{between[key]} people have images in both {first} and {second}, {effect}."
+            who = "1 person has" if between[key] == 1 else f"{between[key]} people have"
+            yield f"{who} images in both {first} and {second}, {effect}."
 
 
 def describe_findings(found: Mapping[str, Any]) -> list[str]:
@@ -117,7 +118,8 @@ def describe_findings(found: Mapping[str, Any]) -> list[str]:
     if found["misfiled"]:
         first = found["misfiled"][0]
         notes.append(
-            f"people who stand in several classes or under several names: {len(found['misfiled'])};"
+            "people who appear in several classes or under several names:"
+            f" {len(found['misfiled'])};"
             f" the first stray images are {', '.join(first['paths'][:3])}"
         )
     return notes

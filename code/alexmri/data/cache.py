@@ -86,7 +86,7 @@ def _private_folder() -> Path:
     own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
     if not own or status.st_mode & WRITABLE_BY_OTHERS:
         raise UserError(
-            f"{folder} is no folder of this user alone, so decoded images from it cannot be"
+            f"{folder} does not belong to this user alone, so decoded images from it cannot be"
             " trusted; remove it, or name another folder in ALEXMRI_CACHE_DIR"
         )
     folder.chmod(0o700)  # earlier versions let others read

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexmri.data.cache import DecodedCache, open_cache
-from alexmri.data.decode import shortened
 from alexmri.data.folders import Folder, discover_channels
 from alexmri.data.nearest import unit_vectors
 from alexmri.data.pixels import PREPROCESSING, PixelRows, Pixels, Preprocessing
@@ -30,11 +29,11 @@ from alexmri.data.split import (
     subjects_between,
     subjects_shared,
 )
-from alexmri.data.subjects import KAGGLE, Subjects, find_subjects, misfits, shortened_names
+from alexmri.data.subjects import KAGGLE, Subjects, find_subjects, misfits
 from alexmri.data.synthetic import FOUND_BY_NAMES, is_synthetic
 from alexmri.errors import UserError, option
 from alexmri.settings import Settings, cases_needed
-from alexmri.terminal import Terminal
+from alexmri.terminal import Terminal, first_few, number_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,14 +221,18 @@ def load_dataset(
     folder, groups = without(cache.skipped, folder, groups)
     if not folder.images:
         faults = [f"{name} {reason}" for name, reason in cache.skipped.items()]
-        raise UserError(f"none of the images in {folder.root} can be read: {shortened(faults)}")
+        raise UserError(
+            f"none of the images in {folder.root} can be read: {first_few(faults, '; ')}"
+        )
     if by_pixels:
         # scipy, which serving and most trainings do without
         from alexmri.data.subjects_from_pixels import infer_subjects
 
         # Where a head lies, and its size, help to tell people apart.
         whole = decoded(folder, preprocessing=PREPROCESSING)
-        inferred = infer_subjects(unit_vectors(whole.pixels_NCHW))
+        images = number_of(len(folder.images), "image")
+        with terminal.working(f"looking for the people on {images}"):
+            inferred = infer_subjects(unit_vectors(whole.pixels_NCHW))
         groups = inferred.subjects(cache.sha256)
     try:
         if fold:
@@ -271,7 +274,7 @@ def unknown_subjects(folder: Folder, subjects: Subjects | None) -> list[str]:
         return [
             f"{len(subjects.strays)} of {images} file names do not fit the pattern of"
             f" {subjects.found_by}, so each of these images counts as a subject of its own:"
-            f" {shortened_names(subjects.strays)}"
+            f" {first_few(subjects.strays)}"
         ]
     misfit = None if subjects else _describe_misfits(folder)
     return [f"who is on which image is unknown, because {misfit}"] if misfit else []
@@ -283,7 +286,7 @@ def _describe_misfits(folder: Folder) -> str | None:
         return None
     return (
         f"{len(names)} of {len(folder.images)} file names do not fit the pattern of {title}:"
-        f" {shortened_names(names)}"
+        f" {first_few(names)}"
     )
 
 
@@ -302,7 +305,7 @@ def _require_subjects(folder: Folder, groups: Subjects | None, strays_may_stay: 
     if groups.strays and not strays_may_stay:
         raise UserError(
             f"split_by is subject, but {len(groups.strays)} of {len(folder.images)} file names do"
-            f" not tell who is on the image: {shortened_names(groups.strays)}; rename or remove"
+            f" not tell who is on the image: {first_few(groups.strays)}; rename or remove"
             f" them, set {option('split_by', 'slice')}, or {otherwise}"
         )
 

@@ -28,10 +28,9 @@ from alexmri.data.pixels import (
 )
 from alexmri.errors import UserError, option
 from alexmri.files import appearing
-from alexmri.terminal import Terminal
+from alexmri.terminal import Terminal, first_few
 
-# How many unreadable images one message names, and which share of them may be left out.
-NAMED_FAULTS = 5
+# Which share of the images may be left out because they cannot be read.
 MAX_SKIPPED_SHARE = 0.05
 # What to do about unreadable images: an error, leave out a few, leave out any number.
 BadImages = Literal["fail", "skip", "list"]
@@ -102,7 +101,7 @@ def decode_all(
         except BrokenProcessPool:
             raise UserError(
                 "a process that decodes images was killed, probably for lack of memory"
-                f" ({size_text(usable_memory_bytes())}); give the training more"
+                f" ({size_text(usable_memory_bytes())}); give the training more memory"
             ) from None
         finally:
             # Where a signal ends the work, the images that wait are not decoded first.
@@ -207,7 +206,7 @@ def refuse_unreadable(skipped: Mapping[str, str], folder: Folder, bad_images: Ba
         return
     paths = {image.name: str(image.path) for image in folder.images}
     faults = [f"{paths[name]} {reason}" for name, reason in skipped.items()]
-    found = f"{len(faults)} of {len(paths)} images cannot be used: {shortened(faults)}"
+    found = f"{len(faults)} of {len(paths)} images cannot be used: {first_few(faults, '; ')}"
     if bad_images == "fail":
         found = f"{faults[0]}; repair or remove it" if len(faults) == 1 else f"{found}; repair them"
         how = option("on_bad_image", "skip")
@@ -224,9 +223,3 @@ def refuse_unreadable(skipped: Mapping[str, str], folder: Folder, bad_images: Ba
                 f"no image of class '{image.label}'{f' in {image.split}' if image.split else ''}"
                 f" can be read: {found}"
             )
-
-
-def shortened(faults: Sequence[str]) -> str:
-    """Return the first few of `faults` in one line, and how many more there are."""
-    more = f"; and {len(faults) - NAMED_FAULTS} more" if len(faults) > NAMED_FAULTS else ""
-    return "; ".join(faults[:NAMED_FAULTS]) + more

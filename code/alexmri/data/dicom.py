@@ -39,7 +39,7 @@ MAX_SIDE = 16_384
 # pydicom unpacks a run-length encoded frame whatever its size: 64 times as much at most.
 MAX_RLE_FRAME = 8 << 20
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-NOT_DICOM = "it is no DICOM file: it has no mark DICM, or is damaged from its start"
+NOT_DICOM = "it is not a DICOM file, or its start is damaged: it has no mark DICM"
 
 
 @dataclass(frozen=True, slots=True)

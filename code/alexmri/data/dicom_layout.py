@@ -154,7 +154,7 @@ def stack(frames: list[Frame]) -> Stack:
         raise NotAScanError("it holds slices in several directions, as localizers do")
     normal = _normal(first.orientation or ())
     if not (np.abs(np.linalg.norm(normal) - 1) < 0.1):
-        raise UserError("it does not say how it lies in the scanner: its directions are no axes")
+        raise UserError("it does not say how it lies in the scanner: its directions are not valid")
     places = np.array([frame.position for frame in frames]) @ normal
     by_place: list[tuple[float, Frame]] = []
     for place, frame in sorted(

@@ -112,7 +112,8 @@ def series_of(root: Path, found: Iterable[tuple[Path, Identity]]) -> list[Scan]:
             if identity.patient != first.patient:
                 raise UserError(
                     f"{paths[0].relative_to(root)} and {path.relative_to(root)} belong to one"
-                    " series and two patients (SeriesInstanceUID, PatientID); mend or remove them"
+                    " series and two patients (SeriesInstanceUID, PatientID); correct or"
+                    " remove them"
                 )
         burned_in = any(identity.may_be_burned_in for _, identity in members)
         identity = Identity(first.series, first.study, first.patient, burned_in)

@@ -9,7 +9,7 @@ from typing import Any
 
 from alexmri.contract.inputs import SPLIT_NAMES, is_system_name
 from alexmri.errors import UserError
-from alexmri.terminal import number_of
+from alexmri.terminal import MAX_NAMED, first_few, number_of
 
 IMAGE_SUFFIXES = frozenset(
     {
@@ -41,8 +41,6 @@ VIEWS = frozenset(
         *("image", "images", "mask", "masks", "slices", "raw", "male", "female", "m", "f"),
     }
 )
-# How many names one sentence lists.
-MAX_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -173,7 +171,7 @@ def _collect(
     `beside` are sentences on what was left out so far, `loose` is how many files that were.
     """
     to_train = None in tops or "train" in tops
-    listed = {split: _class_folders(top) for split, top in tops.items()}
+    listed = {split: {each.name: each for each in _folders(top)} for split, top in tops.items()}
     for split, folders in listed.items():
         _refuse_splits_as_classes(tops[split], folders, to_train)
     classes = tuple(sorted({name for folders in listed.values() for name in folders}))
@@ -346,7 +344,7 @@ def _other_kinds(others: Mapping[str, Counter[str]]) -> list[str]:
         places = [f"{name} {counts[kind]}" for name, counts in others.items() if counts[kind]]
         count = Counter({kind: sum(counts[kind] for counts in others.values())})
         sentences.append(
-            f"left out: {list_kinds(count)} in class folders ({_shortened(places)}):"
+            f"left out: {list_kinds(count)} in class folders ({first_few(places)}):"
             f" {_reason(count)}"
         )
     return sentences
@@ -376,18 +374,9 @@ def list_kinds(kinds: Mapping[str, int]) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     quoted = [f"'{name}'" for name in names]
-    if len(quoted) > MAX_NAMED:
-        return f"{', '.join(quoted[:MAX_NAMED])} and {len(quoted) - MAX_NAMED} more"
-    return " and ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
-
-
-def _shortened(places: Sequence[str]) -> str:
-    more = f", and {len(places) - MAX_NAMED} more" if len(places) > MAX_NAMED else ""
-    return ", ".join(places[:MAX_NAMED]) + more
-
-
-def _class_folders(root: Path) -> dict[str, Path]:
-    return {folder.name: folder for folder in _folders(root)}
+    if len(quoted) < 2 or len(quoted) > MAX_NAMED:
+        return first_few(quoted)
+    return f"{', '.join(quoted[:-1])} and {quoted[-1]}"
 
 
 def _folders(root: Path) -> list[Path]:

@@ -48,7 +48,9 @@ def read_nifti(
         raise UserError(f"its header says that it has {' x '.join(map(str, shape)) or 'no'} voxels")
     kind = header.get_data_dtype()
     if kind.kind not in "uif":
-        raise UserError(f"its voxels are no single numbers (data type {kind}), but for example RGB")
+        raise UserError(
+            f"its voxels are not single numbers (data type {kind}), but for example RGB"
+        )
     sides = (*shape, 1, 1)[:3]
     count = math.prod(sides)
     if count > MAX_VOXELS:
@@ -118,7 +120,7 @@ def _header(start: bytes, *, paired: bool) -> tuple[Any, bool]:
     is_single = magic in SINGLE
     if kind is None or is_single == paired:
         what = "this is the header of a pair" if magic in PAIRED else "there is no mark n+1"
-        raise UserError(f"it is no NIfTI file: {what}, or is damaged from its start")
+        raise UserError(f"it is not a NIfTI file, or its start is damaged: {what}")
     size = HEADER_BYTES[2] if magic[2:3] == b"2" else HEADER_BYTES[1]
     try:
         header = kind(start[:size], check=False)
@@ -128,7 +130,7 @@ def _header(start: bytes, *, paired: bool) -> tuple[Any, bool]:
         if int(header["sizeof_hdr"]) != size:
             raise HeaderDataError
     except (HeaderDataError, ValueError, KeyError, TypeError, IndexError):
-        raise UserError("it is no NIfTI file that can be read: its header is damaged") from None
+        raise UserError("it cannot be read as NIfTI: its header is damaged") from None
     return header, is_single
 
 

@@ -12,7 +12,7 @@ from alexmri.errors import UserError
 MAX_VOXELS = 256_000_000
 # A head fills 8 % of a volume of 256 voxels a side; all else may be NaN.
 MIN_FINITE = 0.01
-NO_AXES = "its header does not say how it lies in the scanner: its axes are no axes"
+NO_AXES = "its header does not say how it lies in the scanner: its axes are not valid"
 
 Admit = Callable[[int, int, int], None]
 
@@ -58,15 +58,15 @@ def canonical(
 
 
 def _fill(voxels: NDArray[np.float32]) -> tuple[str, ...]:
-    """Put 0 where voxels are no finite numbers, as nilearn does, and return what to say."""
+    """Put 0 where voxels are not finite numbers, as nilearn does, and return what to say."""
     finite = np.isfinite(voxels)
     count = int(np.count_nonzero(finite))
     if count == voxels.size:
         return ()
     if count < MIN_FINITE * voxels.size:
         raise UserError(
-            f"{voxels.size - count} of its {voxels.size} voxels are no finite numbers (NaN or"
+            f"{voxels.size - count} of its {voxels.size} voxels are not finite numbers (NaN or"
             " infinite)"
         )
     voxels[~finite] = 0
-    return ("some of its voxels are no finite numbers (NaN or infinite); they count as 0",)
+    return ("some of its voxels are not finite numbers (NaN or infinite); they count as 0",)

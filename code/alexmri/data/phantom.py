@@ -102,7 +102,7 @@ def write_demo_data(
     with filling(folder) as new:
         for name in subjects:
             (new / name).mkdir()
-        for name, number in track(people, len(people), "Drawing subjects"):
+        for name, number in track(people, len(people), "drawing synthetic people"):
             slices_SHW = draw_subject(seed, name, number, depth_SHW)[:slices]
             for index, slice_HW in enumerate(slices_SHW, start=1):
                 path = new / name / f"{index} ({number}).jpg"

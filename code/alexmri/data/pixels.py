@@ -162,7 +162,7 @@ def read_bytes(path: Path) -> bytes:
     """Return what is in a file; UserError where it is no file, or cannot be read."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may never end
-            raise UserError(f"{path} is no file")
+            raise UserError(f"{path} is not a file")
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
@@ -263,7 +263,7 @@ def _wide_gray(image: ImageFile.ImageFile, name: str, preprocessing: Preprocessi
         white_is_0 = white_is_0 and values.dtype.itemsize == 2
     elif values.dtype.kind == "f" and (strange := _count_strange(values)):
         raise UserError(
-            f"{name} has {strange} pixels that are no finite numbers (NaN or infinite); replace"
+            f"{name} has {strange} pixels that are not finite numbers (NaN or infinite); replace"
             " them, for example by 0"
         )
     if white_is_0:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from alexmri.contract.inputs import SPLIT_NAMES
 from alexmri.data.find_scans import Scan, hashed
-from alexmri.data.folders import MAX_NAMED
 from alexmri.data.subjects import SCHEMES
 from alexmri.errors import UserError
 from alexmri.terminal import number_of
@@ -35,6 +34,8 @@ NOBODY = re.compile(r"|0+|anon\w*|anonymi[sz]ed|unknown|none|removed|xxx+", re.I
 # How a subject is named of whom nothing is known but a DICOM study, which may be one of several.
 STUDY = "study-"
 CLASS_NAME = re.compile(r"[\w][\w .,()+-]{0,99}")
+# Names up to so many characters may stand in other names by chance.
+SHORT_NAME = 5
 TOKEN = re.compile(r"[A-Za-z0-9]+")
 
 
@@ -152,7 +153,7 @@ def label_scans(
             if other != subject:
                 raise UserError(
                     f"{name} and {scan.name} have the same PatientID, and their names say that they"
-                    f" are of two subjects, {other} and {subject}; mend one of them"
+                    f" are of two subjects, {other} and {subject}; correct one of them"
                 )
         carried = {
             name: value
@@ -220,12 +221,12 @@ def _top_folders(scan: Scan) -> tuple[str, str]:
 def _class_of(scan: Scan, folder: str) -> str:
     if BIDS_SUBJECT.match(folder):
         raise UserError(
-            f"{folder} names a subject and no class (BIDS); tell the classes by --labels"
+            f"{folder} names a subject and no class (BIDS); name the classes by --labels"
             " participants.tsv --label-column COLUMN"
         )
     if not folder:
         raise UserError(
-            f"{scan.name} is in no class folder; put the scans into a folder per class, or tell the"
+            f"{scan.name} is in no class folder; put the scans into a folder per class, or name the"
             " classes by --labels FILE --label-column COLUMN"
         )
     return folder
@@ -245,7 +246,7 @@ def _subject(
     if named and in_table and not _may_be_same(named[0], in_table):
         raise UserError(
             f"{scan.name} is of sub-{named[0]} by its name, and of {shown} by"
-            f" {table.path if table else 'the table'}; mend one of them"
+            f" {table.path if table else 'the table'}; correct one of them"
         )
     if named:
         return f"sub-{named[0]}"
@@ -277,7 +278,7 @@ def _by_pattern(name: str) -> str | None:
 def _may_be_same(first: str, second: str) -> bool:
     """Whether two names may be of one subject: BIDS allows letters and digits only."""
     a, b = ("".join(TOKEN.findall(name)).lower().removeprefix("sub") for name in (first, second))
-    return a == b or (min(len(a), len(b)) > MAX_NAMED and (a in b or b in a))
+    return a == b or (min(len(a), len(b)) > SHORT_NAME and (a in b or b in a))
 
 
 def _equal(key: str, value: str) -> bool:

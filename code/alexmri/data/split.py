@@ -14,7 +14,7 @@ more image of a subject who is there already.
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -75,12 +75,8 @@ def split_randomly(
     notes: list[str] = []
     for label in sorted(set(labels)):
         own = sorted({key for key, lab in zip(keys, labels, strict=True) if lab == label})
-        if len(own) == 1 and len(wanted) > 1:
-            thing = "person" if split_by == "subject" else "image"
-            raise UserError(
-                f"class '{label}' has only one {thing}, which cannot be both trained on and"
-                " tested; add more or remove the class"
-            )
+        if len(wanted) > 1:
+            _refuse_single(label, own, split_by)
         for rank, name in enumerate(wanted):
             counts = Counter(chosen[key] for key in own)
             less_important = wanted[rank + 1 :]
@@ -196,6 +192,15 @@ def subjects_between(split: Split, subjects: Sequence[str]) -> dict[str, int]:
     return {f"{a}_{b}": len(sides[a] & sides[b]) for a, b in combinations(sides, 2)}
 
 
+def _refuse_single(label: str, own: Collection[str], split_by: str) -> None:
+    if len(own) == 1:
+        thing = "person" if split_by == "subject" else "image"
+        raise UserError(
+            f"class '{label}' has only one {thing}, which cannot be both trained on and tested; add"
+            " more or remove the class"
+        )
+
+
 def _few_tested(keys: Sequence[str], labels: Sequence[str], chosen: Mapping[str, str]) -> list[str]:
     """Name the classes with a handful of subjects in the test split, in one note."""
     subjects = sorted({(label, key) for key, label in zip(keys, labels, strict=True)})
@@ -279,12 +284,7 @@ def split_for_fold(
         )
     keys_of = _keys_by_class(keys, labels)
     for label, own in keys_of.items():
-        if len(own) == 1:
-            thing = "person" if split_by == "subject" else "image"
-            raise UserError(
-                f"class '{label}' has only one {thing}, which cannot be both trained on and"
-                " tested; add more or remove the class"
-            )
+        _refuse_single(label, own, split_by)
         if {dealt[key] for key in own} == {fold.number}:
             raise UserError(
                 f"class '{label}' shares its {things} with other classes, and all of them are in"

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from alexmri.data.folders import MAX_NAMED, ImageFile
+from alexmri.data.folders import ImageFile
 from alexmri.data.groups_table import GROUPS_FILE, find_table, read_table
 from alexmri.data.slicing import SLICES
 from alexmri.errors import UserError
+from alexmri.terminal import first_few
 
 # From this share of fitting names on, the others are strays; below it the pattern is not believed.
 MIN_FITTING_SHARE = 0.95
@@ -102,12 +103,6 @@ def misfits(images: Sequence[ImageFile]) -> tuple[str, list[str]] | None:
     return best.title, [image.name for image in images if best.subject(image) is None]
 
 
-def shortened_names(names: Sequence[str]) -> str:
-    """Return the first few names in one line, and how many more there are."""
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more
-
-
 def _by_name(images: Sequence[ImageFile]) -> Subjects | None:
     for scheme in SCHEMES:
         found = [scheme.subject(image) for image in images]
@@ -178,7 +173,7 @@ def _by_regex(images: Sequence[ImageFile], regex: str) -> Subjects:
     try:
         pattern = re.compile(regex)
     except re.error as error:
-        raise UserError(f"group_regex {regex!r} is no regular expression: {error}") from None
+        raise UserError(f"group_regex {regex!r} is not a regular expression: {error}") from None
     if not pattern.groups:
         raise UserError(
             f"group_regex {regex!r} has no capture group; put the part of CLASS/NAME that names"
@@ -206,6 +201,6 @@ def _for_each(
     if unknown:
         raise UserError(
             f"{source} names no subject for {len(unknown)} of {len(images)} images,"
-            f" such as {shortened_names(unknown)}"
+            f" such as {first_few(unknown)}"
         )
     return Subjects(tuple(found for found in subjects if found), source)

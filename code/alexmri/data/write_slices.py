@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from alexmri.contract.inputs import is_system_name
-from alexmri.data.decode import shortened, stay_with_parent
+from alexmri.data.decode import stay_with_parent
 from alexmri.data.dicom import Identity
 from alexmri.data.find_scans import Scan, find_files, hashed, identify_files, series_of
 from alexmri.data.folders import kind_of, list_kinds
@@ -39,7 +39,7 @@ from alexmri.files import (
     write_atomically,
     write_json,
 )
-from alexmri.terminal import Terminal, number_of
+from alexmri.terminal import Terminal, first_few, number_of
 
 JOURNAL = ".slices.jsonl"
 SALT_VARIABLE = "ALEXMRI_SUBJECT_SALT"
@@ -129,7 +129,7 @@ def write_slices(
         terminal.warn(f"{number_of(count, 'scan')}: {note}")
     if not records:
         raise UserError(
-            f"none of the scans in {root} could be read: {shortened(broken or left_out)}"
+            f"none of the scans in {root} could be read: {first_few(broken or left_out, '; ')}"
         )
     _finish(out, about, [records[key] for key in tasks if key in records], tasks, left_out + broken)
     slices: Counter[str] = Counter()
@@ -144,7 +144,7 @@ def _require_apart(root: Path, out: Path) -> None:
     a, b = root.resolve(), out.resolve()
     if a == b or a in b.parents or b in a.parents:
         raise UserError(
-            f"{out} and {root} lie in one another; choose another folder for the slices"
+            f"{out} and {root} contain one another; choose another folder for the slices"
         )
 
 
@@ -276,7 +276,7 @@ def _refuse_others(out: Path, done: Mapping[str, Record], tasks: Mapping[str, La
     if gone:
         raise UserError(
             f"{out} holds slices of {number_of(len(gone), 'scan')} that"
-            f" {'is' if len(gone) == 1 else 'are'} not among these any more, such as"
+            f" {'is' if len(gone) == 1 else 'are'} no longer among these, such as"
             f" {gone[0]}; choose another folder"
         )
 

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from alexmri.data.cache import DecodedCache, open_cache
 from alexmri.data.dataset import fingerprint, unknown_subjects, without
-from alexmri.data.decode import shortened
 from alexmri.data.folders import Folder, discover_for_test
 from alexmri.data.groups_table import GROUPS_FILE, Column, read_columns
 from alexmri.data.pixels import Preprocessing
@@ -29,7 +28,7 @@ from alexmri.evaluation.top_losses import find_top_losses
 from alexmri.model.bundle import Bundle
 from alexmri.model.predictor import Predictor, softmax
 from alexmri.settings import settings_of_model
-from alexmri.terminal import Terminal
+from alexmri.terminal import Terminal, first_few, number_of
 
 
 def evaluate_folder(
@@ -90,12 +89,12 @@ def evaluate_folder(
     folder, groups = without(cache.skipped, folder, groups)
     skipped = [f"{name} {reason}" for name, reason in cache.skipped.items()]
     if not folder.images:
-        raise UserError(f"none of the images in {root} can be read: {shortened(skipped)}")
+        raise UserError(f"none of the images in {root} can be read: {first_few(skipped, '; ')}")
     warnings = [*folder.left_out, *unknown_subjects(folder, groups)]
     if skipped:
         warnings.append(
-            f"{len(skipped)} of {found_images} images are left out, because on_bad_image is skip:"
-            f" {shortened(skipped)}"
+            f"left out because on_bad_image is skip: {len(skipped)} of"
+            f" {number_of(found_images, 'image')}: {first_few(skipped, '; ')}"
         )
     if synthetic:
         terminal.warn(NOTICE)
@@ -113,7 +112,9 @@ def evaluate_folder(
     overlap = _overlap(bundle, folder, groups, cache)
     trained_on = _trained_on(overlap, terminal, "the model")
     negative_class = find_negative_class(bundle.classes, settings.negative_class)
-    measured = measure(predictions, negative_class=negative_class)
+    with terminal.working("computing figures and their intervals"):
+        measured = measure(predictions, negative_class=negative_class)
+        sets = measure_sets(predictions, bundle.conformal) if bundle.conformal else None
     counts = Counter(image.label for image in folder.images)
     subjects = None
     if groups:
@@ -149,9 +150,7 @@ def evaluate_folder(
         if subgroups
         else None,
         "validation": None,
-        "prediction_sets": measure_sets(predictions, bundle.conformal)
-        if bundle.conformal
-        else None,
+        "prediction_sets": sets,
         "robustness": measure_robustness(
             Labelled(
                 [image.path for image in folder.images],
@@ -165,6 +164,7 @@ def evaluate_folder(
             preprocessing=bundle.preprocessing,
             at_most=IMAGES_OF_A_FOLDER,
             workers=workers,
+            terminal=terminal,
         ),
         "against": compared,
         "top_losses": find_top_losses(

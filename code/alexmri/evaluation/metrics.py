@@ -162,7 +162,7 @@ def find_negative_class(classes: Sequence[str], wanted: str | None) -> str | Non
     if wanted is not None:
         if wanted not in classes:
             raise UserError(
-                f"negative_class is '{wanted}', which is no class folder; the classes are"
+                f"negative_class is '{wanted}', which is not a class folder; the classes are"
                 f" {', '.join(classes)}"
             )
         return wanted

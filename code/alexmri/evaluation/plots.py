@@ -188,7 +188,10 @@ def precision_recall(predictions: Predictions) -> bytes:
         drawn.line_.set(**look)
         area, chance = drawn.average_precision, positive_N.mean()
         curves.append((drawn.line_, f"{name}  (AP {area:.3f}; by chance {chance:.3f})"))
-    found, right = "share of the class that is found", "share of the found that is right"
+    found, right = (
+        "recall: share of the class that is found",
+        "precision: share of the answers that is right",
+    )
     _finish(figure, axes, curves, f"recall: {found}", f"precision: {right}", diagonal=False)
     return _png(figure)
 

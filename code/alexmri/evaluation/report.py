@@ -96,8 +96,8 @@ def audit_findings(audit: Mapping[str, Any] | None, warnings: Sequence[str]) -> 
         if pairs := audit["near_duplicate_counts"]["pairs"]:
             across = audit["near_duplicate_counts"]["across_splits"]
             found.append(
-                f"{pairs} pairs of slices are nearly the same, {across} of them in different"
-                " splits. Such pairs are often neighbouring slices of one person."
+                f"Pairs of slices that are nearly the same: {pairs}, of which {across} are in"
+                " different splits. Such pairs are often neighbouring slices of one person."
             )
     known = {words.rstrip(".").lower() for words in found}
     return [*found, *(words for words in warnings if words.rstrip(".").lower() not in known)]

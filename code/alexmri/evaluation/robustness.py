@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from alexmri.data.pixels import Pixels, Preprocessing, fit
 from alexmri.evaluation.predictions import Floats, Ints
 from alexmri.evaluation.rates import rates, ratio, unit_matrices
 from alexmri.evaluation.resampling import estimate, resamples, units_of
+from alexmri.terminal import Terminal
 
 # An image under all changes takes 86 ms of a core at 32 pixels: as long as about so many images
 # take in training.
@@ -76,6 +78,7 @@ def measure_robustness(
     preprocessing: Preprocessing,
     at_most: int,
     workers: int,
+    terminal: Terminal,
     seed: int = SEED,
     replicates: int = 1000,
 ) -> dict[str, Any] | None:
@@ -99,13 +102,15 @@ def measure_robustness(
 
     found: list[int] = []
     answers: list[Ints] = []
+    total = len(sample.paths)
+    chunks = (range(start, min(start + CHUNK, total)) for start in range(0, total, CHUNK))
     with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(sample.paths), CHUNK):
-            numbers = range(start, min(start + CHUNK, len(sample.paths)))
-            for number, pixels_TCHW in zip(numbers, pool.map(changed, numbers), strict=True):
-                if pixels_TCHW is not None:
-                    found.append(number)
-                    answers.append(logits(pixels_TCHW).argmax(axis=1))
+        results = chain.from_iterable(pool.map(changed, numbers) for numbers in chunks)
+        tracked = terminal.track(results, total, "measuring changed images")
+        for number, pixels_TCHW in enumerate(tracked):
+            if pixels_TCHW is not None:
+                found.append(number)
+                answers.append(logits(pixels_TCHW).argmax(axis=1))
     if not found:
         return None
     measured = sample.rows(np.array(found))
@@ -260,9 +265,9 @@ CHANGES = (
     Change("shift_0.5", "shifted by half a pixel of the network", _shift(0.5)),
     Change("shift_1", "shifted by one pixel of the network", _shift(1)),
     Change("shift_2", "shifted by two pixels of the network", _shift(2)),
-    Change("rotation_2", "turned by 2 degrees", _rotation(2)),
-    Change("rotation_5", "turned by 5 degrees", _rotation(5)),
-    Change("rotation_10", "turned by 10 degrees", _rotation(10)),
+    Change("rotation_2", "rotated by 2 degrees", _rotation(2)),
+    Change("rotation_5", "rotated by 5 degrees", _rotation(5)),
+    Change("rotation_10", "rotated by 10 degrees", _rotation(10)),
     Change("scale_0.9", "0.9 times as large", _scale(0.9)),
     Change("scale_0.95", "0.95 times as large", _scale(0.95)),
     Change("scale_1.05", "1.05 times as large", _scale(1.05)),
@@ -274,5 +279,5 @@ CHANGES = (
     Change("noise_8", "Gaussian noise of 8 gray values", _noise),
     Change("jpeg_30", "saved as JPEG of quality 30", _jpeg),
     Change("padded", "padded with black to a square", _padded),
-    Change("flip", "left and right exchanged (not expected to hold)", _flip),
+    Change("flip", "flipped left to right (not expected to hold)", _flip),
 )

@@ -260,7 +260,7 @@ def load_bundle(folder: Path) -> Bundle:
     """
     document = read_json_object(folder / "model.json")
     if document is None:
-        raise UserError(f"{folder} is no model: it has no model.json")
+        raise UserError(f"{folder} is not a model: it has no model.json")
     model = _checked(folder, document)
     _check_files(folder, model.files)
     network = _load_network(folder / WEIGHTS, model.architecture)
@@ -351,7 +351,7 @@ def _load_network(path: Path, architecture: _Architecture) -> AlexNet:
                 f" {_kind(expected)}"
             )
         if not torch.isfinite(found).all():
-            raise UserError(f"{path} is damaged: {name} holds values that are no finite numbers")
+            raise UserError(f"{path} is damaged: {name} holds values that are not finite numbers")
         if name.endswith("running_var") and (found < 0).any():
             raise UserError(f"{path} is damaged: {name} holds negative variances")
     network.load_state_dict(weights, assign=True)

@@ -87,7 +87,7 @@ class OutOfDistribution:
             if array.shape != shape or array.dtype != np.float32:
                 return f"{name} is {array.dtype} {list(array.shape)}, not float32 {list(shape)}"
             if not np.isfinite(array).all():
-                return f"{name} holds values that are no finite numbers"
+                return f"{name} holds values that are not finite numbers"
         if not V:
             return "distances_V is empty"
         if (np.diff(self.distances_V) < 0).any():

@@ -159,8 +159,8 @@ def choose_inference(bundle: Bundle, device: torch.device) -> InferenceNetwork:
         if same_labels and np.abs(given_NK - expected_NK).max() <= TOLERANCE[precision]:
             return network
     raise UserError(
-        f"model {bundle.version} answers its stored example otherwise once its batch norm is fused"
-        " into the convolutions; do not serve it on this machine"
+        f"model {bundle.version} gives another answer to its stored example once its batch"
+        " norm is fused into the convolutions; do not serve it on this machine"
     )
 
 

@@ -246,7 +246,7 @@ def read_body(app: Flask, max_bytes: int) -> bytes:
 
 def incomplete() -> RequestError:
     """Return the error of a body that did not come."""
-    return RequestError(408, "request_timeout", "the request did not come in time")
+    return RequestError(408, "request_timeout", "the request did not arrive in time")
 
 
 def wants_gradcam() -> bool:
@@ -258,7 +258,7 @@ def wants_gradcam() -> bool:
     query, attributes = request.query_string.decode(), request.headers.get(ATTRIBUTES_HEADER, "")
     wishes = EXPLAIN.findall(query) + EXPLAIN.findall(attributes)
     if any(wish != "gradcam" for wish in wishes):
-        raise bad_request("there is one explanation: explain=gradcam")
+        raise bad_request("the only explanation is explain=gradcam")
     return bool(wishes)
 
 

@@ -73,7 +73,7 @@ def from_npy(body: bytes) -> list[Pixels | RequestError]:
         array = np.frombuffer(content, dtype).reshape(shape, order="F" if column_major else "C")
     except Exception:
         # numpy hands on whatever Python's parser says to a damaged header.
-        raise bad_request("the body is no .npy file of numbers, or not a whole one") from None
+        raise bad_request("the body is not a complete .npy file of numbers") from None
     return split(array)
 
 
@@ -112,7 +112,7 @@ def split(array: NDArray[Any]) -> list[Pixels | RequestError]:
         RequestError: 413 too many, 422 neither, or intensities from 0 to 1.
     """
     if array.size == 0:
-        raise unreadable(f"the shape is {array.shape}: there is no pixel")
+        raise unreadable(f"the shape is {array.shape}, which has no pixels")
     if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3)):
         return [one_image(array)]
     if array.ndim == 3 or (array.ndim == 4 and array.shape[3] in (1, 3)):

@@ -261,7 +261,7 @@ def _kind_of(content_type: str, body: bytes) -> str:
             return ""
     found = f"the content type is '{media}'" if media else "there is no content type"
     if media in UNSTATED_TYPES:
-        found += ", and the body is no image, .npy file or JSON"
+        found += ", and the body is not an image, an .npy file or JSON"
     raise RequestError(
         415, "unsupported_media_type", f"{found}; send one of {', '.join(CONTENT_TYPES)}"
     )

@@ -180,7 +180,7 @@ class Engine:
             RequestError: 503, the server is loading or draining.
         """
         if self.state is State.DRAINING:
-            raise RequestError(503, "draining", "the server is about to end; ask another", 1)
+            raise RequestError(503, "draining", "the server is shutting down; ask another one", 1)
         if self.predictor is None or self.batcher is None or self.state is not State.READY:
             raise not_ready()
         return self.predictor, self.batcher

@@ -48,5 +48,5 @@ def too_large(message: str) -> RequestError:
 def too_late() -> RequestError:
     """Return the error of a request whose time has passed, or would pass before its turn."""
     return RequestError(
-        503, "deadline_exceeded", "the answer cannot be there in time; try again later", 1
+        503, "deadline_exceeded", "the answer would come too late; try again later", 1
     )

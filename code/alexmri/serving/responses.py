@@ -178,7 +178,7 @@ def choose_type(accept: str, default: str) -> str:
     best = plain.best_match(offered)
     if best is None:
         raise RequestError(
-            406, "not_acceptable", f"the answer can be {', '.join(ACCEPT_TYPES)} and nothing else"
+            406, "not_acceptable", f"the answer can only be {', '.join(ACCEPT_TYPES)}"
         )
     return best
 

@@ -206,7 +206,7 @@ class Info(BaseModel):
 
 
 class ExecutionParameters(_Model):
-    """How a batch transform shall send (names of SageMaker)."""
+    """How a batch transform should send its records (names of SageMaker)."""
 
     MaxConcurrentTransforms: Annotated[int, Field(ge=1)]
     BatchStrategy: Literal["SINGLE_RECORD"] = "SINGLE_RECORD"
@@ -232,7 +232,7 @@ ERRORS = {
     404: ("there is no such address", "not_found"),
     405: ("the address does not take this method", "method_not_allowed"),
     406: ("no type of the Accept header is offered", "not_acceptable"),
-    408: ("the body did not come in time, or not whole", "request_timeout"),
+    408: ("the body did not arrive in time, or not completely", "request_timeout"),
     413: ("over a limit: bytes, images, pixels, or the length of a side", "payload_too_large"),
     415: ("unknown content type", "unsupported_media_type"),
     422: ("an image cannot be read, or costs too much to parse", "unreadable_image"),
@@ -256,7 +256,7 @@ ROUTES = (
     Route(
         "get",
         "/execution-parameters",
-        "How a batch transform shall send",
+        "How a batch transform should send its records",
         {200: ExecutionParameters},
     ),
     Route(
@@ -350,7 +350,7 @@ def _response(status: int, body: type[BaseModel] | str | None) -> dict[str, Any]
     response["headers"] = {"X-Request-Id": {"schema": {"type": "string"}}}
     if status in RETRY_AFTER and body is not None:
         response["headers"]["Retry-After"] = {
-            "description": "seconds after which the same request may do better",
+            "description": "seconds after which the same request may succeed",
             "schema": {"type": "integer", "minimum": 1},
         }
     return response

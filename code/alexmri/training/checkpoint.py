@@ -8,7 +8,6 @@ second one at the same step is `step-00000123-1`: no file of a checkpoint is eve
 import copy
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
@@ -102,8 +101,6 @@ class CheckpointWriter:
         self._saved = saved
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[Path] | None = None
-        self.stalled_seconds = 0.0
-        self.count = 0
 
     @property
     def busy(self) -> bool:
@@ -123,12 +120,9 @@ class CheckpointWriter:
             UserError: the checkpoint before could not be written.
         """
         self.wait()
-        began = time.monotonic()
         tensors = {name: value.detach().to("cpu", copy=True) for name, value in mutable.items()}
         state = copy.deepcopy(progress)
         self._writing = self._pool.submit(self._write, state, {**tensors, **immutable})
-        self.count += 1
-        self.stalled_seconds += time.monotonic() - began
 
     def wait(self) -> Path | None:
         """Wait for the checkpoint being written; return its JSON file, if there is one.
@@ -261,7 +255,7 @@ def _load(json_file: Path) -> Checkpoint:
         raise DamagedCheckpointError(str(error)) from None
     resume_check = content.get("resume_check")
     if not isinstance(resume_check, dict) or not isinstance(resume_check.get("settings", {}), dict):
-        raise DamagedCheckpointError("it does not say what its run was about")
+        raise DamagedCheckpointError("it does not say which run it belongs to")
     return Checkpoint(progress, tensors, resume_check)
 
 

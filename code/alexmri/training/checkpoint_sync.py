@@ -138,7 +138,7 @@ class S3CheckpointSync(CheckpointSync):
             try:
                 self._push(json_file)
             except LostPrefixError as error:
-                self._terminal.warn(f"{error}; this training goes on, and uploads nothing any more")
+                self._terminal.warn(f"{error}; this training goes on without uploading")
                 self._missed = json_file
                 return
             except FileNotFoundError:  # a newer checkpoint has replaced it already
@@ -237,7 +237,7 @@ class _Writer:
                     if before:
                         self._terminal.say(
                             f"{self._s3.url} is taken over from the training {_who(before)}; if"
-                            " that is alive, it uploads nothing any more"
+                            " that still runs, it no longer uploads"
                         )
                     return
             raise S3Error(

@@ -21,7 +21,7 @@ from alexmri.errors import UserError
 from alexmri.evaluation.metrics import find_negative_class
 from alexmri.files import make_writable, remove_leftovers, require_json_object, write_json
 from alexmri.settings import Settings
-from alexmri.terminal import Terminal
+from alexmri.terminal import Terminal, number_of
 from alexmri.training.job import Job, run_job
 from alexmri.training.pooled import pool_folds
 from alexmri.training.predictions_csv import PREDICTIONS
@@ -107,12 +107,14 @@ def run_crossval(plan: Crossval, terminal: Terminal, stop: StopRequest) -> dict[
                 )
                 find_negative_class(dataset.classes, plan.settings.negative_class)
             _take_up(plan, dataset)
-            with stop.interrupts(at=1):
+            images = number_of(len(dataset.folder.images), "image")
+            with stop.interrupts(at=1), terminal.working(f"auditing {images}"):
                 compared = compare_images(dataset)
             for number in range(1, plan.folds + 1):
                 if not _finish_fold(plan, number, compared, terminal, stop):
                     return None
-            with stop.interrupts(at=1):
+            measuring = terminal.working("computing figures and their intervals over all folds")
+            with stop.interrupts(at=1), measuring:
                 return pool_folds(plan.output, plan.folds, plan.settings, columns)
         except Stopped:
             return None

@@ -190,7 +190,7 @@ def _run(
         return Outcome(stopped=True, evaluation=None, report=None)
     try:
         with stop.interrupts(at=2):
-            final, plots, evaluation = _write_all(job, run, dataset, begun, stopped)
+            final, plots, evaluation = _write_all(job, run, dataset, begun, stopped, terminal)
     except Stopped:
         recorder.wandb.close()
         return Outcome(stopped=True, evaluation=None, report=None)
@@ -242,7 +242,9 @@ def _begin(
 ) -> _Begun:
     """Audit the data, say what is trained on, make room for the run, fetch its checkpoint."""
     settings, started = job.settings, time.monotonic()
-    audited = audit(dataset, settings, job.compared)
+    images = number_of(len(dataset.folder.images), "image")
+    with terminal.working(f"auditing {images}"):
+        audited = audit(dataset, settings, job.compared)
     print_run_banner(dataset, audited, compute, terminal, workers=workers.size)
     if settings.resume == "never":
         remove_checkpoints(job.checkpoints)
@@ -357,15 +359,16 @@ class _Recorder:
 
 
 def _write_all(
-    job: Job, run: Run, dataset: Dataset, begun: _Begun, stopped: bool
+    job: Job, run: Run, dataset: Dataset, begun: _Begun, stopped: bool, terminal: Terminal
 ) -> tuple[dict[str, float | None], dict[str, bytes], dict[str, Any]]:
     """Measure the run; write model, figures and report; return last metrics, plots, evaluation."""
     if stopped:  # a model before all else: the platform may not wait for the figures
-        facts = measure_run(run, dataset, begun.audit, test=False)
+        facts = measure_run(run, dataset, begun.audit, terminal, test=False)
         write_model(job.model, run, dataset, facts, soon=True)
-    facts = measure_run(run, dataset, begun.audit)
-    write_model(job.model, run, dataset, facts)
-    plots = draw_plots(facts)
+    facts = measure_run(run, dataset, begun.audit, terminal)
+    with terminal.working("writing the model and the report"):
+        write_model(job.model, run, dataset, facts)
+        plots = draw_plots(facts)
     run_facts = {
         **begun.run_facts,
         "finished": not stopped,

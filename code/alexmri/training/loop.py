@@ -239,7 +239,7 @@ class Run:
         progress, rate = self.progress, self.settings.learning_rate
         if progress.recoveries == RECOVERIES:
             raise UserError(
-                f"the loss is no finite number in epoch {progress.epoch}, even with"
+                f"the loss is not a finite number in epoch {progress.epoch}, even with"
                 f" {progress.learning_rate_factor:g} times the learning rate; lower learning_rate"
                 f" ({rate:g}) or use precision fp32"
             )
@@ -249,7 +249,8 @@ class Run:
         self.state.go_back()
         self._step = self._first_step()
         terminal.warn(
-            f"the loss is no finite number in epoch {progress.epoch}: going back to the weights of"
+            f"the loss is not a finite number in epoch {progress.epoch}: going back to the"
+            " weights of"
             f" {f'epoch {progress.best_epoch}' if progress.best_epoch else 'the start'} with"
             f" {progress.learning_rate_factor:g} times the learning rate"
         )

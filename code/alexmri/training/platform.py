@@ -92,8 +92,12 @@ def read_job(
     input_modes = read_json_object(paths.input_data_config)
     if paths.config.is_dir():  # without the folder no platform started this
         for path, found, meaning in (
-            (paths.resource_config, hosts, "this is taken for the only host"),
-            (paths.input_data_config, input_modes, "every folder of channels is taken as it is"),
+            (paths.resource_config, hosts, "this host counts as the only one"),
+            (
+                paths.input_data_config,
+                input_modes,
+                "the input modes of the channels are not checked",
+            ),
         ):
             if found is None:
                 terminal.warn(f"{path} is missing: {meaning}")

@@ -27,6 +27,7 @@ from alexmri.model.conformal import Conformal, calibrate
 from alexmri.model.forward import Compute, predict_logits
 from alexmri.model.onnx import export_onnx
 from alexmri.model.predictor import softmax
+from alexmri.terminal import Terminal
 from alexmri.training.loop import Run
 from alexmri.training.provenance import code_document
 
@@ -48,7 +49,12 @@ def protocol_document(dataset: Dataset) -> dict[str, Any]:
 
 
 def measure_run(
-    run: Run, dataset: Dataset, audit: Mapping[str, Any], *, test: bool = True
+    run: Run,
+    dataset: Dataset,
+    audit: Mapping[str, Any],
+    terminal: Terminal,
+    *,
+    test: bool = True,
 ) -> dict[str, Any]:
     """Return everything the report, the card and the model file are made from.
 
@@ -83,6 +89,7 @@ def measure_run(
             preprocessing=preprocessing_of(settings),
             at_most=sample_size(len(run.progress.history) * len(train)),
             workers=cpu_cores(),
+            terminal=terminal,
         )
     if test:
         shown = on_test or on_validation
@@ -92,15 +99,20 @@ def measure_run(
     def measured(predictions: Predictions) -> dict[str, Any]:
         return measure(predictions, negative_class=negative_class, seed=settings.seed)
 
+    with terminal.working("computing figures and their intervals"):
+        figures = {
+            "test": measured(on_test) if on_test else None,
+            "validation": measured(on_validation),
+            "prediction_sets": measure_sets(on_test, conformal) if on_test and conformal else None,
+        }
+
     return {
         "protocol": protocol_document(dataset),
         "leak_probe": {key: audit["leak_probe"][key] for key in ("slice", "subject", "shuffled")},
         "audit": audit,
         "predictions": on_test or on_validation,
-        "test": measured(on_test) if on_test else None,
-        "validation": measured(on_validation),
+        **figures,
         "conformal": conformal.model_dump(mode="json") if conformal else None,
-        "prediction_sets": measure_sets(on_test, conformal) if on_test and conformal else None,
         "robustness": robustness,
         "top_losses": top_losses,
         "history": run.progress.history,

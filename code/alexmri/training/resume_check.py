@@ -6,7 +6,7 @@ from typing import Any
 
 from alexmri.data.dataset import Dataset
 from alexmri.data.pixels import BY_BRIGHTEST, PREPROCESSING
-from alexmri.errors import UserError
+from alexmri.errors import UserError, option
 from alexmri.settings import Settings
 
 # Settings that steer the run but not its result: a resumed run may change them.
@@ -59,7 +59,7 @@ def images_changed(before: Mapping[str, Any], resume_check: Mapping[str, Any]) -
     then = before.get("preprocessing", BY_BRIGHTEST.name)
     if then != resume_check["preprocessing"]:
         return [
-            f"its images became pixels by another version of alexmri (preprocessing was {then}, is"
+            f"another version of alexmri decoded the images (preprocessing was {then}, is"
             f" {resume_check['preprocessing']})"
         ]
     if before["data"] != resume_check["data"]:
@@ -79,17 +79,17 @@ def changes(
     """
     if not {"settings", "data", "split"} <= before.keys():
         raise UserError(
-            f"the checkpoints in {folder} do not say what their run was about; start anew by"
-            " resume=never (--overwrite for `alexmri train`)"
+            f"the checkpoints in {folder} do not say which run they belong to; to start"
+            f" anew set {option('resume', 'never')}"
         )
     words = settings_changed(before, resume_check)
     fixed = [word for key, word in words.items() if key in FIXED_ON_RESUME]
     fixed += images_changed(before, resume_check)
     if fixed or (words and not allowed):
-        allow = "" if fixed else " go on with them by resume=changed,"
+        allow = "" if fixed else f" or set {option('resume', 'changed')} to go on with them;"
         raise UserError(
             f"the checkpoints in {folder} belong to another run:"
-            f" {'; '.join(fixed or words.values())}; undo the change,{allow} choose another output"
-            " folder, or start anew by resume=never (--overwrite for `alexmri train`)"
+            f" {'; '.join(fixed or words.values())}; undo the change;{allow} to start anew choose"
+            f" another output folder, or set {option('resume', 'never')}"
         )
     return list(words.values())

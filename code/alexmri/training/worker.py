@@ -43,9 +43,12 @@ def main() -> int:
             return exit_code_of_worker(stop)
         except Exception as error:
             return report_failure(error, paths.failure)
-    if outcome.report:
-        terminal.say(f"model: {paths.model}")
-        terminal.say(f"report: {outcome.report}")
+    if outcome.evaluation:
+        from alexmri.evaluation.tables import show_run
+
+        show_run(outcome.evaluation)
+        terminal.say(f"model in this container: {paths.model}")
+        terminal.say(f"report in this container: {outcome.report}")
     return exit_code_of_worker(stop)
 
 

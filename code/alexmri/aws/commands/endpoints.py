@@ -24,15 +24,17 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @command()
 @click.argument("version", required=False)
 @click.option("--endpoint", help="name of the endpoint (default: name in alexmri.toml)")
-@click.option("--unapproved", is_flag=True, help="also a version that nobody approved")
+@click.option("--unapproved", is_flag=True, help="also take a version that is not approved")
 @click.option("--gpu", is_flag=True, help="serve on endpoint_gpu_instance, at a higher price")
 @click.option(
     "--min-instances",
     type=click.IntRange(0, 100),
-    help="fewest of them (default: 1; 0 with --async)",
+    help="smallest number of instances (default: 1; 0 with --async)",
 )
 @click.option(
-    "--max-instances", type=click.IntRange(1, 100), help="have it scale, to at most so many"
+    "--max-instances",
+    type=click.IntRange(1, 100),
+    help="let the endpoint scale, up to so many instances",
 )
 @click.option("--serverless", is_flag=True, help="no instances: paid by the request")
 @click.option("--memory-mb", type=click.Choice(MEMORY), help="default: 4096; with --serverless")
@@ -48,7 +50,9 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="requests and answers by S3; no instance without requests",
 )
 @click.option("--s3-output", metavar="S3", help="where answers are written; with --async")
-@click.option("--notify", metavar="ARN", help="SNS topic told of each answer; with --async")
+@click.option(
+    "--notify", metavar="ARN", help="SNS topic that is notified of each answer; with --async"
+)
 @click.option("--detach", is_flag=True, help="do not wait until it serves")
 @dry_run_option
 @click.pass_obj
@@ -132,16 +136,16 @@ def _hosting(
         "--s3-output and --notify belong to --async; add it, or leave them out": (
             not asynchronous and (s3_output is not None or notify is not None)
         ),
-        f"--s3-output {s3_output} is no S3 address; write s3://BUCKET/FOLDER": (
+        f"--s3-output {s3_output} is not an S3 address; write s3://BUCKET/FOLDER": (
             s3_output is not None and not re.match(r"s3://[^/]+/.", s3_output)
         ),
-        f"--notify {notify} is no SNS topic; write arn:aws:sns:REGION:ACCOUNT:NAME": (
+        f"--notify {notify} is not an SNS topic; write arn:aws:sns:REGION:ACCOUNT:NAME": (
             notify is not None and not re.fullmatch(r"arn:aws[a-z-]*:sns:[^:]+:\d{12}:.+", notify)
         ),
         "--min-instances goes with --max-instances; give both": (
             min_instances is not None and max_instances is None
         ),
-        "an endpoint without instances answers nobody; give --min-instances 1, or --async": (
+        "an endpoint without instances cannot answer; give --min-instances 1, or --async": (
             not asynchronous and low == 0
         ),
         f"--min-instances {low} is more than --max-instances {max_instances}; give it no more": (
@@ -164,7 +168,7 @@ def _wait(account: Account, name: str, wanted: str) -> None:
     try:
         settle(account.aws, name, wanted, terminal)
     except KeyboardInterrupt:
-        terminal.say(f"detached; {name} goes on. The same command waits again")
+        terminal.say(f"stopped waiting; {name} goes on. Run the same command to wait again")
         sys.exit(130)
     terminal.say(f"{name} serves. To end its costs: alexmri aws delete {name}")
 
@@ -217,7 +221,7 @@ def invoke(
 @click.argument("source", metavar="S3")
 @click.option("--version", help="version of the model (default: the newest approved one)")
 @click.option("--content-type", default="image/jpeg", show_default=True)
-@click.option("--unapproved", is_flag=True, help="also a version that nobody approved")
+@click.option("--unapproved", is_flag=True, help="also take a version that is not approved")
 @click.option("--detach", is_flag=True, help="do not wait until it is done")
 @dry_run_option
 @click.pass_obj
@@ -239,7 +243,7 @@ def transform(
     from alexmri.terminal import choose_terminal
 
     if not source.startswith("s3://"):
-        raise UserError(f"{source} is no S3 address; `alexmri aws upload {source}` prints one")
+        raise UserError(f"{source} is not an S3 address; `alexmri aws upload {source}` prints one")
     if dry_run:
         wanted = version or "<newest approved>"
         package = package_arn(account.config, account.config.require("region"), wanted)
@@ -256,7 +260,7 @@ def transform(
     try:
         terminal.say(f"answers: {wait_transformed(account.aws, job, terminal)}")
     except KeyboardInterrupt:
-        terminal.say(f"detached; {job} goes on. The same command waits again")
+        terminal.say(f"stopped waiting; {job} goes on. Run the same command to wait again")
         sys.exit(130)
 
 
@@ -314,7 +318,7 @@ def delete(account: Account, endpoint: str, yes: bool, dry_run: bool) -> None:
         return
     found = list(teardown(account.aws, endpoint))
     if not found:
-        click.echo(f"there is nothing of {endpoint}")
+        click.echo(f"{endpoint} does not exist, and nothing of it is left")
         return
     for each in found:
         click.echo(each.words)

@@ -47,7 +47,7 @@ def _channels(data: str, validation: str | None, test: str | None) -> dict[str, 
     for option, place in given.items():
         if place and not place.startswith("s3://"):
             raise UserError(
-                f"--{option.replace('train', 'data')} {place} is no S3 address; `alexmri aws"
+                f"--{option.replace('train', 'data')} {place} is not an S3 address; `alexmri aws"
                 f" upload {place}` prints one"
             )
     channels = {channel: place for channel, place in given.items() if place}
@@ -218,7 +218,7 @@ def _watch_tuning(account: Account, job: str) -> None:
     try:
         described = follow_tuning(account.aws, job, terminal)
     except KeyboardInterrupt:
-        terminal.say(f"detached; {job} goes on. The same command attaches again")
+        terminal.say(f"stopped waiting; {job} goes on. Run the same command to wait again")
         terminal.say(f"To stop it: alexmri aws stop {job}")
         sys.exit(130)
     for line in tuning_lines(account.aws, described):
@@ -237,7 +237,9 @@ def watch(account: Account, job: str) -> None:
     try:
         described = follow(account.aws, job, terminal)
     except KeyboardInterrupt:
-        terminal.say(f"detached; {job} goes on. To attach again: alexmri aws logs {job} --follow")
+        terminal.say(
+            f"stopped waiting; {job} goes on. To wait again: alexmri aws logs {job} --follow"
+        )
         terminal.say(f"To stop it: alexmri aws stop {job}")
         sys.exit(130)
     require_completed(described)
@@ -317,7 +319,7 @@ def stop(account: Account, job: str, dry_run: bool) -> None:
     else:
         found = described["TrainingJobStatus"]
     if found not in RUNNING:
-        click.echo(f"{job} runs no more: it is {found}")
+        click.echo(f"{job} is not running; its status is {found}")
     elif found == "Stopping":
         click.echo(f"{job} is being stopped already")
     else:

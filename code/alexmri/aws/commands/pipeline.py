@@ -53,7 +53,7 @@ def upsert(
     settings = hyperparameters(read_settings(config_file, options))
     for address in (data, test or data):
         if not address.startswith("s3://"):
-            raise UserError(f"{address} is no S3 address; `alexmri aws upload DIR` prints one")
+            raise UserError(f"{address} is not an S3 address; `alexmri aws upload DIR` prints one")
     found, revision = account.image(image, dry_run=dry_run)
     definition = pipeline_definition(
         account.config,
@@ -148,7 +148,7 @@ def status(account: Account, execution: str | None, follow: bool, dry_run: bool)
     try:
         wait_until(look, terminal)
     except KeyboardInterrupt:
-        terminal.say("detached; the execution goes on. The same command watches it again")
+        terminal.say("stopped waiting; the execution goes on. Run the same command to wait again")
         sys.exit(130)
     sys.exit(0 if last == "Succeeded" else 1)
 

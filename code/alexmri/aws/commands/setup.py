@@ -33,7 +33,7 @@ def setup(account: Account, dry_run: bool) -> None:
     try:
         outputs = deploy_stack(account.aws, terminal)
     except KeyboardInterrupt:
-        terminal.say("detached; the stack goes on. The same command waits again")
+        terminal.say("stopped waiting; the stack goes on. Run the same command to wait again")
         sys.exit(130)
     for key, value in outputs.items():
         click.echo(f"{key}: {value}")
@@ -93,7 +93,7 @@ def upload(account: Account, folder: Path, dry_run: bool) -> None:
     """
     from alexmri.aws.upload import read_folder, upload_calls
     from alexmri.aws.upload import upload as do_upload
-    from alexmri.terminal import choose_terminal
+    from alexmri.terminal import choose_terminal, number_of
 
     terminal = choose_terminal()
     account.config.require("bucket")
@@ -102,5 +102,7 @@ def upload(account: Account, folder: Path, dry_run: bool) -> None:
         show_dry_run(*upload_calls(account.config, files))
         return
     done = do_upload(account.aws, files, terminal)
-    terminal.say(f"{done.files} files: {done.sent} sent, {done.copied} copied within S3")
+    terminal.say(
+        f"{number_of(done.files, 'file')}: {done.sent} sent, {done.copied} copied within S3"
+    )
     click.echo(done.address)

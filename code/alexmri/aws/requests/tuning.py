@@ -1,6 +1,5 @@
 """The request that searches for good settings: ranges, and CreateHyperParameterTuningJob."""
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -8,7 +7,7 @@ from typing import Any
 
 from alexmri.aws.config import AwsConfig, digest_of
 from alexmri.aws.requests.training import LOCAL_CHECKPOINTS, OBJECTIVE, data_tags, training_job
-from alexmri.errors import UserError
+from alexmri.errors import UserError, did_you_mean
 from alexmri.settings import Resolved, Settings
 
 SCALES = {"linear": "Linear", "log": "Logarithmic", "reverselog": "ReverseLogarithmic"}
@@ -39,8 +38,7 @@ def read_range(text: str) -> Range:
             f"--range {text} must look like learning_rate=0.001:0.1:log or optimizer=sgd,adamw"
         )
     if name not in Settings.model_fields:
-        near = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.5)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = did_you_mean(name, Settings.model_fields)
         raise UserError(f"--range {text}: there is no setting '{name}'{hint}")
     if ":" not in given:
         values = tuple(each.strip() for each in given.split(","))
@@ -97,7 +95,7 @@ def _parameter_range(each: Range, kind: type) -> tuple[str, dict[str, Any]]:
         return "CategoricalParameterRanges", {"Name": each.name, "Values": list(each.values)}
     if kind not in (int, float):
         raise UserError(
-            f"--range: setting '{each.name}' is no number; list its values as {each.name}=A,B"
+            f"--range: setting '{each.name}' is not a number; list its values as {each.name}=A,B"
         )
     if kind is int and each.scale == "reverselog":
         raise UserError(f"--range: '{each.name}' is a whole number, which reverselog does not take")

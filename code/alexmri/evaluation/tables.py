@@ -66,6 +66,14 @@ def _baselines(measured: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]
     return [(title, found[name]) for name, title in titles.items() if found[name]]
 
 
+def show_run(evaluation: Mapping[str, Any]) -> None:
+    """Print the figures of a training: those of the test split, or of validation without one."""
+    if evaluation["test"]:
+        show_measured(evaluation["test"], "test")
+    else:
+        show_measured(evaluation["validation"], "validation (there is no test split)")
+
+
 def show_measured(measured: Mapping[str, Any], what: str) -> None:
     """Print the figures measured on `what`."""
     unit = "people" if measured["resampled_by"] == "subject" else "images"
