@@ -115,7 +115,7 @@ def _read(column: Column, images: Sequence[ImageFile], table: GroupsTable) -> Co
     if column.bounds:
         wrong = next(each for each in different if number_in(each) is None)
         raise UserError(
-            f"{table.path} has {wrong!r} as '{name}', which is no number, so bounds cannot cut it;"
+            f"{table.path} has {wrong!r} as '{name}', which is not a number, so bounds cannot cut it;"
             " mend the cell, or leave the bounds out"
         )
     if len(different) > MAX_SUBGROUPS:
@@ -134,7 +134,7 @@ def find_table(root: Path, csv_file: str) -> Path:
     """
     path = next((p for p in (Path(csv_file), root / csv_file) if p.is_file()), None)
     if path is None:
-        raise UserError(f"groups_file {csv_file} is neither here nor in {root}")
+        raise UserError(f"groups_file {csv_file} is neither in the current folder nor in {root}")
     return path
 
 
