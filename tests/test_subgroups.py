@@ -290,7 +290,7 @@ def test_missing_cells_are_no_values(tmp_path: Path) -> None:
     [
         ("sex", ["a"], r"groups\.csv has no column 'sex' for subgroups; .* it has site$"),
         ("site", ["", "na"], "has no value of 'site' for any of the 60 images"),
-        ("site:65", ["66", "90+"], r"has '90\+' as 'site', which is no number"),
+        ("site:65", ["66", "90+"], r"has '90\+' as 'site', which is not a number"),
         ("site", [f"name {i}" for i in range(60)], "has 60 different values of 'site'"),
     ],
 )

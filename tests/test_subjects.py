@@ -182,7 +182,9 @@ def test_a_bad_csv_is_refused(tmp_path: Path, content: bytes, message: str) -> N
 
 
 def test_a_missing_csv_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rx):
+    with pytest.raises(
+        UserError, match=r"groups_file no\.csv is neither in the current folder nor in"
+    ):
         find_subjects(images("A/1.png"), tmp_path, regex=None, csv_file="no.csv")
 
 

@@ -115,8 +115,8 @@ def _read(column: Column, images: Sequence[ImageFile], table: GroupsTable) -> Co
     if column.bounds:
         wrong = next(each for each in different if number_in(each) is None)
         raise UserError(
-            f"{table.path} has {wrong!r} as '{name}', which is not a number, so bounds cannot cut it;"
-            " mend the cell, or leave the bounds out"
+            f"{table.path} has {wrong!r} as '{name}', which is not a number, so bounds"
+            " cannot cut it; mend the cell, or leave the bounds out"
         )
     if len(different) > MAX_SUBGROUPS:
         raise UserError(
