@@ -21,6 +21,7 @@ from alexmri.evaluation.metrics import measure
 from alexmri.evaluation.predictions import Predictions
 from alexmri.model.alexnet import build
 from alexmri.model.bundle import load_bundle
+from alexmri.model.ood import OutOfDistribution
 from alexmri.model.predictor import Predictor
 from alexmri.terminal import PlainTerminal
 from alexmri.training.ood_fit import fit_ood
@@ -141,15 +142,32 @@ def test_nobody_is_recalibrated_by_their_own_labels() -> None:
     logits_NK, labels_N = moved(4.0)
     subjects = answers(logits_NK, labels_N).subjects_N
     assert subjects
-    before_NK = recalibrate(logits_NK, labels_N, subjects, seed=0)
+    before_NK = recalibrate(logits_NK, labels_N, subjects, stored=1.0, seed=0)
     # Another answer of the same class set: the dealing stays, only what is fitted may change.
     other_N = labels_N.copy()
     own = slice(0, SLICES)
     other_N[own] = np.roll(labels_N[own], 1)
     assert (other_N != labels_N).any()
-    after_NK = recalibrate(logits_NK, other_N, subjects, seed=0)
+    after_NK = recalibrate(logits_NK, other_N, subjects, stored=1.0, seed=0)
     assert np.array_equal(after_NK[own], before_NK[own])
     assert not np.array_equal(after_NK, before_NK)
+
+
+def test_right_answers_alone_fit_no_temperature(bundle: Any) -> None:
+    logits_NK, _ = moved(STORED)
+    labels_N = logits_NK.argmax(axis=1)
+    all_right = external(bundle, answers(logits_NK, labels_N), logits_NK)["calibration"]
+    assert all_right["temperature"]["fitted_here"] is None
+    value = all_right["original"]["log_loss"]["value"]
+    assert all_right["recalibrated"]["log_loss"]["value"] == pytest.approx(value)
+    # One person has a wrong answer. The part of that person is fitted by the others, all right.
+    labels_N[0] = (labels_N[0] + 1) % K
+    subjects = answers(logits_NK, labels_N).subjects_N
+    assert subjects
+    given_NK = recalibrate(logits_NK, labels_N, subjects, stored=STORED, seed=0)
+    stored_NK = scipy_softmax(logits_NK / STORED, axis=1)
+    assert given_NK[:SLICES] == pytest.approx(stored_NK[:SLICES])
+    assert not np.allclose(given_NK, stored_NK)
 
 
 def test_too_few_subjects_fit_no_temperature(bundle: Any) -> None:
@@ -166,12 +184,16 @@ def test_unusual_images_are_counted_beside_what_is_expected(bundle: Any) -> None
     ood_N = np.zeros(len(labels_N))
     ood_N[: 6 * SLICES] = 1.0  # six people of sixty
     ood_N[-1] = 0.99  # not above
+    fitted = OutOfDistribution(*(np.zeros(1, np.float32),) * 4, np.arange(544, dtype=np.float32))
+    bundle = replace(bundle, ood=fitted)
     found = external(bundle, answers(logits_NK, labels_N), logits_NK, ood_N)
     share = found["unusual"]["share"]
     assert share["value"] == pytest.approx(0.1)
     # Whole people are drawn: the interval is that of 60 cases, not of 600 images.
     assert share["ci95"][1] - share["ci95"][0] > 0.1
-    assert (found["unusual"]["above"], found["unusual"]["expected"]) == (0.99, 0.01)
+    # 545 places among 544 validation slices, of which 6 are above.
+    assert found["unusual"]["above"] == 0.99
+    assert found["unusual"]["expected"] == pytest.approx(6 / 545, abs=1e-6)
     assert external(bundle, answers(logits_NK, labels_N), logits_NK)["unusual"] is None
 
 

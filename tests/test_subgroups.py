@@ -111,37 +111,49 @@ def test_among_sites_that_are_alike_one_in_twenty_is_found() -> None:
     for seed in range(400):
         predictions, site = population({"a": 0.8, "b": 0.8, "c": 0.8}, people=45, seed=seed)
         right_N = predictions.probabilities_NK.argmax(axis=1) == predictions.labels_N
-        right_U = right_N.reshape(45, SLICES).sum(axis=1).astype(float)
+        accuracy_U = right_N.reshape(45, SLICES).mean(axis=1)
         groups_U = np.array([ord(site.values[path]) for path in predictions.paths[::SLICES]])
-        p = difference_test(right_U, np.full(45, 8.0), groups_U, permutations=199, seed=seed)
+        p = difference_test(accuracy_U, groups_U, permutations=199, seed=seed)
         assert p is not None
         found += p <= 0.05
     # Binomial(400, 0.05): 20 expected, and outside 8 to 34 in one of 500 such tests.
     assert 8 <= found <= 34
 
 
+@pytest.mark.parametrize(
+    "people", [((3, 100), (60, 10)), ((10, 40), (60, 10)), ((30, 60), (30, 3))]
+)
+def test_a_site_with_more_images_a_person_is_not_found_for_that(
+    people: tuple[tuple[int, int], ...],
+) -> None:
+    """How often people are right differs between people, and not between sites."""
+    groups_U = np.concatenate([np.full(count, i) for i, (count, _) in enumerate(people)])
+    images_U = np.concatenate([np.full(count, images) for count, images in people])
+    found = 0
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        accuracy_U = rng.binomial(images_U, rng.beta(4, 1, len(images_U))) / images_U
+        p = difference_test(accuracy_U, groups_U, permutations=199, seed=seed)
+        assert p is not None
+        found += p <= 0.05
+    assert 4 <= found <= 34
+
+
 def test_p_is_the_share_of_all_dealings_that_differ_as_much() -> None:
-    right_U = np.array([4.0, 3.0, 4.0, 1.0, 0.0, 2.0])
-    images_U = np.array([4.0, 4.0, 5.0, 3.0, 2.0, 6.0])
+    accuracy_U = np.array([1.0, 0.75, 0.8, 0.3, 0.0, 0.4])
 
     def statistic(order: tuple[int, ...]) -> float:
-        total = right_U.sum() / images_U.sum()
         parts = (list(order[:2]), list(order[2:]))
-        return float(
-            sum(
-                images_U[p].sum() * (right_U[p].sum() / images_U[p].sum() - total) ** 2
-                for p in parts
-            )
-        )
+        return float(sum(len(p) * (accuracy_U[p].mean() - accuracy_U.mean()) ** 2 for p in parts))
 
     seen = statistic((4, 5, 0, 1, 2, 3))  # units 4 and 5 are group 0
     every = [statistic(order) for order in permutations(range(6))]
     exact = np.mean([each >= seen - 1e-9 for each in every])
     groups_U = np.array([1, 1, 1, 1, 0, 0])
-    p = difference_test(right_U, images_U, groups_U, permutations=20_000, seed=0)
+    p = difference_test(accuracy_U, groups_U, permutations=20_000, seed=0)
     assert p == pytest.approx(exact, abs=0.012)
     assert 0.02 < exact < 0.5
-    assert difference_test(right_U, images_U, np.zeros(6, int), permutations=9, seed=0) is None
+    assert difference_test(accuracy_U, np.zeros(6, int), permutations=9, seed=0) is None
 
 
 def test_holm_gives_hand_computed_values() -> None:
@@ -150,7 +162,8 @@ def test_holm_gives_hand_computed_values() -> None:
     # R: p.adjust(c(0.01, 0.013, 0.014, 0.19, 0.35), "holm")
     found = holm([0.35, 0.013, 0.19, 0.01, 0.014])
     assert found == pytest.approx([0.38, 0.052, 0.38, 0.05, 0.052])
-    assert holm([0.9, None, 0.8]) == [1, None, 1]
+    # What was not tested is not corrected for.
+    assert holm([0.03, None, 0.01]) == pytest.approx([0.03, None, 0.02])
     assert holm([]) == []
 
 
@@ -221,11 +234,11 @@ def test_a_value_of_one_image_is_that_of_the_subject() -> None:
         path: str(70 + i // SLICES) for i, path in enumerate(predictions.paths) if i % SLICES < 2
     }
     ages[predictions.paths[1]] = "90"  # scanned at 70 and at 90: 80 on average
-    (column,) = measured(predictions, Column("age", (75, 79), ages))
+    (column,) = measured(predictions, Column("age", (75, 79, 85), ages))
     assert {group["name"]: group["subjects"] for group in column["subgroups"]} == {
         "under 75": 4,
         "75 to under 79": 3,
-        "79 or more": 1,
+        "79 to under 85": 1,
     }
 
 

@@ -1,5 +1,6 @@
 """How far measured images are from those of the model's own data, and what that does to it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexmri.data.split import deal
-from alexmri.evaluation.calibration import fit_temperature
+from alexmri.evaluation.calibration import TEMPERATURES, fit_temperature
 from alexmri.evaluation.metrics import measure
 from alexmri.evaluation.predictions import Floats, Predictions
 from alexmri.evaluation.rates import ratio
@@ -43,26 +44,26 @@ def measure_external(
     split (validation where it had none; None where it does not tell), and here: `original`, with
     the stored temperature, and `recalibrated`, where the subjects of each of PARTS parts have the
     temperature fitted to the other parts, so that nobody is measured with what was fitted to them.
-    `temperature` has the stored one and the one that fits all images here. With fewer than
-    MIN_SUBJECTS subjects (images, where subjects are unknown) nothing is fitted. `unusual` is the
-    share of images above the percentile UNUSUAL; None for a model that cannot tell.
+    `temperature` has the stored one and the one that fits all images here, None where `fitted` has
+    none. With fewer than MIN_SUBJECTS subjects (images, where subjects are unknown) nothing is
+    fitted. `unusual` is the share of images above the percentile UNUSUAL, beside the share that is
+    expected of images like the validation slices; None for a model that cannot tell.
     """
     keys = predictions.subjects_N or tuple(map(str, range(len(predictions.labels_N))))
     own_split, own = _own_calibration(bundle.document)
     fitted, recalibrated = None, None
     if len(set(keys)) >= MIN_SUBJECTS:
-        fitted = fit_temperature(logits_NK, predictions.labels_N)
-        again = replace(
-            predictions,
-            probabilities_NK=recalibrate(logits_NK, predictions.labels_N, keys, seed=seed),
-            nearest_N=None,
+        fitted = fitted_temperature(logits_NK, predictions.labels_N)
+        again_NK = recalibrate(
+            logits_NK, predictions.labels_N, keys, stored=bundle.temperature, seed=seed
         )
+        again = replace(predictions, probabilities_NK=again_NK, nearest_N=None)
         recalibrated = measure(again, seed=seed, replicates=replicates)["calibration"]["after"]
     unusual = None
-    if ood_percentile_N is not None:
+    if ood_percentile_N is not None and bundle.ood is not None:
         unusual = {
             "above": UNUSUAL,
-            "expected": round(1 - UNUSUAL, 6),
+            "expected": round(expected_share(len(bundle.ood.distances_V)), 6),
             "share": _share(ood_percentile_N > UNUSUAL, predictions, seed, replicates),
         }
     return {
@@ -108,20 +109,48 @@ def find_overlap(
     }
 
 
+def fitted_temperature(logits_NK: NDArray[np.float32], labels_N: NDArray[np.int64]) -> float | None:
+    """Return the temperature that fits best.
+
+    None where every answer is right, or the best one lies at the edge of what is searched: then the
+    images fit no temperature.
+    """
+    if (logits_NK.argmax(axis=1) == labels_N).all():
+        return None
+    temperature = fit_temperature(logits_NK, labels_N)
+    lowest, highest = TEMPERATURES
+    return temperature if 1.01 * lowest < temperature < 0.99 * highest else None
+
+
+def expected_share(validation_slices: int) -> float:
+    """Return the share above UNUSUAL of images that are like so many validation slices.
+
+    The place of such an image among them is any of V + 1, each as likely.
+    """
+    below = math.floor(UNUSUAL * validation_slices)
+    return (validation_slices - below) / (validation_slices + 1)
+
+
 def recalibrate(
-    logits_NK: NDArray[np.float32], labels_N: NDArray[np.int64], keys: Sequence[str], *, seed: int
+    logits_NK: NDArray[np.float32],
+    labels_N: NDArray[np.int64],
+    keys: Sequence[str],
+    *,
+    stored: float,
+    seed: int,
 ) -> Floats:
     """Return probabilities (N, K) of logits, each key's by the temperature fitted to other keys.
 
-    The keys (N,), such as subjects, are dealt to PARTS parts as folds are. ValueError for one key.
+    The keys (N,), such as subjects, are dealt to PARTS parts as folds are. Where the others fit
+    none, it is the `stored` temperature. ValueError for one key.
     """
     dealt = deal(keys, list(map(str, labels_N.tolist())), folds=PARTS, seed=seed)
     part_N = np.array([dealt[key] for key in keys])
     probabilities_NK = np.empty(logits_NK.shape, dtype=np.float64)
     for part in np.unique(part_N):
         inside_N = part_N == part
-        temperature = fit_temperature(logits_NK[~inside_N], labels_N[~inside_N])
-        probabilities_NK[inside_N] = softmax(logits_NK[inside_N], temperature)
+        temperature = fitted_temperature(logits_NK[~inside_N], labels_N[~inside_N])
+        probabilities_NK[inside_N] = softmax(logits_NK[inside_N], temperature or stored)
     return probabilities_NK
 
 

@@ -83,8 +83,9 @@ def describe_subgroups(subgroups: Mapping[str, Any]) -> list[str]:
     The answer is about accuracy alone.
     """
     columns = subgroups["columns"]
+    tests = sum(column["p_value"] is not None for column in columns)
     return [
-        _say("subgroups_tested", column=column, columns=len(columns), significant=SIGNIFICANT)
+        _say("subgroups_tested", column=column, tests=tests, significant=SIGNIFICANT)
         for column in columns
     ]
 

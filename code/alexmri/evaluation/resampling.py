@@ -152,29 +152,29 @@ def paired_test(
 
 
 def difference_test(
-    right_U: Floats, images_U: Floats, groups_U: Ints, *, permutations: int, seed: int
+    accuracy_U: Floats, groups_U: Ints, *, permutations: int, seed: int
 ) -> float | None:
     """Return the p-value that accuracy differs between groups of units by chance alone.
 
-    `right_U` of the `images_U` of each unit were answered right, and `groups_U` are numbers of
-    groups, 0 or more. The statistic is the sum over groups of images times the squared distance of
-    the group's accuracy from that of all. Null hypothesis: the group of a unit has nothing to do
-    with how many of its images are answered right. Then any other dealing of the units to groups of
-    the same sizes is as likely, so `permutations` of them are drawn, and p is the share with a
-    statistic as large as the one seen, that one included (Fisher 1935; Phipson and Smyth 2010):
-    never below 1 / (permutations + 1). None where there is one group only.
+    `accuracy_U` is that of the images of each unit, and `groups_U` are numbers of groups, 0 or
+    more. Each unit weighs one, however many images it has: where units of one group have more of
+    them, as at different scanners, a test that counts images finds differences that are not there.
+    The statistic is the sum over groups of units times the squared distance of the group's mean
+    from that of all. Null hypothesis: the group of a unit has nothing to do with its accuracy. Then
+    any other dealing of the units to groups of the same sizes is as likely, so `permutations` of
+    them are drawn, and p is the share with a statistic as large as the one seen, that one included
+    (Fisher 1935; Phipson and Smyth 2010): never below 1 / (permutations + 1). None where there is
+    one group only.
     """
     sizes_G = np.unique(groups_U, return_counts=True)[1]
     if len(sizes_G) < 2:
         return None
     starts_G = np.concatenate([[0], np.cumsum(sizes_G)[:-1]])
-    accuracy = right_U.sum() / images_U.sum()
+    mean = accuracy_U.mean()
 
     def statistics_of(order_RU: Ints) -> Floats:
-        right_RG, images_RG = (
-            np.add.reduceat(each_U[order_RU], starts_G, axis=1) for each_U in (right_U, images_U)
-        )
-        squares_RG = images_RG * np.square(right_RG / images_RG - accuracy)
+        sums_RG = np.add.reduceat(accuracy_U[order_RU], starts_G, axis=1)
+        squares_RG = sizes_G * np.square(sums_RG / sizes_G - mean)
         summed_R: Floats = squares_RG.sum(axis=1)
         return summed_R
 

@@ -37,24 +37,19 @@ def measure_subgroups(
     Of each subgroup there are the number of images and subjects, and as {"value", "ci95"} the
     accuracy and macro F1 of images and `auc_demented`, of subjects where they are known. `small`
     says why there are no intervals: fewer than MIN_SUBJECTS subjects or than two classes. There
-    is one test for each column, `difference_test` of the accuracy, without the subjects in
-    "missing" and "several values"; `p_value_holm` is corrected for the number of columns.
+    is one test for each column, `difference_test` of the subjects' accuracy, without those in
+    "missing" and "several values"; `p_value_holm` is corrected for the number of tests.
     """
     units_N = units_of(predictions.subjects_N, len(predictions.labels_N))
-    images_U = np.bincount(units_N).astype(np.float64)
     right_N = predictions.probabilities_NK.argmax(axis=1) == predictions.labels_N
-    right_U: Floats = np.bincount(units_N, weights=right_N).astype(np.float64)
+    accuracy_U: Floats = np.bincount(units_N, weights=right_N) / np.bincount(units_N)
     rows, p_values = [], []
     for column in columns:
         names, groups_U, bounds = _divide(column, predictions.paths, units_N)
         compared_U = groups_U < len(names) - 2
         p_values.append(
             difference_test(
-                right_U[compared_U],
-                images_U[compared_U],
-                groups_U[compared_U],
-                permutations=replicates,
-                seed=seed,
+                accuracy_U[compared_U], groups_U[compared_U], permutations=replicates, seed=seed
             )
         )
         subgroups = [
@@ -118,7 +113,7 @@ def _quantiles(mean_U: Floats) -> Floats:
 
 def _parts(bounds_B: Floats) -> list[str]:
     """Return the names of the parts between bounds."""
-    texts = [f"{bound:g}" for bound in bounds_B]
+    texts = [f"{bound:.15g}" for bound in bounds_B]
     if not texts:
         return ["all"]
     between = [f"{low} to under {high}" for low, high in zip(texts, texts[1:], strict=False)]
