@@ -25,7 +25,7 @@ export ALEXMRI_DEMO_DATA = $(if $(DATA),0,1)
 export BASE_IMAGE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-docker train-venv serve serve-docker serve-venv image sbom base-image test test-fast test-docker conformance conformance-clients aws-requests lint reference lock bench gpu-check clean
+.PHONY: help setup train train-docker train-venv serve serve-docker serve-venv image sbom base-image known-runtime test test-fast test-docker conformance conformance-clients aws-requests lint reference lock bench gpu-check clean
 
 help:  ## print this help
 	@echo "alexmri: AlexNet on brain-MRI slices. Research software, not a diagnostic device."
@@ -33,10 +33,10 @@ help:  ## print this help
 
 setup: $(VENV)/.installed  ## make a virtual environment with the exact versions of requirements.lock
 
-train:  ## train and measure, in Docker where it runs: DATA=folder, without it on synthetic demo data
+train: known-runtime  ## train and measure, in Docker where it runs: DATA=folder, without it on synthetic demo data
 	@$(MAKE) --no-print-directory train-$(RUNTIME)
 
-serve:  ## answer HTTP requests with the trained model on port 8080: PORT=, OUT=folder of the training
+serve: known-runtime  ## answer HTTP requests with the trained model on port 8080: PORT=, OUT=folder of the training
 	@$(MAKE) --no-print-directory serve-$(RUNTIME)
 
 image: base-image  ## build the Docker image: BASE_IMAGE=any Debian or Ubuntu image
@@ -48,7 +48,6 @@ sbom: base-image  ## write what is in the image, with versions and licences, to 
 train-docker: base-image
 	@echo "make: training in Docker $(if $(GPU),with the GPU,without a GPU); RUNTIME=venv does without Docker"
 	$(TELL_GPU)
-	@test -z "$(DATA)" || test -d "$(DATA)" || { echo "the data folder $(DATA) does not exist"; exit 1; }
 	@mkdir -p "$(or $(DATA),data)" "$(RUNS)/model" "$(RUNS)/output" "$(RUNS)/checkpoints"
 	$(FOLDERS) $(COMPOSE) run --rm train train $(ARGS)
 	@echo "model: $(RUNS)/model"
@@ -59,6 +58,10 @@ serve-docker: base-image
 	$(TELL_GPU)
 	$(FOLDERS) $(COMPOSE) up --detach --wait serve
 	@echo "serving $(RUNS)/model on http://localhost:$(or $(PORT),8080); to stop: $(COMPOSE) stop serve"
+
+known-runtime:
+	@case "$(RUNTIME)" in docker|venv) ;; *) echo "RUNTIME is docker or venv, and not $(RUNTIME)" >&2; exit 1;; esac
+	@test -z "$(DATA)" || test -d "$(DATA)" || { echo "the data folder $(DATA) does not exist" >&2; exit 1; }
 
 base-image:
 	@docker image inspect $(BASE_IMAGE) >/dev/null 2>&1 || docker pull $(BASE_IMAGE) || { \

@@ -115,7 +115,9 @@ def test_predict_and_evaluate_use_the_model(
         assert sum(row["probabilities"].values()) == pytest.approx(1)
         assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
     assert answer["predictions"][3]["image"] == "all 3 as one person"
-    assert "NonDemented" in run("predict", out / "model", *images).stdout
+    *_, row, _ = run("predict", out / "model", images[0]).stdout.splitlines()
+    assert str(images[0]) in row
+    assert all(name in row for name in answer["predictions"][0]["probabilities"])
     packed = tmp_path / "model.tar.gz"
     subprocess.run(["tar", "czf", packed, "-C", out / "model", "."], check=True)
     again = json.loads(run("predict", packed, *images, "--json", "--one-subject").stdout)

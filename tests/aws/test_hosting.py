@@ -321,6 +321,9 @@ def test_a_dry_run_shows_valid_requests(
     assert ("register_scalable_target" in calls) == (options != ("--serverless",))
     assert ("put_metric_alarm" in calls) == (options != ("--serverless",))
     assert cloud.requests == []
+    (model,) = [step for step in shown if step["call"] == "create_model"]
+    assert model["request"]["ModelName"] == "alexmri-v<newest approved>-<digest>"
+    assert "a version is a whole number" in error_of(run("deploy", "three", "--dry-run", ok=False))
 
 
 # --- cut off anywhere

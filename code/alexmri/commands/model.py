@@ -131,10 +131,11 @@ def predict(bundle: Path, images: tuple[Path, ...], as_json: bool, one_subject: 
 
     from alexmri.terminal import print_table
 
-    table = Table("image", "answer", *(escape(name) for name in classes))
+    table = Table("image", "answer", "probability", "other classes")
     for image, ranking in rows:
-        shown = (f"{ranking[name]:.3f}" for name in classes)
-        table.add_row(escape(image), escape(next(iter(ranking))), *shown)
+        (answer, probability), *others = ranking.items()
+        rest = " ".join(f"{name}={value:.3f}" for name, value in others)
+        table.add_row(escape(image), escape(answer), f"{probability:.3f}", escape(rest))
     print_table(table)
     click.echo("Calibrated probabilities. Research software, not for diagnosis.")
 

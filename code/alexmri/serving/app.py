@@ -43,6 +43,10 @@ OF_THE_RECORD = (400, 413, 422)
 CHUNK_BYTES = 2**16
 # What the platform allows: visible US-ASCII, at most 1,024 characters.
 CUSTOM_ATTRIBUTES = re.compile(r"[\x20-\x7e]{1,1024}")
+HINTS = {
+    404: "there is no such address; POST images to /invocations, or open / for a page",
+    405: "this address takes the methods that Allow names; POST images to /invocations",
+}
 # In the query or among the custom attributes.
 EXPLAIN = re.compile(r"(?:^|[&,;\s])explain=([^&,;\s]*)")
 ATTRIBUTES_HEADER = "X-Amzn-SageMaker-Custom-Attributes"
@@ -134,7 +138,8 @@ def create_app(engine: Engine) -> Flask:
     @app.errorhandler(HTTPException)
     def refuse_by_rule(error: HTTPException) -> Response:
         code = error.name.lower().replace(" ", "_")
-        answer = refuse(RequestError(error.code or 500, code, error.description or error.name))
+        message = HINTS.get(error.code or 500, error.description or error.name)
+        answer = refuse(RequestError(error.code or 500, code, message))
         answer.headers.extend(
             (name, value) for name, value in error.get_headers() if name == "Allow"
         )

@@ -64,8 +64,10 @@ def model_request(
     }
     if config.vpc:
         request["VpcConfig"] = config.vpc
-    version = package.rpartition("/")[2].strip("<>")
-    name = f"{config.name}-v{version}-{digest_of({**request, 'Tags': None}, 8)}"
+    version = package.rpartition("/")[2]
+    unknown = version.startswith("<")
+    digest = "<digest>" if unknown else digest_of({**request, "Tags": None}, 8)
+    name = f"{config.name}-v{version}-{digest}"
     return {"ModelName": name, **request}
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from alexmri.aws.config import AwsConfig
+from alexmri.errors import UserError
 
 # Figures that stand beside a version in the registry, for lists: name -> place in evaluation.json.
 FIGURES = ("accuracy", "macro_f1")
@@ -91,9 +92,16 @@ def approval_request(package: str, status: str, reason: str | None) -> dict[str,
 
 
 def package_arn(config: AwsConfig, region: str, version: str) -> str:
-    """Return the ARN of a version of our group, whose name SageMaker writes in small letters."""
+    """Return the ARN of a version of our group, whose name SageMaker writes in small letters.
+
+    Raises:
+        UserError: `version` is neither a number, an ARN nor in angle brackets.
+    """
     if version.startswith("arn:"):
         return version
+    number = version.removeprefix("v")
+    if not number.isdecimal() and not number.startswith("<"):
+        raise UserError(f"a version is a whole number, as in 3, and not '{version}'")
     partition = config.require("role").split(":")[1]
     place = f"{region}:{config.account}:model-package/{config.name.lower()}"
-    return f"arn:{partition}:sagemaker:{place}/{version.removeprefix('v')}"
+    return f"arn:{partition}:sagemaker:{place}/{number}"
