@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from alexmri.data import audit
 from alexmri.data.phantom import write_demo_data
 from alexmri.settings import Layer, resolve
 from alexmri.terminal import PlainTerminal
-from alexmri.training.crossval import Crossval, run_crossval
+from alexmri.training.crossval import Crossval, choose_groups_file, run_crossval
 
 from .reference_page import first_cells, undescribed
 
@@ -148,6 +149,45 @@ def test_subgroups_are_those_of_the_table(whole: tuple[Path, str]) -> None:
     assert mild["accuracy"] == {"value": sum(right) / 4, "ci95": None}
     assert "M (fewer than 10 subjects)" in printed
     assert "<h3>By site</h3>" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_subgroups_bring_the_people_of_their_table(few: Path, tmp_path: Path) -> None:
+    """The names of the files do not tell them, so without the table images would be dealt."""
+    data, rows = tmp_path / "data", []
+    for i, path in enumerate(sorted(few.rglob("*.jpg"))):
+        own = data / path.parent.name / f"{'abcdefghijkl'[i]}.jpg"
+        own.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, own)
+        subject = f"{own.parent.name}{path.stem.partition(' ')[2]}"
+        rows.append(f"{own.parent.name}/{own.name},{subject},x\n")
+    (data / "groups.csv").write_text("path,subject,site\n" + "".join(rows), encoding="utf-8")
+    done = crossval(data, tmp_path / "out", "--epochs", "1")
+    assert done.returncode == 0, done.stderr
+    assert "slice by slice" not in done.stdout
+    with (tmp_path / "out" / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        folds = {(row["subject"], row["fold"]) for row in csv.DictReader(file)}
+    assert len(folds) == len(dict(folds)) == 6
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_taken"),
+    [
+        ({}, True),
+        ({"groups_file": "who.csv"}, False),
+        ({"group_regex": "(.)"}, False),
+        ({"groups": "inferred"}, False),
+    ],
+)
+def test_people_told_in_another_way_stay(
+    settings: dict[str, str], is_taken: bool, tmp_path: Path
+) -> None:
+    chosen = resolve([Layer("test", settings)]).settings
+    assert choose_groups_file(tmp_path, chosen) is None
+    (tmp_path / "groups.csv").touch()
+    table = str(tmp_path / "groups.csv")
+    assert choose_groups_file(tmp_path, chosen) == (table if is_taken else None)
+    (tmp_path / "slices.json").touch()
+    assert choose_groups_file(tmp_path, chosen) is None
 
 
 def test_subgroups_without_a_table_are_refused_before_the_training(

@@ -16,7 +16,7 @@ from alexmri.errors import UserError
 from alexmri.evaluation.interpretation import describe_subgroups
 from alexmri.evaluation.predictions import Predictions
 from alexmri.evaluation.resampling import difference_test, holm
-from alexmri.evaluation.subgroups import measure_subgroups
+from alexmri.evaluation.subgroups import SEVERAL, measure_subgroups
 from alexmri.model.alexnet import build
 
 from .bundles import save
@@ -294,16 +294,52 @@ def read(tmp_path: Path, text: str, cells: list[str]) -> tuple[Column, ...]:
 
 
 def test_missing_cells_are_no_values(tmp_path: Path) -> None:
-    (column,) = read(tmp_path, "site", ["a", "", " n/a ", "NaN", "b "])
-    assert column.values == {"test/A/0.png": "a", "test/A/4.png": "b"}
+    missing = ["", " n/a ", "NaN", "Unknown", "unk", "-", ".", "missing"]
+    (column,) = read(tmp_path, "site", ["a", *missing, "b "])
+    assert column.values == {"test/A/0.png": "a", "test/A/9.png": "b"}
+
+
+def test_equal_numbers_are_one_value_and_letters_keep_their_case(tmp_path: Path) -> None:
+    (column,) = read(tmp_path, "site", ["0", "0.0", "1", "01", "1.00", "0e0", "-0", "+1"])
+    assert list(column.values.values()) == ["0", "0", "1", "1", "1", "0", "0", "1"]
+    assert not column.is_quantity
+    (column,) = read(tmp_path, "site", ["M", "m"])
+    assert list(column.values.values()) == ["M", "m"]
+
+
+def test_a_few_numbers_among_texts_are_texts(tmp_path: Path) -> None:
+    cells = ["north", "south", "east", "west", "1", "2", "3", "up"]
+    (column,) = read(tmp_path, "site", cells)
+    assert list(column.values.values()) == cells
+
+
+def test_a_few_codes_may_be_numbers_and_texts(tmp_path: Path) -> None:
+    (column,) = read(tmp_path, "site", ["1", "2", "3", "other"])
+    assert list(column.values.values()) == ["1", "2", "3", "other"]
+
+
+def test_a_row_without_a_subject_keeps_its_other_cells(tmp_path: Path) -> None:
+    (tmp_path / "groups.csv").write_text("path,subject,site\nA/0.png,,a\nA/1.png,p1,b\n")
+    (column,) = read_columns(parse_columns("site"), IMAGES, tmp_path, None)
+    assert column.values == {"test/A/0.png": "a", "test/A/1.png": "b"}
+
+
+AGES = [str(age) for age in range(60, 90)]
 
 
 @pytest.mark.parametrize(
     ("text", "cells", "sentence"),
     [
         ("sex", ["a"], r"groups\.csv has no column 'sex' for subgroups; .* it has site$"),
-        ("site", ["", "na"], "has no value of 'site' for any of the 60 images"),
-        ("site:65", ["66", "90+"], r"has '90\+' as 'site', which is not a number"),
+        (
+            *("site", ["", "na"]),
+            r"no value of 'site' for any of the 60 images: its first path is 'A/0\.png', that of"
+            r" the images 'A/0\.png'",
+        ),
+        ("site:65", ["66", "90+"], r"cells of 'site' that are not numbers: '90\+'; .* bounds out"),
+        ("site", [*AGES, "90+", "060Y"], r"'site' that are not numbers: '060Y', '90\+'; write"),
+        ("site", [*AGES, *"abcdef"], "not numbers: 'a', 'b', 'c', 'd', 'e', and 1 more; write"),
+        ("site", ["a", SEVERAL], "has 'several values' as 'site', which is how"),
         ("site", [f"name {i}" for i in range(60)], "has 60 different values of 'site'"),
     ],
 )
@@ -333,9 +369,33 @@ def test_evaluate_measures_by_columns_of_the_folder(
     ]
     assert "x (fewer than 10 subjects)" in done.stdout
     assert "site: accuracy" in done.stdout
+    assert "the table of the training" not in done.stdout
     refused = run("evaluate", bundle, root, "--subgroups", "sex", check=False)
     assert refused.returncode == 2
     assert "has no column 'sex' for subgroups" in refused.stderr
+
+
+def test_the_table_of_the_training_is_named(make_images: ImageMaker, tmp_path: Path) -> None:
+    """It stands in the settings of the model, and its people may be others."""
+    names = [f"{label}/{i}.png" for label in "AB" for i in range(2)]
+    root = make_images(*names)
+    table = tmp_path / "training.csv"
+    table.write_text("path,subject,site\n" + "".join(f"{name},{name},x\n" for name in names))
+    network = build(classes=2, image_size=32, channels=1, dropout=0.5, seed=0)
+    settings = {"groups_file": str(table)}
+    bundle = save(tmp_path / "model", network, ("A", "B"), facts={"settings": settings})
+    done = run("evaluate", bundle, root, "--subgroups", "site")
+    assert f"subgroups and people are read from {table}, the table of the training" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command", [("evaluate", "{0}", "{0}"), ("crossval", "--data", "{0}", "--out", "{0}/out")]
+)
+def test_no_column_at_all_is_refused(command: tuple[str, ...], tmp_path: Path) -> None:
+    arguments = [word.format(tmp_path) for word in command]
+    refused = run(*arguments, "--subgroups", "", check=False)
+    assert refused.returncode == 2
+    assert "subgroups have ''; name columns of groups.csv" in refused.stderr
 
 
 def test_a_folder_without_a_table_is_refused(tmp_path: Path) -> None:

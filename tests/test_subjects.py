@@ -140,6 +140,17 @@ def test_a_csv_made_on_windows_is_understood(tmp_path: Path) -> None:
     assert groups == Subjects(("x", "y"), "groups_file who.csv")
 
 
+def test_paths_and_columns_of_a_csv_are_found_in_another_spelling(tmp_path: Path) -> None:
+    """Macs write é as e and an accent; a column may have blanks about it, and be empty."""
+    (tmp_path / "who.csv").write_text(
+        "path , subject,,\n/A/e\u0301 1.png,x,,\n././B/\u00e9 2.png,y,,\n././B/\u00e9 2.png,y,,\n",
+        encoding="utf-8",
+    )
+    found = images("A/\u00e9 1.png", "B/e\u0301 2.png")
+    groups = find_subjects(found, tmp_path, regex=None, csv_file="who.csv")
+    assert groups == Subjects(("x", "y"), "groups_file who.csv")
+
+
 def test_a_regex_sees_the_class_and_joins_its_groups() -> None:
     found = images("A/p1_s1.png", "A/p1_s2.png", "B/p1_s1.png")
     groups = find_subjects(found, Path(), regex=r"(\w)/(p\d+)_", csv_file=None)
@@ -173,6 +184,15 @@ def test_a_csv_in_the_data_folder_names_people(tmp_path: Path) -> None:
         (b"path,person\nA/1.png,x\n", "lacks the column 'subject'"),
         (b"path,subject\nA/1.png,x\n", r"names no subject for 1 of 2 images, such as B/2\.png"),
         (b"\xff\xfe\x00", "cannot be read as CSV"),
+        (b"path;subject\nA/1.png;x\n", "'path'; it needs .* path and subject, separated by commas"),
+        (b"path\tsubject\nA/1.png\tx\n", "path and subject, separated by commas"),
+        (b"file,subject\nA/1.png,x\n", "lacks the column 'path'; .* path and subject$"),
+        (b"path,subject,age,age\nA/1.png,x,70,71\n", "has the column 'age' twice"),
+        (
+            b"path,subject,age\nA/1.png,x,70\nB/2.png,y,71\n./A/1.png,x,80\n",
+            r"has rows for A/1\.png that differ in 'age': '70' and '80'",
+        ),
+        (b"path,subject\nA/1.png,\nB/2.png,y\n", r"no subject for 1 of 2 .* A/1\.png"),
     ],
 )
 def test_a_bad_csv_is_refused(tmp_path: Path, content: bytes, message: str) -> None:

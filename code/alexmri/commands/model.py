@@ -49,7 +49,7 @@ def evaluate(
     """
     from alexmri.data.groups_table import parse_columns
 
-    columns = parse_columns(subgroups) if subgroups else ()
+    columns = parse_columns(subgroups) if subgroups is not None else ()
     _use_gpu()
     from alexmri.contract.resources import cpu_cores
     from alexmri.evaluation.evaluate import evaluate_folder, evaluation_document

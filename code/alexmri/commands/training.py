@@ -104,21 +104,30 @@ def crossval(
     """
     from alexmri.data.groups_table import parse_columns
 
-    columns = parse_columns(subgroups) if subgroups else ()
+    columns = parse_columns(subgroups) if subgroups is not None else ()
     resolved = read_settings(config_file, options)
     _check_folders(data, out, overwrite)
     use_gpu(click.echo)
     from alexmri.contract.signals import StopRequest, exit_code_of_stop
     from alexmri.evaluation.tables import show_folds, show_measured, show_pooled, show_subgroups
     from alexmri.terminal import choose_terminal
-    from alexmri.training.crossval import Crossval, choose_split_by, run_crossval
+    from alexmri.training.crossval import (
+        Crossval,
+        choose_groups_file,
+        choose_split_by,
+        run_crossval,
+    )
 
     if resolved.settings.workers_per_host > 1:
         raise UserError("crossval trains with one worker; leave out --workers-per-host")
     terminal = choose_terminal()
+    chosen: dict[str, Any] = {}
+    if columns and (table := choose_groups_file(data, resolved.settings)):
+        chosen["groups_file"] = table
+        resolved = read_settings(config_file, options, Layer("crossval", chosen))
     if resolved.sources["split_by"] == "default":
-        split_by = choose_split_by(data, resolved.settings, terminal)
-        resolved = read_settings(config_file, options, Layer("crossval", {"split_by": split_by}))
+        chosen["split_by"] = choose_split_by(data, resolved.settings, terminal)
+        resolved = read_settings(config_file, options, Layer("crossval", chosen))
     plan = Crossval(data, resolved.settings, out, folds, overwrite, keep_all_checkpoints, columns)
     with StopRequest().on() as stop:
         evaluation = run_crossval(plan, terminal, stop)

@@ -2,17 +2,27 @@
 
 import csv
 import math
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from alexmri.data.folders import ImageFile
 from alexmri.errors import UserError
+from alexmri.terminal import first_few
 
 # What `alexmri slices` writes beside the class folders, with slices.json, is used unasked.
 GROUPS_FILE = "groups.csv"
 # What stands in a cell whose value is unknown, in small letters; n/a is BIDS's.
-MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "?"})
+MISSING = frozenset(
+    {
+        *("", "na", "n/a", "nan", "none", "null", "?"),
+        *("unknown", "unk", "missing", "-", "."),
+    }
+)
+# The subgroup of subjects whose images have different values; no cell may be called so.
+SEVERAL = "several values"
 # A column of more different numbers is a quantity, one of fewer a code, as in sex 0 and 1.
 MAX_CODES = 6
 # A column of more different texts names images or subjects, not groups of them.
@@ -21,7 +31,7 @@ MAX_SUBGROUPS = 50
 
 @dataclass(frozen=True, slots=True)
 class GroupsTable:
-    """The rows of a table by the path they name, each of which names a subject too."""
+    """The rows of a table by the path they name, in one spelling; a subject may be empty."""
 
     path: Path
     columns: tuple[str, ...]
@@ -29,7 +39,8 @@ class GroupsTable:
 
     def value(self, image: ImageFile, column: str) -> str:
         """Return the cell of an image, which a row names with or without its folder of a split."""
-        row = self.rows.get(image.name) or self.rows.get(image.class_and_file)
+        names = (unicodedata.normalize("NFC", n) for n in (image.name, image.class_and_file))
+        row = next((self.rows[name] for name in names if name in self.rows), None)
         return row[column] if row else ""
 
 
@@ -81,8 +92,8 @@ def read_columns(
     """Return the columns with the values that a table, groups.csv by default, has for the images.
 
     Raises:
-        UserError: there is no such table; a column is not there or empty, has bounds and other
-            values than numbers, or more than MAX_SUBGROUPS different ones.
+        UserError: there is no such table; a column is not there or empty, has values that are no
+            numbers beside bounds or many numbers, or more than MAX_SUBGROUPS different ones.
     """
     if csv_file is None and not (root / GROUPS_FILE).is_file():
         raise UserError(
@@ -101,22 +112,31 @@ def _read(column: Column, images: Sequence[ImageFile], table: GroupsTable) -> Co
             f"{table.path} has no column '{name}' for subgroups; beside path and subject it has"
             f" {there or 'none'}"
         )
-    cells = {image.name: table.value(image, name) for image in images}
-    known = {image: cell for image, cell in cells.items() if cell.lower() not in MISSING}
+    known = _known({image.name: table.value(image, name) for image in images})
     if not known:
         raise UserError(
-            f"{table.path} has no value of '{name}' for any of the {len(images)} images; see that"
-            " its paths are those of the images, or leave the column out of the subgroups"
+            f"{table.path} has no value of '{name}' for any of the {len(images)} images: its first"
+            f" path is {next(iter(table.rows), '')!r}, that of the images"
+            f" {images[0].class_and_file!r}; make its paths those of the images, or leave the"
+            " column out of the subgroups"
+        )
+    if SEVERAL in known.values():
+        raise UserError(
+            f"{table.path} has {SEVERAL!r} as '{name}', which is how subjects are called whose"
+            " images have different values; write each image's own, or leave the cell empty"
         )
     found = Column(name, column.bounds, known)
     if found.is_quantity:
         return found
     different = sorted(set(known.values()))
-    if column.bounds:
-        wrong = next(each for each in different if number_in(each) is None)
+    wrong = [cell for cell in different if number_in(cell) is None]
+    numbers = sum(number_in(cell) is not None for cell in known.values())
+    if column.bounds or (len(different) > MAX_CODES and 2 * numbers > len(known)):
+        mend = "leave the bounds out" if column.bounds else "put a letter before all that are codes"
         raise UserError(
-            f"{table.path} has {wrong!r} as '{name}', which is not a number, so bounds"
-            " cannot cut it; mend the cell, or leave the bounds out"
+            f"{table.path} has cells of '{name}' that are not numbers:"
+            f" {first_few([repr(cell) for cell in wrong])}; write numbers, leave the cells empty,"
+            f" or {mend}"
         )
     if len(different) > MAX_SUBGROUPS:
         raise UserError(
@@ -124,6 +144,20 @@ def _read(column: Column, images: Sequence[ImageFile], table: GroupsTable) -> Co
             f" {MAX_SUBGROUPS} at most, so put fewer names into the column"
         )
     return found
+
+
+def _known(cells: Mapping[str, str]) -> dict[str, str]:
+    """Return the cells that are not missing; equal numbers as 0 and 0.0 are spelt as the first."""
+    first: dict[float | str, str] = {}
+    known = {image: cell for image, cell in cells.items() if cell.lower() not in MISSING}
+    for cell in known.values():
+        first.setdefault(_key(cell), cell)
+    return {image: first[_key(cell)] for image, cell in known.items()}
+
+
+def _key(cell: str) -> float | str:
+    number = number_in(cell)
+    return cell if number is None else number
 
 
 def find_table(root: Path, csv_file: str) -> Path:
@@ -139,33 +173,57 @@ def find_table(root: Path, csv_file: str) -> Path:
 
 
 def read_table(path: Path) -> GroupsTable:
-    """Return a CSV; rows without a path or a subject are left out.
+    """Return a CSV; rows without a path are left out.
 
     Raises:
-        UserError: it cannot be read, or lacks one of these columns.
+        UserError: it cannot be read, lacks the column path or subject, has a column twice, or rows
+            of one path that differ.
     """
+    rows: dict[str, dict[str, str]] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, restval="")
-            columns = tuple(reader.fieldnames or ())
-            missing = {"path", "subject"} - set(columns)
-            if missing:
-                raise UserError(
-                    f"groups_file {path} lacks the column '{sorted(missing)[0]}'; it needs the"
-                    " columns path and subject"
-                )
-            rows = {
-                row["path"].strip().replace("\\", "/").removeprefix("./"): {
-                    name: row[name].strip() for name in columns
-                }
-                for row in reader
-                if row["path"] and row["subject"]
-            }
+            columns = tuple(name.strip() for name in reader.fieldnames or ())
+            _require_columns(path, columns)
+            reader.fieldnames = columns
+            for cells in reader:
+                row = {name: cells[name].strip() for name in columns}
+                row["path"] = _one_spelling(row["path"])
+                if row["path"]:
+                    _require_same(path, rows.setdefault(row["path"], row), row)
     except OSError as error:
         raise UserError(f"groups_file {path} cannot be read: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"groups_file {path} cannot be read as CSV in UTF-8: {error}") from None
     return GroupsTable(path, columns, rows)
+
+
+def _require_columns(path: Path, columns: Sequence[str]) -> None:
+    twice = [name for name in columns if name and columns.count(name) > 1]
+    if twice:
+        raise UserError(f"groups_file {path} has the column '{twice[0]}' twice; rename one of them")
+    missing = sorted({"path", "subject"} - set(columns))
+    if missing:
+        separated = any(mark in name for name in columns for mark in ";\t")
+        raise UserError(
+            f"groups_file {path} lacks the column '{missing[0]}'; it needs the columns path and"
+            f" subject{', separated by commas' if missing[0] == 'path' and separated else ''}"
+        )
+
+
+def _require_same(path: Path, before: Mapping[str, str], row: Mapping[str, str]) -> None:
+    differs = next((column for column in row if row[column] != before[column]), None)
+    if differs is not None:
+        raise UserError(
+            f"groups_file {path} has rows for {row['path']} that differ in '{differs}':"
+            f" {before[differs]!r} and {row[differs]!r}; keep the one that is right"
+        )
+
+
+def _one_spelling(path: str) -> str:
+    """Return a path of a table as an image is named, in Unicode NFC without a leading ./ or /."""
+    slashes = unicodedata.normalize("NFC", path).replace("\\", "/")
+    return re.sub(r"^(\.?/)+", "", slashes)
 
 
 def number_in(text: str) -> float | None:

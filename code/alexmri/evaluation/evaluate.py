@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from alexmri.data.cache import DecodedCache, open_cache
 from alexmri.data.dataset import fingerprint, unknown_subjects, without
 from alexmri.data.folders import Folder, discover_for_test
-from alexmri.data.groups_table import GROUPS_FILE, Column, read_columns
+from alexmri.data.groups_table import GROUPS_FILE, Column, find_table, read_columns
 from alexmri.data.pixels import Preprocessing
 from alexmri.data.subjects import KAGGLE, Subjects, find_subjects
 from alexmri.data.synthetic import FOUND_BY_NAMES, NOTICE, is_synthetic
@@ -71,6 +71,13 @@ def evaluate_folder(
     if subgroups:
         if (folder.root / GROUPS_FILE).is_file():
             groups_file = str(folder.root / GROUPS_FILE)
+        elif groups_file:
+            table = find_table(folder.root, groups_file)
+            if not table.resolve().is_relative_to(folder.root.resolve()):
+                terminal.warn(
+                    f"subgroups and people are read from {table}, the table of the training,"
+                    f" because {folder.root} has no {GROUPS_FILE}"
+                )
         subgroups = read_columns(subgroups, folder.images, folder.root, groups_file)
     groups = _groups(folder, settings.group_regex, groups_file, terminal)
     cache = open_cache(

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from alexmri.data.groups_table import Column
+from alexmri.data.groups_table import SEVERAL, Column
 from alexmri.evaluation.metrics import measure
 from alexmri.evaluation.predictions import Floats, Ints, Predictions, at_rows
 from alexmri.evaluation.resampling import difference_test, holm, units_of
@@ -14,7 +14,7 @@ from alexmri.evaluation.resampling import difference_test, holm, units_of
 MIN_SUBJECTS = 10
 # A quantity is cut into so many parts with equally many subjects.
 QUANTILES = 3
-MISSING, SEVERAL = "missing", "several values"
+MISSING = "missing"
 FIGURES = ("accuracy", "macro_f1", "auc_demented")
 
 

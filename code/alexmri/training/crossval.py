@@ -14,7 +14,8 @@ from alexmri.contract.signals import Stopped, StopRequest
 from alexmri.data.audit import Comparison, compare_images
 from alexmri.data.dataset import Dataset, load_dataset
 from alexmri.data.folders import discover
-from alexmri.data.groups_table import Column, read_columns
+from alexmri.data.groups_table import GROUPS_FILE, Column, read_columns
+from alexmri.data.slicing import SLICES
 from alexmri.data.split import Fold
 from alexmri.data.subjects import find_subjects
 from alexmri.errors import UserError
@@ -66,6 +67,18 @@ class Crossval:
             fold=Fold(number, self.folds),
             compared=compared,
         )
+
+
+def choose_groups_file(data: Path, settings: Settings) -> str | None:
+    """Return groups.csv in `data`, which tells people too where subgroups are its columns.
+
+    Returns None where settings say how people are found, and beside slices.json, where it is used
+    unasked: so subgroups can be added to finished folds.
+    """
+    told = settings.groups_file or settings.group_regex or settings.groups == "inferred"
+    if told or (data / SLICES).is_file() or not (data / GROUPS_FILE).is_file():
+        return None
+    return str(data / GROUPS_FILE)
 
 
 def choose_split_by(data: Path, settings: Settings, terminal: Terminal) -> str:
