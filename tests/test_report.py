@@ -234,7 +234,7 @@ def test_subgroups_stand_with_their_people_figures_and_test() -> None:
     assert "<td>15 (150)</td>" in page
     assert 'missing <small class="few">fewer than 10 subjects</small>' in page
     assert (missing["subjects"], missing["accuracy"]["ci95"]) == (5, None)
-    assert f"(p = {site['p_value_holm']:.3f}, corrected for 2 columns)" in page
+    assert f"(p = {site['p_value_holm']:.3f}, corrected for 2 tests)" in page
     assert "Null hypothesis: " in page
     assert "<h2>Subgroups</h2>" not in render_report(facts())
 

@@ -11,7 +11,7 @@ from types import FrameType
 
 # What is printed after the first and the second signal.
 REPLIES = {
-    1: "stopping after saving; after a second signal only the checkpoint is saved",
+    1: "stopping after saving; after a second signal only the checkpoint is written",
     2: "saving only the checkpoint; a third signal ends at once",
 }
 # SIGHUP comes when a terminal goes away, for example with an ssh session.
