@@ -16,6 +16,8 @@ from alexmri.cli import cli
 from alexmri.data.nearest import nearest, pairs_above
 from alexmri.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def audited(data: Path, out: Path, *options: str) -> dict[str, Any]:
     arguments = ["audit", str(data), "--json", str(out), *options]

@@ -12,6 +12,8 @@ import pytest
 from .command_line import run, train
 from .conftest import ImageMaker
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:

@@ -18,6 +18,8 @@ from alexmri.terminal import PlainTerminal
 
 from .conftest import ImageMaker
 
+pytestmark = pytest.mark.slow
+
 
 def load(folder: Path, **values: object) -> Dataset:
     return load_dataset(

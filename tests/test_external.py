@@ -30,6 +30,8 @@ from .bundles import save
 from .command_line import run
 from .conftest import ImageMaker
 
+pytestmark = pytest.mark.slow
+
 PEOPLE, SLICES, K = 60, 10, 3
 STORED = 1.5
 OWN = {"ece": 0.03, "log_loss": {"value": 0.4, "ci95": None}, "brier": {"value": 0.2, "ci95": None}}

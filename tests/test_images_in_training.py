@@ -16,6 +16,8 @@ from alexmri.terminal import PlainTerminal
 from .bundles import save
 from .conftest import ImageMaker
 
+pytestmark = pytest.mark.slow
+
 
 def model(folder: Path, **facts: Any) -> Path:
     network = build(classes=2, image_size=32, channels=1, dropout=0.5, seed=0)

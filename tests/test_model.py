@@ -24,6 +24,8 @@ from alexmri.training.ood_fit import fit_ood
 
 from . import bundles
 
+pytestmark = pytest.mark.slow
+
 CPU = Compute(torch.device("cpu"), "fp32")
 CLASSES = ("Mild", "Moderate", "Non")
 

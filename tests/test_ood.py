@@ -17,6 +17,8 @@ from alexmri.training.ood_fit import fit_ood, sample_rows
 
 from .test_predictor import FP32, network_of, noise, save
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def demo_parts(demo: Path) -> tuple[Pixels, Pixels, Pixels]:

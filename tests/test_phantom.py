@@ -11,6 +11,8 @@ from scipy import ndimage
 from alexmri.data.phantom import DEMO_SUBJECTS, write_demo_data
 from alexmri.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 Array = npt.NDArray[np.float64]
 People = list[tuple[str, int]]
 

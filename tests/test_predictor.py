@@ -20,6 +20,8 @@ from alexmri.model.predictor import InferenceNetwork, Predictor, choose_inferenc
 
 from . import bundles
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 FP32, BF16 = Compute(CPU, "fp32"), Compute(CPU, "bf16")
 CLASSES = ("Mild", "Moderate", "Non", "VeryMild")

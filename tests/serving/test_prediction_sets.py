@@ -18,6 +18,8 @@ from tests import bundles
 
 from .asking import CLASSES
 
+pytestmark = pytest.mark.slow
+
 
 def png(seed: int) -> bytes:
     noise = np.random.default_rng(seed).integers(0, 256, (208, 176), dtype=np.uint8)

@@ -29,6 +29,8 @@ from tests.scans.phantoms import NIBABEL, PYDICOM, SPACING, dicom, nifti, phanto
 
 from .asking import CLASSES, OPENAPI, encoded, invoke
 
+pytestmark = pytest.mark.slow
+
 AFFINE = np.diag([*SPACING, 1.0])
 SLICING = Slicing(center=5, spacing_mm=1.5)
 
