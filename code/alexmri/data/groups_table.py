@@ -58,7 +58,7 @@ class Column:
 
     @property
     def is_quantity(self) -> bool:
-        """Whether the values are numbers to cut, and no codes."""
+        """Whether the values are numbers to cut instead of codes."""
         different = set(self.values.values())
         numbers = all(number_in(text) is not None for text in different)
         return numbers and (bool(self.bounds) or len(different) > MAX_CODES)
@@ -68,7 +68,7 @@ def parse_columns(text: str) -> tuple[Column, ...]:
     """Read columns and their bounds, as in `sex,site,age:65:80`.
 
     Raises:
-        UserError: no column, the same one twice, or bounds that are no ascending numbers.
+        UserError: no column, the same one twice, or bounds that are not ascending numbers.
     """
     columns: list[Column] = []
     for part in text.split(","):

@@ -15,7 +15,6 @@ MIN_SUBJECTS = 10
 # A quantity is cut into so many parts with equally many subjects.
 QUANTILES = 3
 MISSING = "missing"
-FIGURES = ("accuracy", "macro_f1", "auc_demented")
 
 
 def measure_subgroups(
