@@ -2,6 +2,8 @@
 
 import gzip
 import io
+import os
+import signal
 import subprocess
 import tarfile
 import tempfile
@@ -324,3 +326,28 @@ def test_permissions_are_our_own(tmp_path: Path) -> None:
     unpack(pack(tmp_path / "m.tar.gz", a_file("a"), (entry("b", tarfile.DIRTYPE), b"")), tmp_path)
     assert (tmp_path / "a").stat().st_mode & 0o7777 & ~0o22 == 0o644
     assert (tmp_path / "b").stat().st_mode & 0o7777 & ~0o22 == 0o755
+
+
+@pytest.mark.parametrize("call", ["mkdir", "unlink", "rmdir"])
+def test_a_signal_while_the_folder_is_made_or_removed_leaves_nothing(
+    model: Path, monkeypatch: pytest.MonkeyPatch, own_temporary_folder: Path, call: str
+) -> None:
+    packed = pack(model.parent / "model.tar.gz", a_file("model.json"))
+    real = getattr(os, call)
+
+    def interrupted(*arguments: object, **options: object) -> None:
+        real(*arguments, **options)
+        signal.raise_signal(signal.SIGUSR2)
+
+    def end(number: int, frame: object) -> None:
+        monkeypatch.setattr(os, call, real)
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGUSR2, end)
+    monkeypatch.setattr(os, call, interrupted)
+    try:
+        with pytest.raises(SystemExit), model_folder(packed):
+            pass
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert not list(own_temporary_folder.iterdir())

@@ -181,6 +181,24 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
+def temporary_folder(prefix: str, parent: Path | str | None = None) -> Iterator[Path]:
+    """Yield a new folder that only this user can enter, and remove it after the block.
+
+    By default it lies where temporary files do. tempfile.TemporaryDirectory forgets its folder
+    when the handler of a signal raises just while the folder is made or removed; this does not.
+    """
+    folder = Path(parent or tempfile.gettempdir()) / f"{prefix}{secrets.token_hex(8)}"
+    try:
+        folder.mkdir(mode=0o700)
+        yield folder
+    finally:
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # the first may have been interrupted
+
+
+@contextmanager
 def filling(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder; what was put there appears in `folder`, new or not, at the end.
 
@@ -192,11 +210,9 @@ def filling(folder: Path) -> Iterator[Path]:
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         exists = folder.is_dir()
-        with tempfile.TemporaryDirectory(
-            prefix=f".{folder.name}-", dir=folder if exists else folder.parent
-        ) as temporary:
-            # One level deeper, because TemporaryDirectory's own mode shuts out every other user.
-            new = Path(temporary) / "new"
+        with temporary_folder(f".{folder.name}-", folder if exists else folder.parent) as temporary:
+            # One level deeper, because the temporary folder's mode shuts out every other user.
+            new = temporary / "new"
             new.mkdir()
             yield new
             if exists:

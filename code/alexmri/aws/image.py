@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 from alexmri.aws.client import Aws, AwsError, Call, Run
 from alexmri.aws.config import DEFAULT_CUDA, AwsConfig
 from alexmri.errors import UserError
-from alexmri.files import read_json_object, sha256_of
+from alexmri.files import read_json_object, sha256_of, temporary_folder
 from alexmri.terminal import Terminal
 
 # Of linux/amd64, and one manifest of Docker's own type: SageMaker refuses OCI manifests, and any
@@ -202,8 +201,7 @@ def _login_folder() -> Iterator[Path]:
     """
     user = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
-    with tempfile.TemporaryDirectory(prefix="alexmri-login-", dir=memory) as name:
-        folder = Path(name)
+    with temporary_folder("alexmri-login-", memory) as folder:
         if (user / "contexts").is_dir():
             (folder / "contexts").symlink_to((user / "contexts").resolve())
         try:

@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from alexmri.aws.config import AwsConfig
 from alexmri.aws.requests.endpoints import has_gpu, model_request, transform_request
 from alexmri.contract.archive import unpack
 from alexmri.errors import UserError
-from alexmri.files import appearing, path_inside
+from alexmri.files import appearing, path_inside, temporary_folder
 from alexmri.settings import Layer, resolve
 from alexmri.terminal import Terminal
 
@@ -166,8 +165,7 @@ def download(aws: Aws, job: str, out: Path, terminal: Terminal) -> None:
 def _unpack_anew(packed: Path, folder: Path) -> None:
     """Unpack beside `folder`, then move: a file is whole or not there, and no old one is lost."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder) as temporary:
-        new = Path(temporary)
+    with temporary_folder(".unpacking-", folder) as new:
         unpack(packed, new)
         for path in sorted(new.rglob("*")):
             place = path_inside(folder, path.relative_to(new).as_posix())

@@ -1,6 +1,5 @@
 """Versions of the model: registered with what they are worth and where they come from."""
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from alexmri.aws.requests.training import fingerprint_in
 from alexmri.aws.upload import encryption
 from alexmri.contract.archive import unpack
 from alexmri.errors import UserError
-from alexmri.files import parse_json_object, read_json_object
+from alexmri.files import parse_json_object, read_json_object, temporary_folder
 from alexmri.terminal import Terminal
 
 # What a version keeps of a training's results, beside the model.
@@ -50,10 +49,10 @@ def register(aws: Aws, job: str, terminal: Terminal) -> str:
             terminal.say(f"{job} is registered already")
             return str(package["ModelPackageArn"])
     image = str(described["AlgorithmSpecification"]["TrainingImage"])
-    with tempfile.TemporaryDirectory(prefix="alexmri-results-") as folder:
-        results = Path(folder) / "results"
+    with temporary_folder("alexmri-results-") as folder:
+        results = folder / "results"
         results.mkdir()
-        archive = Path(folder) / "output.tar.gz"
+        archive = folder / "output.tar.gz"
         if not fetch(aws, results_address(described, "output.tar.gz"), archive):
             raise UserError(f"{job} has left no {results_address(described, 'output.tar.gz')}")
         unpack(archive, results)

@@ -4,13 +4,13 @@ import gzip
 import io
 import shutil
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from alexmri.errors import UserError
+from alexmri.files import temporary_folder
 
 # The largest model there is (224 x 224, three channels, with its ONNX file) fills half a gigabyte.
 MAX_BYTES = 2 << 30
@@ -41,12 +41,12 @@ def model_folder(source: Path) -> Iterator[Path]:
     if archive is None:
         yield _model_in(source)
         return
-    with tempfile.TemporaryDirectory(prefix="alexmri-model-") as unpacked:
-        unpack(archive, Path(unpacked))
+    with temporary_folder("alexmri-model-") as unpacked:
+        unpack(archive, unpacked)
         try:
-            yield _model_in(Path(unpacked))
+            yield _model_in(unpacked)
         except UserError as error:
-            raise UserError(str(error).replace(unpacked, str(archive))) from None
+            raise UserError(str(error).replace(str(unpacked), str(archive))) from None
 
 
 def require_model(source: Path) -> None:
