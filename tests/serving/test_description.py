@@ -77,6 +77,26 @@ def test_every_answer_is_one_the_description_has(
     assert answer.status_code in (200, 400, 406, 413, 415, 422)
 
 
+def test_numpy_has_no_threads_of_its_own_in_a_worker() -> None:
+    """They wait busily and take the cores from the forward pass."""
+    script = """
+import os
+from types import SimpleNamespace
+from alexmri.serving import gunicorn_config
+gunicorn_config.post_fork(None, SimpleNamespace(place=0))
+import numpy
+print(len(os.listdir("/proc/self/task")))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": str(CODE), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == "1\n"
+
+
 def test_serving_imports_only_what_it_needs(bundle: Path, tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     Image.new("L", (64, 64), 90).save(picture)
