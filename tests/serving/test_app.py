@@ -256,3 +256,16 @@ def test_a_base_address_may_end_in_a_slash(client: FlaskClient, path: str) -> No
         "/", method=method, content_type="image/png", environ_overrides={"PATH_INFO": path}
     )
     assert answer.status_code == (400 if method == "POST" else 200)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_file_that_curl_has_changed_is_told(
+    client: FlaskClient, image: Image.Image, kind: str
+) -> None:
+    stripped = encoded(image, kind).translate(None, b"\0\r\n")  # by curl -d @FILE
+    answer = invoke(client, stripped, f"image/{kind.lower()}")
+    assert answer.status_code == 422
+    assert answer.json
+    assert answer.json["error"]["message"].endswith(
+        "bytes are missing, as curl -d leaves out line ends: use --data-binary"
+    )

@@ -51,6 +51,9 @@ MANY_NUMBER_BYTES = 1_000_000
 # as costly as the limits allow take more. Those take turns after the first second.
 MANY_SECONDS, MAX_SECONDS = 1, 10
 
+# `curl -d @FILE` sends a file without these. Of so many bytes of an image some are among them.
+CURL_LEAVES_OUT, SURELY_BINARY = re.compile(rb"[\0\r\n]"), 2000
+
 IMAGE_TYPES = (
     "image/png",
     "image/jpeg",
@@ -330,6 +333,8 @@ def _decode(
         )
     except UserError as error:
         more = "" if IMAGE_STARTS.match(record) else "; nor is it a scan (DICOM, NIfTI)"
+        if len(record) >= SURELY_BINARY and not CURL_LEAVES_OUT.search(record):
+            more = "; bytes are missing, as curl -d leaves out line ends: use --data-binary"
         raise unreadable(f"{error}{more}") from None
     except RequestError:
         raise
