@@ -12,6 +12,8 @@ from alexmri.evaluation.baselines import one_nearest_neighbour
 from alexmri.evaluation.metrics import find_negative_class, measure
 from alexmri.evaluation.predictions import OTHER, Predictions, pool, restrict
 from alexmri.evaluation.resampling import paired_test
+from alexmri.evaluation.tables import show_pooled
+from alexmri.training.pooled import without_small_classes
 
 CLASSES = ("Mild", "NonDemented", "VeryMild")
 
@@ -294,6 +296,19 @@ def test_fewer_classes_are_asked_between_these_alone() -> None:
     assert look_up_of["macro_f1"]["value"] == pytest.approx((2 / 3 + 1) / 2)
     with pytest.raises(ValueError, match="Severe is none of the classes"):
         restrict(p, ("Severe",))
+
+
+def test_the_table_of_all_folds_shows_the_larger_classes_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    labels = [0, 1, 1, 1, 2, 2]  # Mild has one person: too few for two folds
+    p = made(labels, labels, nearest=[1, 1, 1, 1, 2, 2], people=range(6))
+    small = without_small_classes(p, 2, "NonDemented", seed=0)
+    show_pooled({"test": measure(p, replicates=20), "without_small_classes": small})
+    title, *rows = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert title.startswith("all folds pooled")
+    of_all = ["the network", "always NonDemented", "1-NN baseline"]
+    assert rows[1:] == [*of_all, "between NonDemented, VeryMild alone:", *of_all]
 
 
 @pytest.mark.parametrize(

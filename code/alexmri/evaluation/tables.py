@@ -62,7 +62,7 @@ def show_pooled(evaluation: Mapping[str, Any]) -> None:
 
 def _baselines(measured: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     found = measured["baselines"]
-    always = escape(f"always {measured['majority_class']['class']}")
+    always = escape(f"always {found['majority']['class']}")
     titles = {"majority": always, "nearest_neighbour": "1-NN baseline"}
     return [(title, found[name]) for name, title in titles.items() if found[name]]
 
