@@ -258,14 +258,33 @@ def test_a_base_address_may_end_in_a_slash(client: FlaskClient, path: str) -> No
     assert answer.status_code == (400 if method == "POST" else 200)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize(
+    ("kind", "content_type", "status"),
+    [
+        ("PNG", "image/png", 422),
+        ("JPEG", "image/jpeg", 422),
+        ("PNG", "application/x-www-form-urlencoded", 415),  # what curl says by itself
+        ("JPEG", "application/x-www-form-urlencoded", 422),
+    ],
+)
 def test_a_file_that_curl_has_changed_is_told(
-    client: FlaskClient, image: Image.Image, kind: str
+    client: FlaskClient, image: Image.Image, kind: str, content_type: str, status: int
 ) -> None:
-    stripped = encoded(image, kind).translate(None, b"\0\r\n")  # by curl -d @FILE
-    answer = invoke(client, stripped, f"image/{kind.lower()}")
+    cut = encoded(image, kind).translate(None, b"\0\r\n")  # by curl -d @FILE
+    answer = invoke(client, cut, content_type)
+    assert answer.status_code == status
+    assert answer.json
+    told = "curl -d has removed line ends and zero bytes from it: use --data-binary"
+    assert told in answer.json["error"]["message"]
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_what_curl_has_not_changed_is_not_blamed_on_it(
+    client: FlaskClient, image: Image.Image, text: bool
+) -> None:
+    whole = encoded(image, "PNG")
+    body = base64.b64encode(whole) if text else whole[:-5000]
+    answer = invoke(client, body, "image/png")
     assert answer.status_code == 422
     assert answer.json
-    assert answer.json["error"]["message"].endswith(
-        "bytes are missing, as curl -d leaves out line ends: use --data-binary"
-    )
+    assert "curl" not in answer.json["error"]["message"]

@@ -174,7 +174,7 @@ class Launcher:
         joined_by = time.monotonic() + JOIN_SECONDS
         if not self._wait_for_first_host(joined_by):
             return self._stopped_early()
-        with _temporary_folder() as folder:
+        with _workers_folder() as folder:
             self._folder = folder
             child = self._start()
             while (status := self._reap(child.pid)) is None:
@@ -370,7 +370,7 @@ class Launcher:
 
 
 @contextlib.contextmanager
-def _temporary_folder() -> Iterator[Path]:
+def _workers_folder() -> Iterator[Path]:
     try:
         folder = tempfile.TemporaryDirectory(prefix="alexmri-workers-")
     except OSError as error:

@@ -51,8 +51,9 @@ MANY_NUMBER_BYTES = 1_000_000
 # as costly as the limits allow take more. Those take turns after the first second.
 MANY_SECONDS, MAX_SECONDS = 1, 10
 
-# `curl -d @FILE` sends a file without these. Of so many bytes of an image some are among them.
-CURL_LEAVES_OUT, SURELY_BINARY = re.compile(rb"[\0\r\n]"), 2000
+# `curl -d @FILE` sends a file without these bytes; so many of an image hold some of them.
+REMOVED_BY_CURL, SURELY_SOME = re.compile(rb"[\0\r\n]"), 2000
+CURL_REMEDY = "; curl -d has removed line ends and zero bytes from it: use --data-binary"
 
 IMAGE_TYPES = (
     "image/png",
@@ -265,9 +266,15 @@ def _kind_of(content_type: str, body: bytes) -> str:
     found = f"the content type is '{media}'" if media else "there is no content type"
     if media in UNSTATED_TYPES:
         found += ", and the body is not an image, an .npy file or JSON"
+    if _was_cut_by_curl(body):
+        found += CURL_REMEDY
     raise RequestError(
         415, "unsupported_media_type", f"{found}; send one of {', '.join(CONTENT_TYPES)}"
     )
+
+
+def _was_cut_by_curl(body: bytes) -> bool:
+    return len(body) >= SURELY_SOME and not body.isascii() and not REMOVED_BY_CURL.search(body)
 
 
 def to_pixels(
@@ -333,8 +340,8 @@ def _decode(
         )
     except UserError as error:
         more = "" if IMAGE_STARTS.match(record) else "; nor is it a scan (DICOM, NIfTI)"
-        if len(record) >= SURELY_BINARY and not CURL_LEAVES_OUT.search(record):
-            more = "; bytes are missing, as curl -d leaves out line ends: use --data-binary"
+        if _was_cut_by_curl(record):
+            more = CURL_REMEDY
         raise unreadable(f"{error}{more}") from None
     except RequestError:
         raise
