@@ -177,7 +177,8 @@ def load_splits(
         layers = {seed: Layer("bench", {"seed": seed, **WHOLE_IMAGE}) for seed in seeds}
         chosen = {seed: resolve([layer]).settings for seed, layer in layers.items()}
         return {f"seed {seed}": (load(each), each) for seed, each in chosen.items()}
-    settings = resolve([Layer("bench", {"seed": 0, "split_by": "subject"})]).settings
+    by_subject = {"seed": 0, "split_by": "subject", **WHOLE_IMAGE}
+    settings = resolve([Layer("bench", by_subject)]).settings
     numbers = range(1, folds + 1)
     return {f"fold {n}": (load(settings, fold=Fold(n, folds)), settings) for n in numbers}
 

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 COMMAND = [sys.executable, "-c", "from alexmri.cli import main; main()"]
 TINY = (
     *("--folds", "2", "--epochs", "3", "--batch-size", "4", "--wandb-mode", "disabled"),
-    *("--subgroups", "site"),
+    *("--subgroups", "site", "--center", "none", "--intensity", "none"),
 )
 
 
@@ -35,8 +35,8 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("few") / "slices"
     write_demo_data(folder, subjects={"MildDemented": 2, "NonDemented": 4}, slices=2)
     names = [path.relative_to(folder) for path in sorted(folder.rglob("*.jpg"))]
-    # `26 (2).jpg` shows subject 2.
-    subjects = [f"{name.parent}/{name.stem.partition(' ')[2]}" for name in names]
+    # `26 (2).jpg` shows subject 2; the names are those that alexmri finds without the table.
+    subjects = [f"{name.parent}/{name.stem.partition(' ')[2].strip('()')}" for name in names]
     rows = [f"{name},{who},{who[0]}\n" for name, who in zip(names, subjects, strict=True)]
     (folder / "groups.csv").write_text("path,subject,site\n" + "".join(rows), encoding="utf-8")
     return folder
