@@ -77,6 +77,18 @@ def test_every_answer_is_one_the_description_has(
     assert answer.status_code in (200, 400, 406, 413, 415, 422)
 
 
+def printed_by(script: str) -> str:
+    """Run Python code in a process of its own, and return what it prints."""
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": str(CODE), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return result.stdout
+
+
 def test_numpy_has_no_threads_of_its_own_in_a_worker() -> None:
     """They wait busily and take the cores from the forward pass."""
     script = """
@@ -87,14 +99,8 @@ gunicorn_config.post_fork(None, SimpleNamespace(place=0))
 import numpy
 print(len(os.listdir("/proc/self/task")))
 """
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        env={"PYTHONPATH": str(CODE), "PATH": ""},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert result.stdout == "1\n"
+    printed = printed_by(script)
+    assert printed == "1\n"
 
 
 def test_serving_imports_only_what_it_needs(bundle: Path, tmp_path: Path) -> None:
@@ -115,15 +121,9 @@ assert answer.status_code == 200, answer.text
 print('foreign:', *sorted(set({FOREIGN!r}) & set(sys.modules)))
 print('ours:', *sorted(name for name in sys.modules if name.startswith("alexmri.")))
 """
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        env={"PYTHONPATH": str(CODE), "PATH": ""},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    printed = printed_by(script)
     # The log's line about the request comes before or after: another thread writes it.
-    told = dict(line.split(":", 1) for line in result.stdout.splitlines() if " event=" not in line)
+    told = dict(line.split(":", 1) for line in printed.splitlines() if " event=" not in line)
     ours = told["ours"]
     assert told["foreign"] == ""
     rooms = {name.split(".")[1] for name in ours.split()}
